@@ -1,0 +1,34 @@
+# make demo   find the wrong labels of real handwritten digits, then train on the right ones
+# make test   the tests
+# Both make .venv and install requirements.txt first if needed; VENV=DIR uses another environment.
+
+PYTHON ?= python3
+VENV   ?= .venv
+SEEDS  ?= 0
+RATIOS ?= 0.4
+OUT    ?= runs
+PY      = $(VENV)/bin/python
+STAMP   = $(VENV)/.requirements.txt
+
+.PHONY: demo test
+demo: $(STAMP)
+	@set -e; for seed in $(SEEDS); do for ratio in $(RATIOS); do \
+	  cell="--noise_mode sym --noise_ratio $$ratio --seed $$seed --output_dir $(OUT)"; \
+	  echo "== digits, $$ratio of the training labels drawn anew, seed $$seed"; \
+	  echo "-- zero-shot label-match"; $(PY) main_detect.py --cfg config/PEFT/digits.yaml $$cell; \
+	  echo "-- phase 1: the detector"; $(PY) main_phase1.py --cfg config/PEFT/digits.yaml $$cell; \
+	  echo "-- phase 2: fine-tuning on its mask"; $(PY) main_phase2.py --cfg config/FFT/digits.yaml $$cell; \
+	  echo "-- for comparison: plain fine-tuning on all labels"; $(PY) main_baseline.py --cfg config/FFT/digits.yaml $$cell; \
+	done; done
+	@echo; $(PY) -m utils.tables $(OUT)/digits
+	@echo; $(PY) -m utils.report $(OUT)/digits/sym-$(firstword $(RATIOS))/seed$(firstword $(SEEDS))/deft
+
+test: $(STAMP)
+	$(PY) -m pytest -q tests
+
+# an environment that exists and is not ours is used as it is
+$(STAMP): requirements.txt
+	@if [ -x $(PY) ] && [ ! -f $(STAMP) ] && [ "$(VENV)" != ".venv" ]; then touch $(STAMP); else \
+	  $(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else "Python 3.11 or newer is needed, $(PYTHON) is %d.%d; say make PYTHON=python3.12 …" % v[:2])' && \
+	  echo "installing requirements.txt into $(VENV) (about 5 GB, once)" && \
+	  $(PYTHON) -m venv $(VENV) && $(PY) -m pip install -q --disable-pip-version-check -r requirements.txt && cp requirements.txt $(STAMP); fi

@@ -1,0 +1,40 @@
+"""Views of images, batched on the device. Images are uint8 (B, 3, H, W) until `normalise`."""
+import torch
+import torch.nn.functional as F
+
+
+def random_crop(images, size, pad, u):
+    """Cut `size` pixels square out of every image, zero-padded by `pad`, at its own random place.
+
+    images (B, 3, H, W); u (B, 2) uniform in [0, 1): where the crop lies, top and left. Returns (B, 3, size, size).
+    """
+    images = F.pad(images, (pad,) * 4) if pad else images
+    room = torch.tensor([images.shape[2] - size + 1, images.shape[3] - size + 1], device=images.device)
+    top, left = (u * room).long().unbind(1)  # (B,)
+    span = torch.arange(size, device=images.device)
+    rows = (top[:, None] + span)[:, None, :, None]  # (B, 1, size, 1)
+    cols = (left[:, None] + span)[:, None, None, :]  # (B, 1, 1, size)
+    batch = torch.arange(len(images), device=images.device)[:, None, None, None]
+    channel = torch.arange(images.shape[1], device=images.device)[None, :, None, None]
+    return images[batch, channel, rows, cols]
+
+
+def random_flip(images, u):
+    """Mirror left-right the images whose u (B,) is below one half."""
+    return torch.where((u < 0.5)[:, None, None, None], images.flip(3), images)
+
+
+def resize(images, size):
+    """uint8 (B, 3, H, W) -> uint8 (B, 3, size, size), bilinear, as PIL and torchvision do it."""
+    if images.shape[2:] == (size, size):
+        return images
+    shrinks = images.shape[2] > size or images.shape[3] > size
+    out = F.interpolate(images.float(), (size, size), mode="bilinear", antialias=shrinks, align_corners=False)
+    return out.round_().clamp_(0, 255).to(torch.uint8)
+
+
+def normalise(images, mean, std):
+    """uint8 (B, 3, H, W) -> float32 (x / 255 - mean) / std; mean and std have three entries in [0, 1] units."""
+    mean = torch.as_tensor(mean, device=images.device)[:, None, None] * 255
+    std = torch.as_tensor(std, device=images.device)[:, None, None] * 255
+    return (images.float() - mean) / std

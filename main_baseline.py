@@ -1,0 +1,25 @@
+"""Fine-tune on all given labels with a label-noise learning method, to compare with.
+
+    python main_baseline.py --cfg config/FFT/cifar100.yaml --noise_mode sym --noise_ratio 0.2 --lnl_methods CE
+"""
+from dataloader.datasets import load_data
+from main_phase2 import fine_tune
+from utils.baselines import METHODS
+from utils.config import load_config, pick, run_main
+from utils.runs import Run, backbone_name, show
+
+
+def main(argv=None, **settings):
+    """Train the method that the flags name; returns the summary. `settings` are the script's own defaults."""
+    cfg = load_config(argv, __doc__, **settings)
+    loss = pick(METHODS, cfg.lnl_methods, "lnl_methods")
+    data = load_data(cfg)
+    run = Run(cfg, data, f"{cfg.lnl_methods.lower()}-{backbone_name(cfg)}")
+    if run.summary:
+        show(run.summary)
+        return run.summary
+    return fine_tune(cfg, data, run, loss)
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,67 @@
+"""Find wrong labels without training, for a first look: `--detector label-match` asks CLIP zero-shot.
+
+    python main_detect.py --cfg config/PEFT/cifar100.yaml --noise_mode sym --noise_ratio 0.2
+"""
+import torch
+import torch.nn.functional as F
+
+from dataloader.datasets import load_data
+from dataloader.loaders import make_loaders
+from model.clip import image_statistics, load_clip, resolution
+from model.prompts import zero_shot_features
+from utils.checkpoint import save_mask
+from utils.config import load_config, pick, run_main
+from utils.engine import autocast
+from utils.runs import Run, show
+from utils.selection import precision_recall
+
+
+def label_match(probabilities, labels):
+    """Clean where the zero-shot prediction is the given label: mask (N,), score of the label (N,), prediction (N,)."""
+    predicted = probabilities.argmax(1)
+    return predicted == labels, probabilities.gather(1, labels[:, None])[:, 0], predicted
+
+
+DETECTORS = {"label-match": label_match}
+
+
+@torch.no_grad()
+def zero_shot_probabilities(clip, tokenizer, classnames, loader, prec="fp32"):
+    """softmax(s cos(image, "a photo of a {}.")) of every image of a loader, un-augmented, in order: (N, K) on the CPU."""
+    device = loader.device
+    with autocast(device, prec):
+        text_features = zero_shot_features(clip, tokenizer, classnames)
+        logits = [clip.logit_scale.exp() * F.normalize(clip.encode_image(images), dim=-1) @ text_features.T
+                  for images, _, _ in loader.eval()]
+    return torch.cat(logits).float().softmax(1).cpu()
+
+
+def main(argv=None, **settings):
+    """Run the detector that the flags name; returns the summary. `settings` are the script's own defaults."""
+    cfg = load_config(argv, __doc__, **settings)
+    detector = pick(DETECTORS, cfg.detector, "detector")
+    data = load_data(cfg)
+    run = Run(cfg, data, cfg.detector)
+    if run.summary:
+        show(run.summary)
+        return run.summary
+
+    clip, tokenizer = load_clip(cfg.backbone, cfg.pretrained)
+    clip.to(run.device)
+    train, test = make_loaders(data, cfg, resolution(clip, cfg), image_statistics(clip), run.device)
+    labels = data.train.labels
+    probabilities = zero_shot_probabilities(clip, tokenizer, data.classnames, train, cfg.prec)
+    mask, p_clean, predicted = (x.numpy() for x in detector(probabilities, torch.from_numpy(labels)))
+    test_predicted = zero_shot_probabilities(clip, tokenizer, data.classnames, test, cfg.prec).argmax(1).numpy()
+    accuracy = 100 * float((test_predicted == data.test.labels).mean())
+    save_mask(run.folder / "clean_mask.npz", mask, p_clean, predicted, labels,
+              dataset=cfg.dataset, noise=data.noise_name, seed=cfg.seed)
+    quality = {} if data.true_labels is None else precision_recall(mask, data.true_labels == labels)
+    summary = run.finish(data, {**quality, "selected": float(mask.mean()), "acc_last": accuracy, "acc_best": accuracy})
+    show(summary)
+    print(f"clean mask: {run.folder / 'clean_mask.npz'}")
+    return summary
+
+
+if __name__ == "__main__":
+    run_main(main)

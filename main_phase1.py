@@ -1,0 +1,78 @@
+"""DeFT, phase 1: learn the noisy-label detector and write the clean mask.
+
+    python main_phase1.py --cfg config/PEFT/cifar100.yaml --noise_mode sym --noise_ratio 0.2
+"""
+import numpy as np
+import torch
+
+from dataloader.datasets import load_data
+from dataloader.loaders import EpochRandomness, make_loaders
+from model.clip import image_statistics, load_clip, resolution
+from model.detector import Detector
+from utils.checkpoint import save_mask
+from utils.config import load_config, run_main
+from utils.engine import autocast, evaluate, grad_scaler, learning_rate, train_detector_epoch
+from utils.losses import cross_entropy, symmetric_cross_entropy
+from utils.runs import Run, show, torch_generator
+from utils.selection import precision_recall
+
+WARMUP_LOSS = {"ce": cross_entropy, "sce": symmetric_cross_entropy}
+
+
+def main(argv=None, **settings):
+    """Train the detector that the flags describe; returns the summary. `settings` are the script's own defaults."""
+    cfg = load_config(argv, __doc__, **settings)
+    data = load_data(cfg)
+    run = Run(cfg, data, "deft")
+    if run.summary:
+        show(run.summary)
+        return run.summary
+
+    clip, tokenizer = load_clip(cfg.backbone, cfg.pretrained)
+    device = run.device
+    train, test = make_loaders(data, cfg, resolution(clip, cfg), image_statistics(clip), device)
+    model = Detector(clip, tokenizer, data.classnames, cfg.n_ctx, cfg.class_token_position, cfg.vpt_len, cfg.vpt_deep,
+                     torch_generator(cfg.seed, 0)).to(device)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=cfg.lr,
+                                momentum=cfg.momentum, weight_decay=cfg.weight_decay)
+    scaler, labels = grad_scaler(device, cfg.prec), data.train.labels
+    is_clean = None if data.true_labels is None else data.true_labels == labels
+
+    first, saved = run.resume(model, optimizer, scaler)
+    records = {k: saved.get(k) for k in ("p_clean", "selected", "predicted")}
+    for epoch in range(first, cfg.epochs + 1):
+        randomness = EpochRandomness(cfg.seed, epoch, labels, data.num_classes)
+        optimizer.param_groups[0]["lr"] = learning_rate(cfg.lr, epoch, cfg.epochs, cfg.schedule)
+        result = train_detector_epoch(
+            model, train.train(randomness), randomness.complementary.to(device), optimizer, warm=epoch <= cfg.warmup,
+            use_pseudo_labels=epoch >= (cfg.pseudo_from or cfg.warmup + 1), warmup_loss=WARMUP_LOSS[cfg.warmup_loss],
+            neg_weight=cfg.neg_weight, require_agreement=cfg.require_agreement,
+            is_clean=None if is_clean is None else torch.from_numpy(is_clean).to(device),
+            amp=lambda: autocast(device, cfg.prec), scaler=scaler, title=f"epoch {epoch}/{cfg.epochs}")
+        index = result.pop("index")
+        for key in records:  # the mask is the selection of the last epoch, made on line (before each step)
+            column = result.pop(key)
+            records[key] = torch.empty_like(column).index_copy_(0, index, column)
+        model.eval()
+        with torch.no_grad(), autocast(device, cfg.prec):
+            classifier = model.classifier()
+        accuracy = evaluate(classifier, test.eval(), data.num_classes, lambda: autocast(device, cfg.prec))
+        mask = records["selected"].numpy()
+        quality = {} if is_clean is None else precision_recall(mask, is_clean)
+        run.end_epoch({"epoch": epoch, "images": len(labels), **result, "selected": float(mask.mean()), **quality,
+                       "acc_test": accuracy["acc"], "lr": optimizer.param_groups[0]["lr"]},
+                      model, optimizer, scaler, **records, acc_per_class=accuracy["acc_per_class"])
+        saved = {"acc_per_class": accuracy["acc_per_class"]}
+
+    mask = records["selected"].numpy()
+    save_mask(run.folder / "clean_mask.npz", mask, records["p_clean"].numpy(), records["predicted"].numpy(), labels,
+              dataset=cfg.dataset, noise=data.noise_name, seed=cfg.seed)
+    quality = {} if is_clean is None else precision_recall(mask, is_clean)
+    summary = run.finish(data, {**quality, "selected": float(np.mean(mask)), "acc_per_class": saved["acc_per_class"]})
+    show(summary)
+    print(f"clean mask: {run.folder / 'clean_mask.npz'}")
+    return summary
+
+
+if __name__ == "__main__":
+    run_main(main)

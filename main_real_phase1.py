@@ -1,0 +1,18 @@
+"""DeFT, phase 1, on real-world label noise.
+
+    python main_real_phase1.py --cfg config/PEFT/clothing1m.yaml
+
+main_phase1.py with the settings of the official real-world script: a clean sample must also have argmax p_yes = label,
+the warm-up loss is SCE, pseudo-labels start in epoch 2 whatever the warm-up, the learning rate is constant.
+"""
+from main_phase1 import main as phase1
+from utils.config import run_main
+
+
+def main(argv=None):
+    """Phase 1 with the real-world settings; a YAML or flag may still change each."""
+    return phase1(argv, require_agreement=True, warmup=5, warmup_loss="sce", pseudo_from=2, schedule="constant")
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,17 @@
+"""DeFT, phase 2, on real-world label noise.
+
+    python main_real_phase2.py --cfg config/FFT/clothing1m.yaml
+
+main_phase2.py with the settings of the official real-world script: five epochs, constant learning rate.
+"""
+from main_phase2 import main as phase2
+from utils.config import run_main
+
+
+def main(argv=None):
+    """Phase 2 with the real-world settings; a YAML or flag may still change each."""
+    return phase2(argv, epochs=5, schedule="constant")
+
+
+if __name__ == "__main__":
+    run_main(main)

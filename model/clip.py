@@ -1,0 +1,187 @@
+"""CLIP models: `load_clip` gives a frozen open_clip model with its tokenizer, from a name, a hub, a folder or a file."""
+import contextlib
+import logging
+import warnings
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import torch
+from open_clip.model import convert_to_custom_text_state_dict
+from open_clip.pretrained import download_pretrained, get_pretrained_cfg, list_pretrained_tags_by_model
+from open_clip.transformer import VisionTransformer
+
+from utils.config import UserError, nearest
+
+TINY_CLIP = Path(__file__).parent / "tiny-clip-digits"
+
+
+def token_table(seed, vocab_size, width, std=0.02):
+    """Token embeddings (vocab_size, width) from a seed alone: uniform, of the standard deviation CLIP starts from.
+
+    Fills the rows of a compact token table: a class name the captions never used must still read as something.
+    """
+    u = np.random.Generator(np.random.PCG64(seed)).random((vocab_size, width), dtype=np.float32)
+    return torch.from_numpy((u - 0.5) * np.float32(std * 12**0.5))
+
+
+def read_weights(path):
+    """State dict of a weight file, float32, and whether it is OpenAI's own (and so was trained with QuickGELU).
+
+    Reads safetensors, state dicts and checkpoints of open_clip, and OpenAI's TorchScript archives or state dicts.
+    Nothing is unpickled but tensors and plain containers.
+    """
+    path = Path(path)
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+            state = load_file(str(path))
+        else:
+            try:
+                state = torch.load(path, map_location="cpu", weights_only=True)
+            except RuntimeError:  # a TorchScript archive, OpenAI's format, which weights_only refuses
+                state = torch.jit.load(str(path), map_location="cpu").state_dict()
+    except Exception as error:  # every reader has its own exceptions; none of them names the file
+        raise UserError(f"{path}: not a CLIP weight file ({error})") from None
+    state = state.get("state_dict", state) if isinstance(state, dict) else {}
+    state = {k.removeprefix("module."): v for k, v in state.items() if isinstance(v, torch.Tensor)}
+    if not any(k.endswith("token_embedding.weight") or k == "token_embedding.used_rows" for k in state):
+        raise UserError(f"{path}: holds no CLIP text encoder (expected a key token_embedding.weight).")
+    # only OpenAI's files carry these three numbers, or half-precision weights beside single-precision norms
+    numbers = [state.pop(k, None) for k in ("input_resolution", "context_length", "vocab_size")]
+    proj, norm = state.get("visual.proj"), state.get("visual.ln_post.weight")
+    mixed = proj is not None and norm is not None and proj.dtype == torch.float16 and norm.dtype == torch.float32
+    from_openai = numbers[0] is not None or mixed
+    if "token_embedding.used_rows" in state:
+        rows = state.pop("token_embedding.used_rows").float()
+        table = token_table(int(state.pop("token_embedding.seed")), open_clip.tokenizer.SimpleTokenizer().vocab_size,
+                            rows.shape[1])
+        table[state.pop("token_embedding.used_ids").long()] = rows
+        state["token_embedding.weight"] = table
+    return {k: v.float() if v.is_floating_point() else v for k, v in state.items()}, from_openai
+
+
+def _resolve(backbone, pretrained):
+    """(open_clip model name, weight file or None for untrained, QuickGELU or None to leave it to the name)."""
+    folder = TINY_CLIP if backbone == TINY_CLIP.name else Path(backbone)
+    if folder.is_dir():
+        if not (folder / "open_clip_config.json").is_file():
+            raise UserError(f"backbone: the folder {folder} has no open_clip_config.json.")
+        files = sorted(f for f in folder.iterdir() if f.suffix in (".safetensors", ".bin", ".pt", ".pth"))
+        if not pretrained and not files:
+            raise UserError(f"backbone: the folder {folder} holds no weights (.safetensors, .bin, .pt); "
+                            "pretrained: none builds it untrained.")
+        return f"local-dir:{folder}", pretrained or files[0], None
+
+    # OpenAI's own names (ViT-B/16, ViT-L/14@336px) have a slash and mean its weights and its activation
+    name, of_openai = backbone.replace("/", "-").replace("@", "-").removesuffix("px"), "/" in backbone
+    quick = f"{name}-quickgelu"
+    if of_openai and open_clip.get_model_config(quick) and not (
+            get_pretrained_cfg(name, pretrained) and not get_pretrained_cfg(quick, pretrained)):
+        name = quick
+    if open_clip.get_model_config(name) is None:
+        known = [TINY_CLIP.name, "ViT-B/32", "ViT-B/16", "ViT-L/14", *open_clip.list_models()]
+        raise UserError(f"backbone: there is no CLIP named '{backbone}'.{nearest(backbone, known)} Names are OpenAI's "
+                        "(ViT-B/16), open_clip's (ViT-B-16), hf-hub:org/name or a folder.")
+    tags = list_pretrained_tags_by_model(name)
+    if not pretrained:
+        if "openai" not in tags or not of_openai:
+            raise UserError(f"pretrained: which weights of {name}? One of {', '.join(tags)}, a file, or none.")
+        pretrained = "openai"
+    if pretrained == "none" or Path(pretrained).is_file():
+        return name, pretrained, None
+    source = get_pretrained_cfg(name, pretrained)
+    if not source:
+        raise UserError(f"pretrained: '{pretrained}' is neither a file nor weights of {name} "
+                        f"({', '.join(tags) or 'which has none'}).{nearest(pretrained, tags)}")
+    try:
+        return name, download_pretrained(source), source.get("quick_gelu", False)
+    except Exception as error:  # offline: every hub client fails in its own way
+        where = source.get("url") or "the file open_clip_model.safetensors of " + str(source.get("hf_hub"))
+        raise UserError(f"pretrained: the weights {pretrained} of {name} could not be fetched ({error}). Where there is "
+                        f"a network, fetch {where}; copy it to this machine and pass --pretrained FILE.") from None
+
+
+def _check_supported(clip, backbone):
+    """UserError unless the image tower is a ViT with a class token and the text tower is causal."""
+    visual, text = clip.visual, getattr(clip, "text", clip)
+    if not isinstance(visual, VisionTransformer) or visual.attn_pool is not None or visual.pool_type != "tok":
+        raise UserError(f"backbone: {backbone} has no ViT with a class token as its image tower; prompts need one.")
+    pool = getattr(text, "pool_type", getattr(clip, "text_pool_type", None))
+    if getattr(text, "attn_mask", None) is None or getattr(text, "cls_emb", None) is not None or pool != "argmax":
+        raise UserError(f"backbone: the text tower of {backbone} is not causal with an end-of-text token; "
+                        "learned contexts need one.")
+
+
+@contextlib.contextmanager
+def _quiet():
+    """open_clip logs and warns about things that `load_clip` settles itself (missing weights, QuickGELU)."""
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def load_clip(backbone, pretrained=""):
+    """A frozen open_clip model in eval mode, on the CPU, and its tokenizer.
+
+    backbone: OpenAI's name (ViT-B/16: open_clip's ViT-B-16-quickgelu with the weights `openai`), an open_clip name,
+    `hf-hub:org/name`, a folder with open_clip_config.json and weights, or `tiny-clip-digits`, which is embedded.
+    pretrained: an open_clip tag, a weight file, `none` for an untrained model; empty takes what the backbone implies.
+    The model has QuickGELU where its weights were trained with it: by name, by tag, or because the file is OpenAI's.
+    Raises UserError for unknown names, weights that cannot be had or do not fit, and towers that prompts do not suit.
+    """
+    try:
+        with _quiet():
+            if backbone.startswith("hf-hub:") and not pretrained:
+                clip = open_clip.create_model(backbone, require_pretrained=True)
+                name, tokenizer = backbone, open_clip.get_tokenizer(backbone)
+            else:
+                clip, name = _build(backbone, pretrained)
+                tokenizer = open_clip.get_tokenizer(name)
+    except UserError:
+        raise
+    except (RuntimeError, OSError, ValueError) as error:
+        raise UserError(f"backbone: {backbone} could not be loaded ({error}). Without a network, copy the model's folder "
+                        "(open_clip_config.json and weights) to this machine and pass --backbone FOLDER.") from None
+    _check_supported(clip, backbone)
+    return clip.eval().requires_grad_(False), tokenizer
+
+
+def _build(backbone, pretrained):
+    name, weights, quick_gelu = _resolve(backbone, pretrained)
+    if str(weights) == "none":
+        with torch.random.fork_rng(devices=[]):  # always the same untrained model: it is in no checkpoint
+            torch.manual_seed(0)
+            return open_clip.create_model(name, load_weights=False), name
+    state, from_openai = read_weights(weights)
+    clip = open_clip.create_model(name, load_weights=False, force_quick_gelu=bool(from_openai or quick_gelu))
+    if not hasattr(clip, "positional_embedding") and "positional_embedding" in state:
+        state = convert_to_custom_text_state_dict(state)
+    here = clip.state_dict()
+    wrong = [k for k in here if k not in state or state[k].numel() != here[k].numel()] + [k for k in state if k not in here]
+    if wrong:
+        raise UserError(f"pretrained: {weights} does not fit {backbone}: {len(wrong)} tensors differ, first {wrong[0]} "
+                        f"(file {tuple(state[wrong[0]].shape) if wrong[0] in state else 'has none'}, "
+                        f"model {tuple(here[wrong[0]].shape) if wrong[0] in here else 'has none'}).")
+    clip.load_state_dict({k: v.reshape(here[k].shape) for k, v in state.items()})
+    return clip, name
+
+
+def image_statistics(clip):
+    """Mean and standard deviation of the pixels in [0, 1] that the model was trained with, three numbers each."""
+    cfg = open_clip.get_model_preprocess_cfg(clip)
+    return tuple(cfg["mean"]), tuple(cfg["std"])
+
+
+def resolution(clip, cfg):
+    """Pixels of the square input of a CLIP; UserError if `cfg.resolution` asks for another."""
+    size = clip.visual.image_size
+    size = size if isinstance(size, int) else size[0]
+    if cfg.resolution not in (0, size):
+        raise UserError(f"resolution: is {cfg.resolution}, but {cfg.backbone} takes images of {size} pixels; "
+                        "leave it out or choose another backbone.")
+    return size

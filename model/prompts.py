@@ -1,0 +1,93 @@
+"""Text prompts: learned contexts (CoOp, Zhou et al., IJCV 2022) in a positive and a negative copy, and fixed templates."""
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+from utils.config import UserError
+
+
+def text_tower(clip):
+    """The module with token_embedding, transformer, ln_final …: the model itself, or `.text` of newer ones."""
+    return getattr(clip, "text", clip)
+
+
+def encode_prompts(clip, prompts, eos):
+    """Text features (P, D), not normalised, of token embeddings `prompts` (P, L, width) read at `eos` (P,).
+
+    Equal to open_clip's encode_text when the embeddings are those of real tokens. L may be shorter than the context
+    length: attention is causal, so nothing behind the last end-of-text token is ever looked at.
+    """
+    text, length = text_tower(clip), prompts.shape[1]
+    x = prompts + text.positional_embedding[:length]
+    x = text.transformer(x, attn_mask=text.attn_mask[:length, :length])  # (P, L, width)
+    x = text.ln_final(x[torch.arange(len(x), device=x.device), eos])  # (P, width)
+    if isinstance(text.text_projection, nn.Linear):
+        return text.text_projection(x)
+    return x @ text.text_projection
+
+
+def spoken(classname):
+    """A class name as CLIP reads it: underscores are spaces."""
+    return classname.replace("_", " ")
+
+
+@torch.no_grad()
+def zero_shot_features(clip, tokenizer, classnames, template="a photo of a {}."):
+    """Unit-length text features (K, D) of one fixed template per class."""
+    device = text_tower(clip).positional_embedding.device
+    tokens = tokenizer([template.format(spoken(name)) for name in classnames]).to(device)
+    return F.normalize(clip.encode_text(tokens), dim=-1)
+
+
+class DualPrompts(nn.Module):
+    """Positive and negative prompt of every class, `[SOS] ctx_1 … ctx_M name. [EOS]` (DeFT, section 3).
+
+    pos_ctx and neg_ctx (n_ctx, width) are shared by all classes and start as N(0, 0.02). The class name stands at the
+    `end`, in the `middle` of the context or at the `front`; the features are read where [EOS] stands, which is the
+    same place for all three. forward() returns token embeddings (2K, L, width), the positive prompts first, cut behind
+    the last [EOS] of any class; `eos` (2K,) belongs to them.
+    """
+
+    def __init__(self, clip, tokenizer, classnames, n_ctx=16, class_token_position="end", generator=None):
+        super().__init__()
+        text = text_tower(clip)
+        names = [spoken(name) for name in classnames]
+        # one text a class: how a full stop joins the name (`).` is a single token) is the tokenizer's business
+        tokens = tokenizer([" ".join(["X"] * n_ctx) + f" {name}." for name in names])  # (K, 77)
+        eos = tokens.argmax(1)  # the end-of-text token has the highest id
+        name_lens = torch.tensor([int(tokenizer([name])[0].argmax()) - 1 for name in names])
+        if int(eos.max()) == tokens.shape[1] - 1:
+            longest = names[int(eos.argmax())]
+            raise UserError(f"n_ctx: {n_ctx} context vectors and the class name '{longest}' do not fit into the "
+                            f"{tokens.shape[1]} tokens that this CLIP reads.")
+        length = int(eos.max()) + 1
+        order = torch.stack([_layout(n_ctx, int(n), length, class_token_position) for n in name_lens])  # (K, L)
+        device = text.token_embedding.weight.device
+        self.n_ctx = n_ctx
+        with torch.no_grad():
+            embedding = text.token_embedding(tokens[:, :length].to(device))  # (K, L, width)
+        self.register_buffer("embedding", embedding, persistent=False)
+        self.register_buffer("order", order.to(device), persistent=False)
+        self.register_buffer("eos", eos.repeat(2).to(device), persistent=False)
+        width = embedding.shape[2]
+        self.pos_ctx = nn.Parameter((0.02 * torch.randn(n_ctx, width, generator=generator)).to(device))
+        self.neg_ctx = nn.Parameter((0.02 * torch.randn(n_ctx, width, generator=generator)).to(device))
+
+    def forward(self):
+        K, L, width = self.embedding.shape
+        ctx = torch.stack([self.pos_ctx, self.neg_ctx])[:, None].expand(2, K, self.n_ctx, width)
+        token = self.embedding.expand(2, K, L, width)
+        prompts = torch.cat([token[:, :, :1], ctx, token[:, :, 1 + self.n_ctx:]], 2)  # (2, K, L, width), name at the end
+        order = self.order.expand(2, K, L)[..., None].expand(2, K, L, width)
+        return prompts.gather(2, order).flatten(0, 1)
+
+
+def _layout(n_ctx, name_len, length, position):
+    """Which token of the `end` layout stands where, (length,), for the other two places of the class name."""
+    sos, ctx, name, rest = torch.arange(length).split([1, n_ctx, name_len, length - 1 - n_ctx - name_len])
+    if position == "front":
+        return torch.cat([sos, name, ctx, rest])
+    if position == "middle":
+        half = n_ctx // 2
+        return torch.cat([sos, ctx[:half], name, ctx[half:], rest])
+    return torch.arange(length)

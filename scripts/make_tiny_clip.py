@@ -1,0 +1,209 @@
+"""Pre-train the embedded tiny CLIP (model/tiny-clip-digits) on pictures of digits with captions.
+
+    python scripts/make_tiny_clip.py --mnist mnist.npz --fonts /usr/share/fonts
+
+MNIST's training images and the digits of every font found are size-normalised, thresholded at 32x32 and
+averaged to 8x8 with 16 grey levels, the way the UCI digits were made, then enlarged like the data set
+`digits`. The loss is CLIP's, the probability of all pairs of the same digit together counted as the match. The recipe was chosen on
+MNIST's test images. The scikit-learn digits are never trained on; the last line reads them zero-shot.
+"""
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageDraw, ImageFont
+from safetensors.torch import save_file
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from dataloader.datasets import enlarge_digits, load_digits_8x8  # noqa: E402
+from dataloader.transforms import normalise  # noqa: E402
+from model.clip import TINY_CLIP, load_clip, token_table  # noqa: E402
+
+NAMES = "zero one two three four five six seven eight nine".split()
+SOURCES = ("handwritten", "printed")  # MNIST, fonts
+TEMPLATES = ("{n}.", "a {n}.", "a photo of a {n}.", "a photo of the digit {n}.", "the number {n}.", "the digit {n}",
+             "a picture of the number {n}.", "a {s} {n}.", "a {s} digit {n}.", "a photo of a {s} {n}.",
+             "an image of the {s} digit {n}.", "a small black and white picture of the {s} number {n}.",
+             "this is a {n}.", "this is a {s} {n}.", "a blurry photo of a {n}.", "a scan of the {s} digit {n}.",
+             "a tiny picture of a {n} that someone has written.", "one of many pictures of the digit {n}.",
+             "the {s} figure {n}, seen from the front, in the middle of the picture.", "{d}.", "the digit {d}.",
+             "a photo of the number {d}.", "a {s} {d}.")
+CANVAS = 64  # pixels; glyphs are kept at this size, cropped to their ink
+TOKEN_SEED = 0
+
+
+def crop_to_ink(grey):
+    """Grey picture (H, W) in [0, 1] -> uint8 (CANVAS, CANVAS): the ink's box, scaled to full height, centred."""
+    ys, xs = np.where(grey > 0.35)
+    box = Image.fromarray((255 * grey[ys.min():ys.max() + 1, xs.min():xs.max() + 1]).astype(np.uint8))
+    width = min(CANVAS, max(1, round(box.width * CANVAS / box.height)))
+    out = Image.new("L", (CANVAS, CANVAS))
+    out.paste(box.resize((width, CANVAS), Image.BICUBIC), ((CANVAS - width) // 2, 0))
+    return np.asarray(out)
+
+
+def deslant(grey):
+    """Shear a handwritten digit upright: its slant is the covariance of x and y over the variance of y."""
+    y, x = np.mgrid[: grey.shape[0], : grey.shape[1]]
+    weight = grey / grey.sum()
+    y0, x0 = (weight * y).sum(), (weight * x).sum()
+    slant = (weight * (x - x0) * (y - y0)).sum() / max((weight * (y - y0) ** 2).sum(), 1e-3)
+    page = Image.fromarray((255 * grey).astype(np.uint8))
+    return np.asarray(page.transform(page.size, Image.AFFINE, (1, slant, -slant * y0, 0, 1, 0), Image.BICUBIC)) / 255
+
+
+def font_digits(folder):
+    """uint8 pictures (F * 10, CANVAS, CANVAS) and labels of every font file whose digits look like most fonts' digits.
+
+    Symbol and display fonts are left out: those whose ten glyphs correlate below 0.6 with the fonts' mean glyphs.
+    """
+    fonts = []
+    for path in sorted(Path(folder).rglob("*.[to]tf")):
+        try:
+            font = ImageFont.truetype(str(path), 96)
+            glyphs = []
+            for digit in "0123456789":
+                page = Image.new("L", (256, 256))
+                ImageDraw.Draw(page).text((80, 60), digit, fill=255, font=font)
+                glyphs.append(crop_to_ink(np.asarray(page) / 255))
+        except (OSError, ValueError):  # not a scalable font, or a glyph without ink
+            continue
+        fonts.append(np.stack(glyphs))
+    fonts = np.stack(fonts)  # (F, 10, CANVAS, CANVAS)
+
+    def centred(x):
+        x = x.reshape(*x.shape[:-2], -1).astype(np.float32)
+        x = x - x.mean(-1, keepdims=True)
+        return x / np.linalg.norm(x, axis=-1, keepdims=True).clip(1e-6)
+
+    alike = (centred(fonts) * centred(np.median(fonts, axis=0))).sum(-1).mean(1)  # (F,)
+    kept = fonts[alike > 0.6]
+    return kept.reshape(-1, CANVAS, CANVAS), np.tile(np.arange(10), len(kept))
+
+
+def draw(pictures, generator=None):
+    """uint8 (B, CANVAS, CANVAS) -> 8x8 grey levels 0..16 (B, 8, 8).
+
+    Like the UCI digits: three quarters as wide as high, strokes of two to three grey cells. With a generator, each
+    picture is turned, sheared, stretched and shifted a little, and its strokes are made thinner or thicker.
+    """
+    x = torch.from_numpy(pictures).float()[:, None] / 255  # (B, 1, C, C)
+    u = torch.zeros(len(x), 7) if generator is None else torch.rand(len(x), 7, generator=generator) * 2 - 1
+    angle, shear, sx, sy = 0.12 * u[:, 0], 0.25 * u[:, 1], 1.3 + 0.2 * u[:, 2], 1.0 + 0.06 * u[:, 3]
+    cos, sin = angle.cos(), angle.sin()
+    theta = torch.stack([torch.stack([sx * cos, shear - sin, 0.15 * u[:, 4]], 1),
+                         torch.stack([sin, sy * cos, 0.04 * u[:, 5]], 1)], 1)  # (B, 2, 3)
+    x = F.grid_sample(x, F.affine_grid(theta, x.shape, align_corners=False), align_corners=False)
+    x = F.avg_pool2d(x, 5, 1, 2)  # the blur lets the threshold set the width of the stroke
+    threshold = 0.25 + 0.15 * u[:, 6, None, None, None]
+    ink = (F.avg_pool2d(x, CANVAS // 32) > threshold).float()  # (B, 1, 32, 32) bitmaps
+    return (16 * F.avg_pool2d(ink, 4))[:, 0].round().to(torch.uint8).numpy()
+
+
+def pixels(levels, clip):
+    images = torch.from_numpy(enlarge_digits(levels)).permute(0, 3, 1, 2)
+    return normalise(images, clip.visual.image_mean, clip.visual.image_std)
+
+
+@torch.no_grad()
+def zero_shot_accuracy(clip, tokenizer, levels, labels):
+    text = F.normalize(clip.encode_text(tokenizer([f"a photo of a {n}." for n in NAMES])), dim=-1)
+    features = torch.cat([clip.encode_image(pixels(part, clip)) for part in np.array_split(levels, 10)])
+    return (F.normalize(features, dim=-1) @ text.T).argmax(1).eq(torch.as_tensor(labels)).float().mean().item()
+
+
+def save_compact(clip, folder, used_ids):
+    """Half precision; of the token table only the rows the captions used (model.clip fills in the others)."""
+    state = {k: v.half().contiguous() for k, v in clip.state_dict().items() if k != "token_embedding.weight"}
+    state["token_embedding.used_ids"] = used_ids.int()
+    state["token_embedding.used_rows"] = clip.token_embedding.weight.detach()[used_ids].half()
+    state["token_embedding.seed"] = torch.tensor(TOKEN_SEED)
+    save_file(state, str(Path(folder) / "open_clip_model.safetensors"))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--mnist", required=True, help="npz with train_images, train_labels, test_images, test_labels")
+    parser.add_argument("--fonts", default="/usr/share/fonts", help="folder searched for .ttf and .otf files")
+    parser.add_argument("--steps", type=int, default=2500)
+    parser.add_argument("--batch_size", type=int, default=512)
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--out", default=str(TINY_CLIP), help="folder with open_clip_config.json")
+    args = parser.parse_args()
+    torch.manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
+
+    mnist = np.load(args.mnist, allow_pickle=False)
+    hand = np.stack([crop_to_ink(deslant(im / 255)) for im in mnist["train_images"]])
+    font, font_labels = font_digits(args.fonts)
+    print(f"{len(hand)} handwritten and {len(font)} printed digits ({len(font) // 10} fonts)")
+    test_levels = draw(np.stack([crop_to_ink(deslant(im / 255)) for im in mnist["test_images"]]))
+
+    clip = open_clip.create_model(f"local-dir:{args.out}", load_weights=False)
+    tokenizer = open_clip.get_tokenizer(f"local-dir:{args.out}")
+    captions = [t.format(n=n, d=d, s=s) for t in TEMPLATES for s in SOURCES for d, n in enumerate(NAMES)]
+    tokens = tokenizer(captions)
+    tokens = tokens[:, : int(tokens.argmax(1).max()) + 1]  # (C, L); cut after the last end-of-text token
+    # only the token rows that captions use are trained; all start from the seed that model.clip knows
+    used_ids, compact = tokens.unique(return_inverse=True)
+    table = token_table(TOKEN_SEED, *clip.token_embedding.weight.shape)
+    clip.token_embedding.requires_grad_(False).weight.copy_(table)
+    used_rows = torch.nn.Parameter(table[used_ids])
+    trained = [p for p in clip.parameters() if p.requires_grad] + [used_rows]
+    optimizer = torch.optim.AdamW(trained, lr=args.lr, weight_decay=0.05, betas=(0.9, 0.98))
+
+    def encode_captions(rows):
+        x = used_rows[compact[rows]] + clip.positional_embedding[: tokens.shape[1]]
+        x = clip.ln_final(clip.transformer(x, attn_mask=clip.attn_mask[: x.shape[1], : x.shape[1]]))
+        x = x[torch.arange(len(x)), tokens[rows].argmax(1)] @ clip.text_projection
+        return F.normalize(x, dim=-1)
+
+    start = time.time()
+    for step in range(args.steps):
+        warm = min(1.0, (step + 1) / 100)
+        for group in optimizer.param_groups:
+            group["lr"] = args.lr * warm * 0.5 * (1 + np.cos(np.pi * step / args.steps))
+        n_font = args.batch_size // 3
+        h = torch.randint(len(hand), (args.batch_size - n_font,), generator=generator).numpy()
+        f = torch.randint(len(font), (n_font,), generator=generator).numpy()
+        levels = draw(np.concatenate([hand[h], font[f]]), generator)
+        labels = torch.as_tensor(np.concatenate([mnist["train_labels"][h].astype(np.int64), font_labels[f]]))
+        source = torch.tensor([0] * len(h) + [1] * len(f))
+        template = torch.randint(len(TEMPLATES), (2,), generator=generator)  # two wordings a step, all digits
+        rows = (template[:, None, None] * 20 + torch.arange(2)[:, None] * 10 + torch.arange(10)).flatten()
+        caption_label, caption_source = rows % 10, rows // 10 % 2
+        says_source = torch.tensor(["{s}" in TEMPLATES[r // 20] for r in rows.tolist()])
+        match = (labels[:, None] == caption_label) & (~says_source | (source[:, None] == caption_source))
+
+        image_features = F.normalize(clip.encode_image(pixels(levels, clip)), dim=-1)
+        logits = clip.logit_scale.exp() * image_features @ encode_captions(rows).T  # (B, captions)
+        matching = logits.masked_fill(~match, -torch.inf)
+        loss = (logits.logsumexp(1) - matching.logsumexp(1)).mean() + (logits.logsumexp(0) - matching.logsumexp(0)).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        clip.logit_scale.data.clamp_(max=np.log(100))
+        if step % 100 == 99 or step == args.steps - 1:
+            clip.eval()
+            clip.token_embedding.weight[used_ids] = used_rows.detach()
+            acc = zero_shot_accuracy(clip, tokenizer, test_levels, mnist["test_labels"].astype(np.int64))
+            clip.train()
+            print(f"step {step + 1}: loss {loss.item():.3f}, MNIST test zero-shot {100 * acc:.2f} %, "
+                  f"scale {clip.logit_scale.exp().item():.1f}, {time.time() - start:.0f} s", flush=True)
+
+    save_compact(clip, args.out, used_ids)
+    clip, tokenizer = load_clip(args.out)
+    levels, labels = load_digits_8x8()
+    mnist_acc = zero_shot_accuracy(clip, tokenizer, test_levels, mnist["test_labels"].astype(np.int64))
+    digits_acc = zero_shot_accuracy(clip, tokenizer, levels, labels)
+    print(json.dumps({"mnist_test_zero_shot": round(mnist_acc, 4), "sklearn_digits_zero_shot": round(digits_acc, 4)}))
+
+
+if __name__ == "__main__":
+    main()

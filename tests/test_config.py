@@ -1,0 +1,108 @@
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from utils.config import DEFAULTS, UserError, load_config
+
+# the keys of the official YAML files, as in config/PEFT/clothing1m.yaml and config/FFT/cifar100.yaml there
+OFFICIAL = """
+dataset: "cifar100"
+data_path: "./data/cifar-100"
+num_class: 3
+model: clip
+backbone: "ViT-B/16"
+resolution: 224
+seed: 0
+gpuid: 0
+num_workers: 8
+epochs: 10
+warmup: 5
+batch_size: 32
+lr: 0.03
+weight_decay: 5e-4
+momentum: 0.9
+lnl_methods: "CE"
+vpt_deep: True
+vpt_len: 20
+finetune: True
+N_CTX: 16
+CLASS_TOKEN_POSITION: "end"
+noise_mode: sym
+noise_ratio: 0.385
+class_names: [
+  'T-Shirt',
+  'Shirt', 'Knitwear'
+]
+"""
+
+
+def test_official_yaml_loads_unchanged(tmp_path):
+    path = tmp_path / "official.yaml"
+    path.write_text(OFFICIAL)
+    cfg = load_config(["--cfg", str(path), "--noise_ratio", "0.2", "--gpuid", "3"])
+    assert cfg.weight_decay == 5e-4  # PyYAML reads it as text
+    assert (cfg.n_ctx, cfg.class_token_position, cfg.vpt_deep, cfg.warmup) == (16, "end", True, 5)
+    assert cfg.class_names == ["T-Shirt", "Shirt", "Knitwear"]
+    assert (cfg.noise_ratio, cfg.gpuid) == (0.2, 3)  # flags win over the file
+
+
+def test_precedence_and_defaults(tmp_path):
+    path = tmp_path / "a.yaml"
+    path.write_text("epochs: 7\n")
+    assert load_config([]).epochs == yaml.safe_load(DEFAULTS.read_text())["epochs"]
+    assert load_config([], epochs=5).epochs == 5
+    assert load_config(["--cfg", str(path)], epochs=5).epochs == 7
+    assert load_config(["--cfg", str(path), "--epochs", "9"], epochs=5).epochs == 9
+    assert load_config(["--vpt_deep", "false"]).vpt_deep is False
+    assert load_config(["--require_agreement"]).require_agreement is True
+
+
+def test_every_key_has_a_comment():
+    for line in DEFAULTS.read_text().splitlines():
+        assert not line or line.startswith("#") or " # " in line, line
+
+
+@pytest.mark.parametrize("content, message", [
+    ("epochz: 3", "there is no key 'epochz'. Did you mean epochs?"),
+    ("epochs: ten", "epochs must be a whole number, not 'ten'"),
+    ("epochs: 2.5", "epochs must be a whole number, not 2.5"),
+    ("epochs: true", "epochs must be a whole number, not True"),
+    ("lr: fast", "lr must be a number"),
+    ("lr: .nan", "lr must be a number"),
+    ("lr: 0", "lr must be > 0"),
+    ("vpt_deep: maybe", "vpt_deep must be true or false"),
+    ("noise_ratio: 1.5", "noise_ratio must be between 0 and 1"),
+    ("class_token_position: start", "one of end, middle, front"),
+    ("schedule: cosin", "Did you mean cosine?"),
+    ("class_names: cat", "class_names must be a list"),
+    ("- epochs", "expected lines of the form"),
+    ("epochs: [1", "not a YAML file"),
+])
+def test_bad_yaml(tmp_path, content, message):
+    path = tmp_path / "bad.yaml"
+    path.write_text(content)
+    with pytest.raises(UserError) as error:
+        load_config(["--cfg", str(path)])
+    assert message in str(error.value) and str(path) in str(error.value)
+
+
+@pytest.mark.parametrize("argv, message", [
+    (["--epoch", "3"], "--epoch: no such flag. Did you mean --epochs?"),
+    (["--cfg", "config/PEFT/digit.yaml"], "Did you mean config/PEFT/digits.yaml?"),
+    (["--batch_size", "0"], "batch_size must be >= 1"),
+])
+def test_bad_flags(argv, message):
+    with pytest.raises(UserError, match=message.replace("?", r"\?")):
+        load_config(argv)
+
+
+def test_errors_are_one_line_with_exit_code_2():
+    """The only process this file starts: what a user sees."""
+    done = subprocess.run([sys.executable, "main_phase1.py", "--cfg", "config/PEFT/digits.yaml", "--noise_mode", "symm"],
+                          capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.strip().splitlines()[-1] == (
+        "error: noise_mode: there is no 'symm', only sym, asym, none, file. Did you mean sym?")
+    assert "Traceback" not in done.stderr

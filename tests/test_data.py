@@ -1,0 +1,270 @@
+import json
+import pickle
+from collections import Counter
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torchvision.transforms as T
+from PIL import Image
+
+from dataloader.datasets import Split, View, load_data, load_digits_8x8
+from dataloader.loaders import EpochRandomness, Loader
+from dataloader.noise import NOISE, make_noise, read_labels
+from dataloader.transforms import normalise, random_crop, random_flip, resize
+from utils.config import UserError, load_config
+
+CPU = torch.device("cpu")
+HALF = ((0.5,) * 3, (0.5,) * 3)
+
+
+# --- noise
+
+@pytest.mark.parametrize("mode", NOISE)
+def test_noise_is_pure_and_repeatable(mode):
+    labels = np.arange(5000) % 10
+    state = np.random.get_state()[1].copy()
+    a, b = (make_noise(mode, labels, 10, 0.4, seed=3) for _ in range(2))
+    assert np.array_equal(a, b) and np.array_equal(labels, np.arange(5000) % 10)
+    assert np.array_equal(np.random.get_state()[1], state)  # the global generator is left alone
+    assert not np.array_equal(a, make_noise(mode, labels, 10, 0.4, seed=4))
+    assert np.array_equal(make_noise(mode, labels, 10, 0.0), labels)
+    assert a.dtype == np.int64
+
+
+def test_sym_draws_from_all_classes_and_asym_moves_to_the_next():
+    labels = np.arange(50000) % 10
+    noisy = make_noise("sym", labels, 10, 0.4)
+    assert np.mean(noisy != labels) == pytest.approx(0.4 * 0.9, abs=0.01)
+    counts = np.bincount(noisy[(labels == 3) & (noisy != labels)], minlength=10)
+    assert counts[3] == 0 and counts[np.arange(10) != 3].min() > 0.8 * counts.sum() / 9
+    noisy = make_noise("asym", labels, 10, 0.4)
+    assert (noisy != labels).sum() == 20000
+    assert set(((noisy - labels) % 10).tolist()) == {0, 1}
+
+
+@pytest.mark.parametrize("name, content", [("a.npy", None), ("cifar100_sym_0.2", "[0, 2, 1]"), ("a.txt", "0\n2\n1\n")])
+def test_labels_from_a_file(tmp_path, name, content):
+    path = tmp_path / name
+    np.save(path, np.array([0, 2, 1])) if content is None else path.write_text(content)
+    assert np.array_equal(make_noise("file", np.array([0, 1, 2]), 3, noise_file=str(path)), [0, 2, 1])
+    with pytest.raises(UserError, match="holds 3 labels, the training set has 4 images"):
+        make_noise("file", np.zeros(4, dtype=np.int64), 3, noise_file=str(path))
+    with pytest.raises(UserError, match="row 2 is 2, labels go from 0 to 1"):
+        make_noise("file", np.array([0, 1, 1]), 2, noise_file=str(path))
+
+
+@pytest.mark.parametrize("content", ["0\nx\n", "[0, 1.5]", "[[0]]", "{}", ""])
+def test_bad_label_file(tmp_path, content):
+    path = tmp_path / "labels"
+    path.write_text(content)
+    with pytest.raises(UserError, match=str(path)):
+        read_labels(path)
+
+
+# --- views
+
+def test_resize_is_pillow_s():
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
+    images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+    for size in (224, 24):
+        ours = resize(images, size).int()
+        theirs = torch.stack([T.functional.pil_to_tensor(T.Resize((size, size))(Image.fromarray(p))) for p in pixels])
+        assert (ours - theirs).abs().max() <= 1  # Pillow rounds between its two passes
+
+
+def test_crop_and_flip_are_per_sample():
+    image = torch.arange(1, 37, dtype=torch.uint8).reshape(1, 1, 6, 6).expand(4, 3, 6, 6)
+    u = torch.tensor([[0.0, 0.0], [0.999, 0.999], [0.5, 0.5], [0.0, 0.999]])
+    out = random_crop(image, 6, 2, u)
+    assert out[0, 0, :2].sum() == 0 and torch.equal(out[0, 0, 2:, 2:], image[0, 0, :4, :4])
+    assert torch.equal(out[1, 0, :4, :4], image[0, 0, 2:, 2:]) and torch.equal(out[2], image[2])
+    assert torch.equal(out[3, 0, 2:, :4], image[0, 0, :4, 2:])
+    flipped = random_flip(image, torch.tensor([0.1, 0.9, 0.4, 0.6]))
+    assert torch.equal(flipped[0], image[0].flip(2)) and torch.equal(flipped[1], image[1])
+    x = normalise(image, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
+    expected = T.functional.normalize(image.float() / 255, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
+    torch.testing.assert_close(x, expected)
+
+
+def test_every_sample_once_an_epoch_and_augmentation_follows_the_sample():
+    images = np.random.default_rng(0).integers(0, 256, (50, 8, 8, 3), dtype=np.uint8)
+    labels = np.arange(50) % 5
+    randomness = EpochRandomness(1, 2, labels, 5)
+    by_index = {}
+    for batch_size, keep in ((16, None), (7, labels != 3)):
+        loader = Loader(Split(images, labels), View(pad=2), batch_size, 16, HALF, CPU, augmented=True)
+        batches = list(loader.train(randomness, keep))
+        assert len(batches) == -(-50 // batch_size)  # the steps are those of the whole set
+        seen = torch.cat([index for _, _, index in batches])
+        assert sorted(seen.tolist()) == [i for i in range(50) if keep is None or keep[i]]
+        for x, y, index in batches:
+            assert x.shape == (len(index), 3, 16, 16) and torch.equal(y, torch.from_numpy(labels)[index])
+            for one, i in zip(x, index.tolist()):
+                assert torch.equal(by_index.setdefault(i, one), one)
+    assert (randomness.complementary != torch.from_numpy(labels)).all()
+    again, other = EpochRandomness(1, 2, labels, 5), EpochRandomness(1, 3, labels, 5)
+    assert np.array_equal(again.order, randomness.order) and torch.equal(again.crop, randomness.crop)
+    assert not np.array_equal(other.order, randomness.order) and not torch.equal(other.flip, randomness.flip)
+
+
+def test_files_in_memory_and_streamed_give_the_same_batches(tmp_path):
+    rng = np.random.default_rng(0)
+    paths = []
+    for i in range(9):
+        paths.append(str(tmp_path / f"{i}.png"))
+        Image.fromarray(rng.integers(0, 256, (20, 30, 3), dtype=np.uint8)).save(paths[-1])
+    labels = np.arange(9) % 3
+    randomness = EpochRandomness(0, 1, labels, 3)
+    for augmented in (True, False):
+        loaders = [Loader(Split(paths, labels), View(enlarge=8 / 7), 4, 28, HALF, CPU, augmented, cache_gb=gb)
+                   for gb in (1.0, 0.0)]
+        runs = [list(x.train(randomness, labels != 1) if augmented else x.eval()) for x in loaders]
+        for a, b in zip(*runs, strict=True):
+            assert a[0].shape[2:] == (28, 28)
+            assert all(torch.equal(p, q) for p, q in zip(a, b, strict=True))
+
+
+# --- data sets
+
+def write_cifar(folder, name, n_train=60, n_test=20):
+    """Small files in CIFAR's official layout, made from the digits; returns their true labels."""
+    levels, labels = load_digits_8x8()
+    K, label_key = (10, "labels") if name == "cifar10" else (100, "fine_labels")
+    big = np.repeat(np.kron(levels * 15, np.ones((1, 4, 4), dtype=np.uint8))[:, None], 3, 1).reshape(-1, 3072)
+    labels = labels if K == 10 else np.arange(len(labels)) % K
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def write(file, part):
+        batch = {"data": big[part], label_key: labels[part].tolist(), "filenames": ["x"] * len(labels[part])}
+        (folder / file).write_bytes(pickle.dumps(batch, protocol=2))
+
+    if name == "cifar10":
+        for i, part in enumerate(np.array_split(np.arange(n_train), 5)):
+            write(f"data_batch_{i + 1}", part)
+        write("test_batch", np.arange(n_train, n_train + n_test))
+    else:
+        write("train", np.arange(n_train))
+        write("test", np.arange(n_train, n_train + n_test))
+    return labels[:n_train]
+
+
+@pytest.mark.parametrize("name, folder", [("cifar10", ""), ("cifar10", "cifar-10-batches-py"),
+                                          ("cifar100", ""), ("cifar100", "cifar-100-python")])
+def test_cifar_layouts(tmp_path, name, folder):
+    labels = write_cifar(tmp_path / folder, name)
+    data = load_data(load_config(["--dataset", name, "--data_path", str(tmp_path)]))
+    assert data.train.images.shape == (60, 32, 32, 3) and len(data.test.labels) == 20
+    assert np.array_equal(data.train.labels, labels)
+    assert data.num_classes == (10 if name == "cifar10" else 100)
+    assert data.train.images[0, :, :, 0].tolist() == data.train.images[0, :, :, 2].tolist()
+
+
+def test_cifar_files_cannot_run_code(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (print, ("owned",))
+    write_cifar(tmp_path, "cifar100")
+    (tmp_path / "train").write_bytes(pickle.dumps({"data": Evil(), "fine_labels": []}))
+    with pytest.raises(UserError, match="train: not a file of CIFAR's python version.*builtins.print"):
+        load_data(load_config(["--dataset", "cifar100", "--data_path", str(tmp_path)]))
+
+
+def test_truncated_or_missing_cifar(tmp_path):
+    cfg = load_config(["--dataset", "cifar100", "--data_path", str(tmp_path)])
+    with pytest.raises(UserError, match="data_path: no train in .* or its folder cifar-100-python"):
+        load_data(cfg)
+    write_cifar(tmp_path, "cifar100")
+    whole = (tmp_path / "test").read_bytes()
+    (tmp_path / "test").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match="test: not a file of CIFAR's python version, or a damaged one"):
+        load_data(cfg)
+
+
+def write_folder(root, counts, suffix="png"):
+    """Class folders of digit pictures; counts = {class folder: number}."""
+    levels, _ = load_digits_8x8()
+    i = 0
+    for name, count in counts.items():
+        (root / name).mkdir(parents=True)
+        for _ in range(count):
+            Image.fromarray(levels[i] * 15).save(root / name / f"{i:04d}.{suffix}")
+            i += 1
+
+
+def folder_cfg(root, *flags):
+    return load_config(["--dataset", "imagefolder", "--data_path", str(root), *flags])
+
+
+def test_imagefolder(tmp_path):
+    write_folder(tmp_path / "plain", {"b_2": 10, "a": 20})
+    data = load_data(folder_cfg(tmp_path / "plain"))
+    assert data.classnames == ["a", "b_2"] and data.true_labels is None
+    assert Counter(data.train.labels.tolist()) == {0: 16, 1: 8} and len(data.test.images) == 6
+    assert not set(data.train.images) & set(data.test.images)
+    again = load_data(folder_cfg(tmp_path / "plain", "--noise_mode", "sym", "--noise_ratio", "0.5"))
+    assert again.train.images == data.train.images and np.array_equal(again.true_labels, data.train.labels)
+
+    write_folder(tmp_path / "split" / "train", {"a": 3, "b": 4, "c": 2})
+    write_folder(tmp_path / "split" / "val", {"a": 2, "c": 2})
+    data = load_data(folder_cfg(tmp_path / "split"))
+    assert len(data.train.images) == 9 and data.test.labels.tolist() == [0, 0, 2, 2]
+
+
+def test_folder_errors(tmp_path):
+    with pytest.raises(UserError, match="data_path: there is no folder"):
+        load_data(folder_cfg(tmp_path / "nowhere"))
+    write_folder(tmp_path / "one", {"a": 3})
+    with pytest.raises(UserError, match="holds 1 class folders, expected two or more"):
+        load_data(folder_cfg(tmp_path / "one"))
+    write_folder(tmp_path / "hole", {"a": 3, "b": 3})
+    (tmp_path / "hole" / "c").mkdir()
+    with pytest.raises(UserError, match="the class folder .*c holds no image"):
+        load_data(folder_cfg(tmp_path / "hole"))
+    write_folder(tmp_path / "other" / "train", {"cat": 3, "dog": 3})
+    write_folder(tmp_path / "other" / "test", {"cats": 3})
+    with pytest.raises(UserError, match="cats is no class of .*Did you mean cat"):
+        load_data(folder_cfg(tmp_path / "other"))
+
+
+def test_class_names(tmp_path):
+    write_folder(tmp_path / "d", {"n01": 5, "n02": 5})
+    names = tmp_path / "names.txt"
+    names.write_text("tench\ngreat white shark\n")
+    assert load_data(folder_cfg(tmp_path / "d", "--classnames", str(names))).classnames == ["tench", "great white shark"]
+    names.write_text("tench\n")
+    with pytest.raises(UserError, match="names.txt: holds 1 class names, the data set has 2 classes"):
+        load_data(folder_cfg(tmp_path / "d", "--classnames", str(names)))
+    names.write_text("tench\n\nshark\n")
+    with pytest.raises(UserError, match="names.txt: line 2 is empty"):
+        load_data(folder_cfg(tmp_path / "d", "--classnames", str(names)))
+    with pytest.raises(UserError, match="num_class: is 3, but imagefolder has 2 classes"):
+        load_data(folder_cfg(tmp_path / "d", "--num_class", "3"))
+    write_cifar(tmp_path / "c", "cifar100")
+    with pytest.raises(UserError, match="label 2 of training image 2 is out of range"):
+        load_data(SimpleNamespace(**vars(load_config(["--dataset", "cifar100", "--data_path", str(tmp_path / "c")]))
+                                  | {"class_names": ["a", "b"]}))
+
+
+def test_a_corrupt_image_is_named(tmp_path):
+    write_folder(tmp_path, {"a": 3, "b": 3})
+    broken = tmp_path / "b" / "0003.png"
+    broken.write_bytes(broken.read_bytes()[:60])
+    data = load_data(folder_cfg(tmp_path, "--test_fraction", "0.34"))
+    paths = [*data.train.images, *data.test.images]
+    with pytest.raises(UserError, match="0003.png: not a readable image"):
+        Loader(Split(paths, np.zeros(6, dtype=np.int64)), data.view, 4, 28, HALF, CPU, augmented=False)
+
+
+def test_unknown_data_set():
+    with pytest.raises(UserError, match="dataset: there is no 'cifar1O'.*Did you mean cifar10"):
+        load_data(load_config(["--dataset", "cifar1O"]))
+
+
+def test_digits_split_is_fixed_by_the_seed():
+    a, b, c = (load_data(load_config(["--seed", s, "--noise_mode", "sym", "--noise_ratio", "0.4"])) for s in "001")
+    assert len(a.train.labels) == 1437 and len(a.test.labels) == 360
+    assert np.array_equal(a.train.images, b.train.images) and np.array_equal(a.train.labels, b.train.labels)
+    assert not np.array_equal(a.train.images, c.train.images)
+    assert json.dumps(a.classnames) == json.dumps("zero one two three four five six seven eight nine".split())

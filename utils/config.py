@@ -1,0 +1,135 @@
+"""Configuration: config/default.yaml <- the script's settings <- --cfg YAML <- flags."""
+import argparse
+import difflib
+import math
+import re
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import yaml
+
+DEFAULTS = Path(__file__).resolve().parents[1] / "config" / "default.yaml"
+
+
+class UserError(Exception):
+    """Something the user can mend: one line that names the file, key or row and what was expected."""
+
+
+def run_main(main):
+    """Run a script's main(); a UserError ends it with one line on stderr and exit code 2."""
+    try:
+        main()
+    except UserError as error:
+        print("error: " + " ".join(str(error).split()), file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on after the last finished epoch", file=sys.stderr)
+        sys.exit(130)
+
+
+def nearest(word, known):
+    """' Did you mean X?' where one of `known` is spelt almost like `word`, else ''."""
+    by_lower = {str(k).lower(): str(k) for k in known}
+    close = difflib.get_close_matches(str(word).lower(), by_lower, n=1, cutoff=0.5)
+    return f" Did you mean {by_lower[close[0]]}?" if close else ""
+
+
+def pick(table, name, key):
+    """table[name]; an unknown name is a UserError that lists the right ones."""
+    if name not in table:
+        raise UserError(f"{key}: there is no '{name}', only {', '.join(table)}.{nearest(name, table)}")
+    return table[name]
+
+
+def read_lines(path):
+    """The lines of a UTF-8 text file, without the empty last one."""
+    return Path(path).read_text(encoding="utf-8-sig").rstrip("\n").split("\n")
+
+
+def _read_defaults():
+    """Values and comments of default.yaml: {key: value}, {key: comment}."""
+    text = DEFAULTS.read_text(encoding="utf-8")
+    comments = {m[1]: m[2] for m in re.finditer(r"^(\w+):.*?\s#\s(.*)$", text, re.M)}
+    return yaml.safe_load(text), comments
+
+
+def _coerce(key, value, default, comment, where):
+    """`value` as the type of `default`, within the limits that the comment sets."""
+    def fail(expected):
+        raise UserError(f"{where}: {key} must be {expected}, not {value!r}.")
+
+    if isinstance(default, bool):
+        words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+        value = words[str(value).lower()] if str(value).lower() in words else fail("true or false")
+    elif isinstance(default, list):
+        value = [str(v) for v in value] if isinstance(value, list) else fail("a list")
+    elif isinstance(default, str):
+        value = "" if value is None else fail("text") if isinstance(value, (list, dict)) else str(value)
+    else:
+        kind, expected = (int, "a whole number") if isinstance(default, int) else (float, "a number")
+        try:
+            # PyYAML reads 5e-4 as text; a float for a whole number is an error, not a rounding
+            number = kind(value) if isinstance(value, str) or kind is float else value
+            if isinstance(value, bool) or not isinstance(number, kind) or not math.isfinite(number):
+                raise ValueError
+            value = number
+        except (TypeError, ValueError):
+            fail(expected)
+
+    choices = re.match(r"\{([^}]*)\}", comment)
+    span = re.match(r"\[([\d.]+), ([\d.]+)\]", comment)
+    bound = re.match(r"(>=?) (-?[\d.]+)", comment)
+    if choices and not isinstance(default, bool) and value not in choices[1].split("|"):
+        fail("one of " + choices[1].replace("|", ", ") + nearest(value, choices[1].split("|")))
+    if span and not float(span[1]) <= value <= float(span[2]):
+        fail(f"between {span[1]} and {span[2]}")
+    if bound and not (value > float(bound[2]) or (value == float(bound[2]) and bound[1] == ">=")):
+        fail(f"{bound[1]} {bound[2]}")
+    return value
+
+
+def _read_yaml(path):
+    path = Path(path)
+    if not path.is_file():
+        there = [str(p) for p in path.parent.glob("*.yaml")]
+        raise UserError(f"--cfg: there is no file {path}.{nearest(path, there)}")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not a YAML file ({error})") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected lines of the form `key: value`.")
+    return content
+
+
+def load_config(argv=None, description="", **settings):
+    """The resolved configuration as a namespace with one attribute per key of default.yaml.
+
+    `argv` None means sys.argv; `settings` are the script's own defaults, between default.yaml and the YAML.
+    Raises UserError for an unknown key, a wrong type, a value out of range or a missing file.
+    """
+    defaults, comments = _read_defaults()
+    parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
+    parser.add_argument("--cfg", default="", help="YAML file with the keys that differ from config/default.yaml")
+    for key, value in defaults.items():
+        parser.add_argument(f"--{key}", help=f"{comments[key]} (default: {value})".replace("%", "%%"), metavar="X",
+                            **({"nargs": "?", "const": "true"} if isinstance(value, bool) else {}))
+    flags, unknown = parser.parse_known_args(argv)
+    for word in unknown:
+        hint = nearest(word, [f"--{k}" for k in ["cfg", *defaults]]) if word.startswith("--") else ""
+        raise UserError(f"{word}: no such flag.{hint}")
+
+    resolved = {**defaults, **settings}
+    if flags.cfg:
+        for key, value in _read_yaml(flags.cfg).items():
+            name = str(key).lower()
+            if name not in defaults:
+                raise UserError(f"{flags.cfg}: there is no key '{key}'.{nearest(key, defaults)}")
+            resolved[name] = _coerce(key, value, defaults[name], comments[name], flags.cfg)
+    for key, default in defaults.items():
+        text = getattr(flags, key)
+        if text is not None:
+            value = text.split(",") if isinstance(default, list) else text
+            resolved[key] = _coerce(key, value, default, comments[key], "--" + key)
+    return SimpleNamespace(**resolved)

@@ -1,0 +1,162 @@
+"""The loops over batches. Everything comes in as arguments, numbers go out as a dict; sums stay on the device."""
+import math
+import time
+
+import torch
+from tqdm import tqdm
+
+from model.detector import clean_probability
+from utils.config import UserError
+from utils.losses import cross_entropy, masked_mean, negative_prompt_loss
+from utils.selection import select_clean
+
+
+class NonFinite(UserError):
+    """A loss that is not a number; the message says in which epoch and batch."""
+
+
+def learning_rate(base, epoch, epochs, schedule="cosine"):
+    """Learning rate of epoch 1 … epochs: constant, or cosine from `base` towards 0, stepped once an epoch."""
+    if schedule == "constant":
+        return base
+    return base * 0.5 * (1 + math.cos(math.pi * (epoch - 1) / epochs))
+
+
+def autocast(device, prec):
+    """Context of a forward pass: bf16 or fp16 over fp32 weights; `auto` is bf16 on a CUDA card that has it."""
+    if prec == "auto":
+        prec = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(prec)
+    return torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
+
+
+def grad_scaler(device, prec):
+    """The loss scaler that fp16 gradients need to not underflow; None for every other precision."""
+    return torch.amp.GradScaler(device.type) if prec == "fp16" else None
+
+
+def _step(loss, optimizer, scaler):
+    optimizer.zero_grad()
+    if scaler is None:
+        loss.backward()
+        optimizer.step()
+    else:
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+
+
+def _bar(batches, title):
+    return tqdm(batches, title, leave=False, disable=None, unit="batch")  # silent where there is no terminal
+
+
+def _watched(bar):
+    """Whether to bring numbers to the host for the bar now: rarely, and only when somebody looks at it."""
+    return not bar.disable and bar.n % 20 == 0
+
+
+def _check_finite(losses, title):
+    bad = ~torch.isfinite(losses)
+    if bad.any():
+        batch = int(bad.nonzero()[0])
+        raise NonFinite(f"{title}, batch {batch + 1} of {len(losses)}: the loss is {losses[batch].item()}; "
+                        "a lower lr, or prec fp32, may help.")
+
+
+def train_detector_epoch(model, batches, complementary_labels, optimizer, *, warm, use_pseudo_labels,
+                         warmup_loss=cross_entropy, neg_weight=1.0, require_agreement=False, is_clean=None,
+                         amp=None, scaler=None, title="train"):
+    """One epoch of phase 1 (DeFT, section 3; loss = cls + neg, see utils/losses.py).
+
+    batches: (images (B, 3, H, W), labels (B,), index (B,)); complementary_labels (N,) by sample. While `warm`, cls is
+    `warmup_loss` over the whole batch, later cross-entropy over the selected samples; the selection is made before
+    each step. With `use_pseudo_labels` the target of the negative prompt is the label where selected, else
+    argmax logits_pos; without, the label. is_clean (N,) bool is only for the progress bar.
+
+    Returns averages (`loss`, `loss_cls`, `loss_neg` over batches, weighted by size) and, in visiting order, the CPU
+    tensors `index`, `p_clean`, `selected`, `predicted` (n,). Raises NonFinite.
+    """
+    model.train()
+    start, losses, seen = time.perf_counter(), [], []
+    bar = _bar(batches, title)
+    for images, labels, index in bar:
+        with amp() if amp else autocast(images.device, "fp32"):
+            logits_pos, logits_neg = model(images)  # (B, K)
+        logits_pos = logits_pos.float()
+        p_yes = clean_probability(logits_pos, logits_neg)
+        selected, p_clean = select_clean(p_yes.detach(), labels, require_agreement)
+        predicted = logits_pos.detach().argmax(1)
+        if warm:
+            loss_cls = warmup_loss(logits_pos, labels).mean()
+        else:
+            loss_cls = masked_mean(cross_entropy(logits_pos, labels), selected)
+        targets = torch.where(selected, labels, predicted) if use_pseudo_labels else labels
+        loss_neg = negative_prompt_loss(p_yes, complementary_labels[index], targets, neg_weight)
+        loss = loss_cls + loss_neg
+        _step(loss, optimizer, scaler)
+        losses.append(torch.stack([loss, loss_cls, loss_neg]).detach() * len(labels))
+        seen.append((index, p_clean, selected, predicted))
+        if _watched(bar):
+            numbers = {"loss": f"{loss.item():.3f}"}
+            if is_clean is not None:
+                clean, kept = (torch.cat(x) for x in zip(*((is_clean[i], s) for i, _, s, _ in seen)))
+                hits = (clean & kept).sum()
+                numbers |= {"precision": f"{hits / kept.sum():.3f}", "recall": f"{hits / clean.sum():.3f}"}
+            bar.set_postfix(numbers)
+    index, p_clean, selected, predicted = (torch.cat(column).cpu() for column in zip(*seen))
+    losses = torch.stack(losses).cpu()
+    _check_finite(losses[:, 0], title)
+    loss, loss_cls, loss_neg = (losses.sum(0) / len(index)).tolist()
+    return {"loss": loss, "loss_cls": loss_cls, "loss_neg": loss_neg, "seconds": time.perf_counter() - start,
+            "index": index, "p_clean": p_clean, "selected": selected, "predicted": predicted}
+
+
+def train_classifier_epoch(model, batches, optimizer, loss=cross_entropy, *, clean_mask=None, amp=None, scaler=None,
+                           title="train"):
+    """One epoch of phase 2 or of a baseline: in each batch the mean of loss(logits, labels) over its clean samples.
+
+    batches may hold all samples, then clean_mask (N,) bool picks; or only the clean ones (Loader.train(keep=…)), then
+    clean_mask is None. A batch without a clean sample has loss 0 and the step is still taken: momentum and weight
+    decay act. Returns `loss` (mean over the batches with a clean sample), `samples` trained on, `seconds`.
+    Raises NonFinite.
+    """
+    model.train()
+    start, losses, counts = time.perf_counter(), [], []
+    bar = _bar(batches, title)
+    for images, labels, index in bar:
+        if len(labels):
+            with amp() if amp else autocast(images.device, "fp32"):
+                logits = model(images)  # (B, K)
+            per_sample = loss(logits.float(), labels)
+            mask = torch.ones_like(labels, dtype=torch.bool) if clean_mask is None else clean_mask[index]
+            batch_loss = masked_mean(per_sample, mask)
+            counts.append(mask.sum())
+        else:  # a network cannot run on nothing; its gradients are zero, not absent
+            batch_loss = sum(p.sum() for p in model.parameters() if p.requires_grad) * 0
+            counts.append(batch_loss.new_zeros((), dtype=torch.long))
+        _step(batch_loss, optimizer, scaler)
+        losses.append(batch_loss.detach())
+        if _watched(bar):
+            bar.set_postfix(loss=f"{batch_loss.item():.3f}")
+    losses, counts = torch.stack(losses).cpu(), torch.stack(counts).cpu()
+    _check_finite(losses, title)
+    return {"loss": losses.sum().item() / max(int((counts > 0).sum()), 1), "samples": int(counts.sum()),
+            "seconds": time.perf_counter() - start}
+
+
+@torch.no_grad()
+def evaluate(predict, batches, num_classes, amp=None, title="test"):
+    """Accuracy in per cent, over the whole set and per class, of predict(images (B, 3, H, W)) -> logits (B, K).
+
+    The caller puts the model into eval mode. Returns {"acc", "acc_per_class" (None for a class without images)}.
+    """
+    correct = total = None
+    for images, labels, _ in _bar(batches, title):
+        with amp() if amp else autocast(images.device, "fp32"):
+            hits = (predict(images).argmax(1) == labels).float()
+        if correct is None:
+            correct, total = torch.zeros(2, num_classes, device=labels.device)
+        correct.index_add_(0, labels, hits)
+        total.index_add_(0, labels, torch.ones_like(hits))
+    per_class = [100 * c / t if t else None for c, t in zip(correct.tolist(), total.tolist())]
+    return {"acc": 100 * (correct.sum() / total.sum()).item(), "acc_per_class": per_class}

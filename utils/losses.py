@@ -1,0 +1,31 @@
+"""Losses, one value per sample: logits (B, K), labels (B,) int64 -> (B,)."""
+import torch
+import torch.nn.functional as F
+
+
+def cross_entropy(logits, labels):
+    """-log softmax(logits)[y]."""
+    return F.cross_entropy(logits, labels, reduction="none")
+
+
+def symmetric_cross_entropy(logits, labels, alpha=1.0, beta=1.0):
+    """SCE (Wang et al., ICCV 2019): alpha CE + beta RCE, RCE = -sum_k p_k log(onehot_k), log 0 read as log 1e-4."""
+    p = logits.softmax(1).clamp(1e-7, 1.0)
+    onehot = F.one_hot(labels, logits.shape[1]).to(p.dtype).clamp(1e-4, 1.0)
+    return alpha * cross_entropy(logits, labels) - beta * (p * onehot.log()).sum(1)
+
+
+def negative_prompt_loss(p_yes, complementary_labels, targets, weight=1.0):
+    """DeFT's loss of the negative prompt, a scalar (DeFT, eq. 7).
+
+    mean(-log p_no[i, c_i]) + weight * mean(-log p_yes[i, t_i]) for p_yes (B, K), p_no = 1 - p_yes, complementary
+    labels c (B,) and targets t (B,); probabilities clamped to [1e-5, 1].
+    """
+    p_no_c = (1 - p_yes.gather(1, complementary_labels[:, None])).clamp(1e-5, 1.0)
+    p_yes_t = p_yes.gather(1, targets[:, None]).clamp(1e-5, 1.0)
+    return -p_no_c.log().mean() - weight * p_yes_t.log().mean()
+
+
+def masked_mean(values, mask):
+    """Mean of values (B,) over mask (B,) bool; 0, with zero gradient, where the mask is empty."""
+    return (values * mask).sum() / mask.sum().clamp(min=1)

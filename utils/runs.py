@@ -1,0 +1,169 @@
+"""A run's folder: <output_dir>/<dataset>/<noise>/seed<k>/<name>/ with config.yaml, log.jsonl, summary.json, checkpoint.pt."""
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+
+from dataloader.datasets import label_hash
+from utils.checkpoint import load_checkpoint, save_checkpoint, write_text
+from utils.config import UserError
+
+# where and on what a run is made, not what it is: may change between start and resume
+FREE_KEYS = {"device", "gpuid", "num_workers", "cache_gb", "output_dir", "data_path", "model"}
+
+
+def slug(text):
+    """A name that is safe as a folder: ViT-B/16 -> ViT-B-16."""
+    return "".join(c if c.isalnum() or c in "-_." else "-" for c in str(text)).strip("-.")
+
+
+def backbone_name(cfg):
+    """The backbone as part of a folder name; of a folder or file, its last part."""
+    return slug(Path(cfg.backbone).name if Path(cfg.backbone).exists() else cfg.backbone)
+
+
+def pick_device(cfg):
+    """torch.device from `device` and `gpuid`; a gpuid in a YAML falls back to the CPU where there is no CUDA."""
+    wanted = cfg.device
+    if wanted == "auto":
+        if cfg.gpuid >= 0 and not torch.cuda.is_available():
+            print(f"gpuid {cfg.gpuid}: no CUDA here, running on the CPU")
+        mps = torch.backends.mps.is_available()
+        wanted = f"cuda:{max(cfg.gpuid, 0)}" if torch.cuda.is_available() else "mps" if mps else "cpu"
+    try:
+        device = torch.device(wanted)
+        torch.empty(1, device=device)
+        if device.type not in ("cpu", "cuda", "mps"):
+            raise RuntimeError("not one of auto, cpu, cuda, cuda:1, mps")
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device: {wanted} cannot be used here ({str(error).splitlines()[0]}); "
+                        "auto takes what there is.") from None
+    return device
+
+
+def torch_generator(seed, purpose):
+    """A CPU generator of its own for one purpose (initial values, …)."""
+    return torch.Generator().manual_seed(int(np.random.default_rng([seed, 7, purpose]).integers(2**62)))
+
+
+def git_commit():
+    """The commit of this checkout, with + behind it where files differ, or None outside a checkout."""
+    here = Path(__file__).resolve().parent
+    try:
+        rev = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
+        dirty = subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=here, capture_output=True, text=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return rev.stdout.strip() + ("+" if dirty.stdout.strip() else "")
+
+
+def environment(device):
+    """Versions, device and peak memory, for the summary."""
+    import open_clip
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peak_gb = peak / (2**30 if sys.platform == "darwin" else 2**20)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    out = {"device": f"{device} ({name}, {os.cpu_count()} cores)", "peak_memory_gb": round(peak_gb, 2)}
+    if device.type == "cuda":
+        out["peak_cuda_memory_gb"] = round(torch.cuda.max_memory_allocated(device) / 2**30, 2)
+    out["versions"] = {"python": platform.python_version(), "torch": torch.__version__,
+                       "open_clip": open_clip.__version__, "numpy": np.__version__}
+    out["git_commit"] = git_commit()
+    return out
+
+
+class Run:
+    """One run. Nothing is written before its first epoch is done; what is written is whole.
+
+    `history` holds the lines of log.jsonl, one dict an epoch. Opening the folder of a finished run with the same
+    settings gives its `summary`; with another value of any key that matters it is refused, naming the key.
+    """
+
+    def __init__(self, cfg, data, name):
+        self.cfg, self.device = cfg, pick_device(cfg)
+        self.seed_folder = Path(cfg.output_dir) / slug(cfg.dataset) / slug(data.noise_name) / f"seed{cfg.seed}"
+        self.folder = self.seed_folder / (f"{name}-{slug(cfg.tag)}" if cfg.tag else name)
+        self.history, self.summary = [], None
+        self.identity = f"{label_hash(data.train.labels)}-{label_hash(data.test.labels)}"
+        if (self.folder / "config.yaml").is_file():
+            self._check_same()
+        if (self.folder / "summary.json").is_file():
+            self.summary = json.loads((self.folder / "summary.json").read_text())
+            print(f"finished before: {self.folder}")
+
+    def _check_same(self):
+        path = self.folder / "config.yaml"
+        before, now = yaml.safe_load(path.read_text(encoding="utf-8")), vars(self.cfg)
+        changed = [k for k in sorted(before.keys() | now.keys())
+                   if k not in FREE_KEYS and before.get(k) != now.get(k)]
+        if changed:
+            key = changed[0]
+            raise UserError(f"{key}: the run {self.folder} was made with {before.get(key)!r}, not {now.get(key)!r}"
+                            f"{' (also ' + ', '.join(changed[1:]) + ')' if changed[1:] else ''}. --tag NAME makes "
+                            "another run beside it; deleting the folder makes it anew.")
+
+    def resume(self, model, optimizer, scaler=None):
+        """Load the last checkpoint, if any. Returns the epoch to go on with, from 1, and what was saved with it."""
+        path = self.folder / "checkpoint.pt"
+        if not path.is_file():
+            return 1, {}
+        saved = load_checkpoint(path, model, optimizer, scaler)
+        if saved["identity"] != self.identity:
+            raise UserError(f"data_path: the run {self.folder} was begun on other images or labels.")
+        self.history = json.loads(saved["history"])
+        self._write_log()  # a kill between checkpoint and log leaves the log a line short
+        print(f"going on after epoch {len(self.history)}: {self.folder}")
+        return len(self.history) + 1, saved
+
+    def _write_log(self):
+        write_text(self.folder / "log.jsonl", "".join(json.dumps(line) + "\n" for line in self.history))
+
+    def end_epoch(self, line, model, optimizer, scaler=None, **extra):
+        """Record an epoch: the checkpoint first, since it holds the log as well."""
+        self.history.append(line)
+        if not (self.folder / "config.yaml").is_file():
+            write_text(self.folder / "config.yaml", yaml.safe_dump(vars(self.cfg), sort_keys=False, allow_unicode=True))
+        save_checkpoint(self.folder / "checkpoint.pt", model, optimizer, scaler, identity=self.identity,
+                        history=json.dumps(self.history), **extra)
+        self._write_log()
+        shown = ", ".join(f"{k} {v:.4g}" for k, v in line.items() if isinstance(v, float))
+        print(f"epoch {line['epoch']}/{self.cfg.epochs}: {shown}", flush=True)
+
+    def finish(self, data, numbers):
+        """Write summary.json: `numbers`, what the data were, and where and how long the run was made."""
+        cfg, lines = self.cfg, self.history
+        summary = {"name": self.folder.name, "dataset": cfg.dataset, "noise": data.noise_name, "seed": cfg.seed,
+                   "backbone": cfg.backbone, **noise_facts(data), **numbers}
+        if lines:
+            seconds = sum(line["seconds"] for line in lines)
+            summary |= {"epochs": len(lines), "seconds": round(seconds, 2),
+                        "images_per_second": round(sum(line["images"] for line in lines) / max(seconds, 1e-9), 1)}
+            accs = [line["acc_test"] for line in lines]
+            summary |= {"acc_last": accs[-1], "acc_best": max(accs)}
+        summary |= environment(self.device)
+        if not (self.folder / "config.yaml").is_file():
+            write_text(self.folder / "config.yaml", yaml.safe_dump(vars(cfg), sort_keys=False, allow_unicode=True))
+        write_text(self.folder / "summary.json", json.dumps(summary, indent=1) + "\n")
+        self.summary = summary
+        return summary
+
+
+def noise_facts(data):
+    """Sizes, and the realised noise rate where the truth is known."""
+    facts = {"num_train": len(data.train.labels), "num_test": len(data.test.labels), "num_classes": data.num_classes}
+    if data.true_labels is not None:
+        facts["noise_rate"] = float(np.mean(data.true_labels != data.train.labels))
+    return facts
+
+
+def show(summary):
+    """Print the numbers of a summary that people look for, and where the rest lies."""
+    keys = ("noise_rate", "precision", "recall", "f1", "selected", "acc_last", "acc_best", "seconds")
+    print(", ".join(f"{k} {summary[k]:.4g}" for k in keys if summary.get(k) is not None))

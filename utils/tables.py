@@ -1,0 +1,70 @@
+"""Tables over runs: `python -m utils.tables runs` prints one line per method, mean over the seeds.
+
+    python -m utils.tables RUNS…        folders; every summary.json below them is read
+"""
+import json
+import math
+import sys
+from pathlib import Path
+
+from utils.config import UserError, run_main
+
+COLUMNS = {  # heading: (key of the summary, factor, digits)
+    "noise %": ("noise_rate", 100, 1), "kept %": ("selected", 100, 1), "precision": ("precision", 100, 2),
+    "recall": ("recall", 100, 2), "F1": ("f1", 100, 2), "best acc.": ("acc_best", 1, 2), "last acc.": ("acc_last", 1, 2),
+    "seconds": ("seconds", 1, 0)}
+
+
+def read_summaries(folders):
+    """The summary of every finished run below the folders, sorted by path."""
+    paths = sorted({p for folder in folders for p in Path(folder).rglob("summary.json")})
+    if not paths:
+        raise UserError(f"{' '.join(map(str, folders))}: no finished run (summary.json) below.")
+    return [json.loads(p.read_text(encoding="utf-8")) for p in paths]
+
+
+def mean_std(values):
+    """Mean and sample standard deviation (None for a single value)."""
+    mean = sum(values) / len(values)
+    if len(values) == 1:
+        return mean, None
+    return mean, math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1))
+
+
+def make_table(summaries):
+    """Rows of text: data set, noise, run, number of seeds, then mean ± std of every column."""
+    groups = {}
+    for s in summaries:
+        groups.setdefault((s["dataset"], s["noise"], s["name"]), []).append(s)
+    # detectors, then phase 2, then baselines, as one reads them
+    order = sorted(groups, key=lambda g: (g[0], g[1], "precision" not in groups[g][0], g[2].startswith("phase2"), g[2]))
+    rows = [["data set", "noise", "run", "seeds", *COLUMNS]]
+    for group in order:
+        cells = []
+        for key, factor, digits in COLUMNS.values():
+            values = [s[key] * factor for s in groups[group] if s.get(key) is not None]
+            mean, std = mean_std(values) if values else (None, None)
+            cells.append("" if mean is None else f"{mean:.{digits}f}" + ("" if std is None else f" ± {std:.{digits}f}"))
+        rows.append([*group, str(len(groups[group])), *cells])
+    return rows
+
+
+def format_table(rows):
+    """A Markdown table with aligned columns."""
+    width = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ["| " + " | ".join(cell.ljust(w) if i < 3 else cell.rjust(w)
+                               for i, (cell, w) in enumerate(zip(row, width))) + " |" for row in rows]
+    rule = "|" + "|".join("-" * (w + 2) if i < 3 else "-" * (w + 1) + ":" for i, w in enumerate(width)) + "|"
+    return "\n".join([lines[0], rule, *lines[1:]])
+
+
+def main(argv=None):
+    """Print the table of the runs below the folders given."""
+    folders = argv if argv is not None else sys.argv[1:]
+    if not folders or "-h" in folders or "--help" in folders:
+        raise UserError("expected folders with runs, e.g. `python -m utils.tables runs`.")
+    print(format_table(make_table(read_summaries(folders))))
+
+
+if __name__ == "__main__":
+    run_main(main)
