@@ -9,6 +9,7 @@ from dataloader.datasets import load_data
 from dataloader.loaders import EpochRandomness, make_loaders
 from model.clip import image_statistics, load_clip, resolution
 from model.detector import Detector
+from model.tuners import tune
 from utils.checkpoint import save_mask
 from utils.config import load_config, run_main
 from utils.engine import autocast, evaluate, grad_scaler, learning_rate, train_detector_epoch
@@ -31,8 +32,9 @@ def main(argv=None, **settings):
     clip, tokenizer = load_clip(cfg.backbone, cfg.pretrained)
     device = run.device
     train, test = make_loaders(data, cfg, resolution(clip, cfg), image_statistics(clip), device)
-    model = Detector(clip, tokenizer, data.classnames, cfg.n_ctx, cfg.class_token_position, cfg.vpt_len, cfg.vpt_deep,
-                     torch_generator(cfg.seed, 0)).to(device)
+    generator = torch_generator(cfg.seed, 0)
+    tune(clip.visual, cfg, generator)
+    model = Detector(clip, tokenizer, data.classnames, cfg.n_ctx, cfg.class_token_position, cfg.csc, generator).to(device)
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=cfg.lr,
                                 momentum=cfg.momentum, weight_decay=cfg.weight_decay)
     scaler, labels = grad_scaler(device, cfg.prec), data.train.labels

@@ -1,15 +1,16 @@
 """Data sets: DATASETS[name](cfg) -> Dataset. `load_data` adds the class names, the label noise and the checks."""
 import hashlib
-import io
-import pickle
+import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from dataloader.noise import make_noise
+from dataloader.noise import DRAWN, make_noise
 from utils.config import UserError, nearest, pick, read_lines
+from utils.safe_pickle import load_arrays
 
 CLASSNAMES = Path(__file__).resolve().parents[1] / "config" / "classnames"
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
@@ -96,21 +97,10 @@ def digits(cfg):
 
 # --- CIFAR
 
-class _ArrayUnpickler(pickle.Unpickler):
-    """Unpickles plain containers and numpy arrays, which is all that CIFAR's files hold."""
-    ALLOWED = {("numpy.core.multiarray", "_reconstruct"), ("numpy._core.multiarray", "_reconstruct"),
-               ("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")}
-
-    def find_class(self, module, name):
-        if (module, name) not in self.ALLOWED:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
-        return super().find_class(module, name)
-
-
 def _read_cifar(path, label_key):
     """Pixels uint8 (N, 32, 32, 3) and labels of one file of the python version of CIFAR; planar rows of 3,072."""
     try:
-        batch = _ArrayUnpickler(io.BytesIO(path.read_bytes()), encoding="latin1").load()
+        batch = load_arrays(path)
         data, labels = np.asarray(batch["data"]), np.asarray(batch[label_key], dtype=np.int64)
         images = data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
         if data.dtype != np.uint8 or len(images) != len(labels):
@@ -226,12 +216,31 @@ def load_data(cfg):
             row = int(np.flatnonzero((labels < 0) | (labels >= K))[0])
             raise UserError(f"data_path: label {labels[row]} of {split} image {row} is out of range; "
                             f"{cfg.dataset} has {K} class names, so labels go from 0 to {K - 1}.")
-    if dataset.trusted or cfg.noise_mode != "none":
+    if dataset.trusted or cfg.noise_mode not in ("", "none"):
         dataset.true_labels = dataset.train.labels
-    noisy = make_noise(cfg.noise_mode, dataset.train.labels, K, cfg.noise_ratio, cfg.seed, cfg.noise_file)
+    is_folder = not isinstance(dataset.train.images, np.ndarray)
+    noisy = make_noise(cfg, dataset.train.labels, K, is_folder, lambda: raw_pixels(dataset.train.images))
     dataset.train = Split(dataset.train.images, noisy)
-    if cfg.noise_mode == "file":
-        dataset.noise_name = f"file-{label_hash(noisy)}"
-    elif cfg.noise_mode != "none":
-        dataset.noise_name = f"{cfg.noise_mode}-{cfg.noise_ratio:g}"
+    dataset.noise_name = _noise_name(cfg, noisy)
     return dataset
+
+
+def _noise_name(cfg, noisy):
+    """The noise as part of a run's folder: with its ratio where it is drawn, with a hash of the labels where read."""
+    if cfg.noise_mode in DRAWN:
+        return f"{cfg.noise_mode}-{cfg.noise_ratio:g}" + ("-official" if cfg.noise_rng == "official" else "")
+    if cfg.noise_mode in ("file", "transition"):
+        return f"{cfg.noise_mode}-{label_hash(noisy)}"
+    return cfg.noise_mode or "none"
+
+
+def raw_pixels(images, size=64):
+    """uint8 (N, 3 h w), channel first, as instance-dependent noise sees images; files are resized to size x size."""
+    if isinstance(images, np.ndarray):
+        return images.transpose(0, 3, 1, 2).reshape(len(images), -1)
+    from dataloader.loaders import decode
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        out = np.empty((len(images), 3 * size * size), dtype=np.uint8)
+        for i, image in enumerate(pool.map(lambda path: decode(path, size), images)):
+            out[i] = image.numpy().ravel()
+    return out

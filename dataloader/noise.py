@@ -2,13 +2,25 @@
 
 labels (N,) int64; ratio in [0, 1]; rng a numpy Generator of the noise alone, so the same seed gives the same labels
 whatever ran before. `ratio` is what is asked for; the realised rate is np.mean(noisy != labels).
+The `official_…` functions draw the very labels that the official code draws for a seed.
 """
 import json
+import random
 from pathlib import Path
 
 import numpy as np
+from scipy.special import softmax
+from scipy.stats import truncnorm
 
-from utils.config import UserError, pick, read_lines
+from utils.config import UserError, nearest, read_lines
+from utils.safe_pickle import load_arrays
+
+# CIFAR-10's look-alikes (Patrini et al., CVPR 2017) and the 20 superclasses of CIFAR-100, by class number
+CIFAR10_PAIRS = {9: 1, 2: 0, 4: 7, 3: 5, 5: 3}
+CIFAR100_SUPERCLASS = np.array([
+    4, 1, 14, 8, 0, 6, 7, 7, 18, 3, 3, 14, 9, 18, 7, 11, 3, 9, 7, 11, 6, 11, 5, 10, 7, 6, 13, 15, 3, 15, 0, 11, 1, 10, 12,
+    14, 16, 9, 11, 5, 5, 19, 8, 8, 15, 13, 14, 17, 18, 10, 16, 4, 17, 4, 2, 0, 17, 4, 18, 17, 10, 3, 2, 12, 12, 16, 12, 1,
+    9, 19, 2, 10, 0, 1, 16, 12, 9, 13, 15, 13, 16, 19, 2, 4, 6, 19, 5, 5, 8, 19, 18, 1, 2, 15, 6, 0, 17, 8, 14, 13])
 
 
 def chosen(n, ratio, rng):
@@ -27,44 +39,220 @@ def sym(labels, ratio, num_classes, rng):
 
 
 def asym(labels, ratio, num_classes, rng):
-    """Asymmetric: the chosen samples move to the next class, (y + 1) mod K."""
+    """Asymmetric as in the official code: the chosen samples move to the next class, (y + 1) mod K."""
     noisy, index = labels.copy(), chosen(len(labels), ratio, rng)
     noisy[index] = (labels[index] + 1) % num_classes
     return noisy
 
 
-NOISE = {"sym": sym, "asym": asym}
+def similar_class(num_classes):
+    """Which class each class of CIFAR is mistaken for by convention, (K,).
+
+    CIFAR-10: truck → automobile, bird → airplane, deer → horse, cat ↔ dog, the rest stay; CIFAR-100: the next class
+    of the same superclass, in a ring.
+    """
+    target = np.arange(num_classes)
+    if num_classes == 10:
+        target[list(CIFAR10_PAIRS)] = list(CIFAR10_PAIRS.values())
+    else:
+        for group in range(20):
+            members = np.flatnonzero(CIFAR100_SUPERCLASS == group)
+            target[members] = np.roll(members, -1)
+    return target
+
+
+def asym_similar(labels, ratio, num_classes, rng):
+    """Asymmetric by convention (DivideMix and most papers): the chosen samples move to the look-alike class."""
+    noisy, index = labels.copy(), chosen(len(labels), ratio, rng)
+    noisy[index] = similar_class(num_classes)[labels[index]]
+    return noisy
+
+
+def structured(labels, ratio, num_classes, rng, to_next=False):
+    """`str`: only the chosen samples of a random half of the classes change, uniformly or (to_next) to the next class."""
+    noisy, index = labels.copy(), chosen(len(labels), ratio, rng)
+    half = rng.permutation(num_classes)[: num_classes // 2]
+    index = index[np.isin(labels[index], half)]
+    noisy[index] = (labels[index] + 1) % num_classes if to_next else rng.integers(num_classes, size=len(index))
+    return noisy
+
+
+def transition(labels, matrix, rng):
+    """Class-dependent: the new label of class k is drawn from row k of the matrix (K, K)."""
+    return draw_rows(matrix[labels], rng.random(len(labels)))
+
+
+def draw_rows(probabilities, u):
+    """One column a row, by inverting the cumulative sums of probabilities (N, K) at u (N,)."""
+    cdf = np.cumsum(probabilities, axis=1, dtype=np.float64)
+    return (cdf / cdf[:, -1:] <= u[:, None]).sum(1)
+
+
+def flip_probabilities(labels, flip_rate, num_classes, features, class_weights):
+    """P (N, K) float32 of instance-dependent noise (Xia et al., NeurIPS 2020, part-dependent).
+
+    a = x W_y with a[y] = -inf; P = q softmax(a), P[y] = 1 - q, for flip rates q (N,), features x (N, F) and
+    class_weights(k) -> W_k (F, K) float32, asked for once per class in order: one W is in memory at a time.
+    """
+    P = np.empty((len(labels), num_classes), dtype=np.float32)
+    for k in range(num_classes):
+        W = class_weights(k)
+        of_class = np.flatnonzero(labels == k)
+        for part in np.array_split(of_class, max(1, len(of_class) // 4096)):
+            a = features[part].astype(np.float32) @ W  # (n, K)
+            a[:, k] = -np.inf
+            P[part] = flip_rate[part, None].astype(np.float32) * softmax(a, axis=1)
+            P[part, k] = 1 - flip_rate[part]
+    return P
+
+
+def _truncated_rates(n, ratio, rng, std=0.1):
+    return truncnorm.rvs(-ratio / std, (1 - ratio) / std, loc=ratio, scale=std, size=n, random_state=rng)
+
+
+def idn(labels, ratio, num_classes, rng, features):
+    """Instance-dependent (part-dependent, Xia et al. 2020): features (N, F) are the raw pixels 0..255, channel first.
+
+    Flip rates q_i from a normal(ratio, 0.1) truncated to [0, 1], W_k of shape (F, K) standard normal.
+    """
+    flip_rate, F = _truncated_rates(len(labels), ratio, rng), features.shape[1]
+    P = flip_probabilities(labels, flip_rate, num_classes, features,
+                           lambda k: rng.standard_normal((F, num_classes), dtype=np.float32))
+    return draw_rows(P, rng.random(len(labels)))
+
+
+def official_class_noise(mode, labels, ratio, num_classes, rng, folder=False):
+    """sym, asym or str noise as the official code draws it; rng is `random.Random(seed)`.
+
+    In `str`, image folders (`folder`) move to the next class where CIFAR draws one.
+    """
+    noisy, order, classes = labels.copy(), list(range(len(labels))), list(range(num_classes))
+    rng.shuffle(order)
+    rng.shuffle(classes)  # drawn in every mode
+    half = np.isin(np.arange(num_classes), classes[: num_classes // 2])
+    for i in sorted(order[: int(ratio * len(labels))]):
+        if mode == "sym" or (mode == "str" and half[labels[i]] and not folder):
+            noisy[i] = rng.randint(0, num_classes - 1)
+        elif mode == "asym" or (mode == "str" and half[labels[i]]):
+            noisy[i] = (labels[i] + 1) % num_classes
+    return noisy
+
+
+def official_idn(labels, ratio, num_classes, features, rng=None):
+    """Instance-dependent noise as the official code draws it, always with numpy seed 1, whatever the run's seed."""
+    rng = np.random.RandomState(1) if rng is None else rng
+    flip_rate, F = _truncated_rates(len(labels), ratio, rng), features.shape[1]
+    P = flip_probabilities(labels, flip_rate, num_classes, features,
+                           lambda k: rng.randn(F, num_classes).astype(np.float32))
+    return draw_rows(P, rng.random_sample(len(labels)))
+
+
+HUMAN = {  # noise_mode: {number of classes: entry of the file}; `real` is the official name
+    "real": {10: "worse_label", 100: "noisy_label"}, "worse": {10: "worse_label"}, "aggre": {10: "aggre_label"},
+    "random1": {10: "random_label1"}, "random2": {10: "random_label2"}, "random3": {10: "random_label3"}}
+DRAWN = {"sym": sym, "asym": asym, "asym_similar": asym_similar, "str": structured, "idn": idn}
+NOISE = ("none", *DRAWN, "transition", "file", *HUMAN)
+
+
+def _check_labels(labels, expected, num_classes, path):
+    """Labels (N,) int64 from a file, after checking their kind, number and range."""
+    labels = np.asarray(labels)
+    if labels.ndim != 1 or labels.dtype.kind not in "iu":
+        raise UserError(f"{path}: expected one whole number per sample, found {labels.dtype} of shape {labels.shape}.")
+    if len(labels) != expected:
+        raise UserError(f"{path}: holds {len(labels)} labels, the training set has {expected} images.")
+    outside = np.flatnonzero((labels < 0) | (labels >= num_classes))
+    if len(outside):
+        raise UserError(f"{path}: row {outside[0] + 1} is {labels[outside[0]]}, labels go from 0 to {num_classes - 1}.")
+    return labels.astype(np.int64)
 
 
 def read_labels(path):
-    """Labels (N,) int64 from a file: .npy, the official code's JSON list, or text with one whole number a line."""
+    """The content of a label file: .npy, the official code's JSON list, or text with one whole number a line."""
     path = Path(path)
     if not path.is_file():
         raise UserError(f"noise_file: there is no file {path}.")
     try:
         if path.suffix == ".npy":
-            labels = np.load(path, allow_pickle=False)
-        else:
-            text = path.read_text(encoding="utf-8-sig").strip()
-            labels = np.array(json.loads(text) if text.startswith("[") else [int(row) for row in read_lines(path)])
+            return np.load(path, allow_pickle=False)
+        text = path.read_text(encoding="utf-8-sig").strip()
+        return np.array(json.loads(text) if text.startswith("[") else [int(row) for row in read_lines(path)])
     except (ValueError, OSError, EOFError) as error:
         raise UserError(f"{path}: not a list of labels ({error})") from None
-    if labels.ndim != 1 or labels.dtype.kind not in "iu":
-        raise UserError(f"{path}: expected one whole number per sample, found {labels.dtype} of shape {labels.shape}.")
-    return labels.astype(np.int64)
 
 
-def make_noise(mode, labels, num_classes, ratio=0.0, seed=0, noise_file=""):
-    """The labels to train on, (N,) int64. Raises UserError for an unknown mode or a file that does not match."""
+def read_human(data_path, mode, labels, num_classes):
+    """Human labels (CIFAR-10N and CIFAR-100N, Wei et al., ICLR 2022) from CIFAR-<K>_human.pt in data_path."""
+    path = Path(data_path) / f"CIFAR-{num_classes}_human.pt"
+    if num_classes not in HUMAN[mode]:
+        raise UserError(f"noise_mode: {mode} labels exist for {' and '.join(f'CIFAR-{k}' for k in HUMAN[mode])} only.")
+    if not path.is_file():
+        raise UserError(f"noise_mode: {mode} needs the human labels of CIFAR-{num_classes}N at {path}.")
+    entry = HUMAN[mode][num_classes]
+    try:
+        arrays = load_arrays(path)
+        noisy, clean = arrays[entry], arrays["clean_label"]
+    except Exception as error:  # a damaged archive or a missing entry, each with its own exception
+        raise UserError(f"{path}: expected arrays {entry} and clean_label ({error!r})") from None
+    if not np.array_equal(clean, labels):
+        raise UserError(f"{path}: its clean_label are not the labels of this training set, so its order is another.")
+    return _check_labels(noisy, len(labels), num_classes, path)
+
+
+def read_transition(path, num_classes):
+    """A row-stochastic matrix (K, K) float64 from .npy or .csv: row k holds the chances of class k's new labels."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"noise_file: there is no file {path}; noise_mode transition needs a {num_classes}x{num_classes} "
+                        "matrix (.npy or .csv).")
+    try:
+        matrix = np.load(path, allow_pickle=False) if path.suffix == ".npy" else np.loadtxt(path, delimiter=",", ndmin=2)
+        matrix = matrix.astype(np.float64)
+    except (ValueError, OSError, EOFError) as error:
+        raise UserError(f"{path}: not a matrix of numbers ({error})") from None
+    if matrix.shape != (num_classes, num_classes):
+        raise UserError(f"{path}: expected a {num_classes}x{num_classes} matrix, found shape {matrix.shape}.")
+    bad = np.flatnonzero((np.abs(matrix.sum(1) - 1) > 1e-6) | (matrix < 0).any(1) | ~np.isfinite(matrix).all(1))
+    if len(bad):
+        raise UserError(f"{path}: row {bad[0] + 1} sums to {matrix[bad[0]].sum():.6g}, expected chances that sum to 1.")
+    return matrix
+
+
+def make_noise(cfg, labels, num_classes, is_folder=False, features=None):
+    """The labels to train on, (N,) int64, as cfg's noise_… keys say; features() gives pixels (N, F) for idn.
+
+    Raises UserError for an unknown mode, or a file that is missing or does not match.
+    """
+    mode, ratio, K = cfg.noise_mode or "none", cfg.noise_ratio, num_classes
+    if mode not in NOISE:
+        raise UserError(f"noise_mode: there is no '{mode}', only {', '.join(NOISE)}.{nearest(mode, NOISE)}")
+    rng = np.random.default_rng([cfg.seed, 0])
     if mode == "none":
         return labels
-    if mode != "file":
-        noise = pick({**NOISE, "none": None, "file": None}, mode, "noise_mode")
-        return noise(labels, ratio, num_classes, np.random.default_rng([seed, 0]))
-    noisy = read_labels(noise_file)
-    if len(noisy) != len(labels):
-        raise UserError(f"{noise_file}: holds {len(noisy)} labels, the training set has {len(labels)} images.")
-    if noisy.min() < 0 or noisy.max() >= num_classes:
-        row = int(np.flatnonzero((noisy < 0) | (noisy >= num_classes))[0])
-        raise UserError(f"{noise_file}: row {row + 1} is {noisy[row]}, labels go from 0 to {num_classes - 1}.")
-    return noisy
+    if mode == "file":
+        return _check_labels(read_labels(cfg.noise_file), len(labels), K, cfg.noise_file)
+    if mode in HUMAN:
+        return read_human(cfg.data_path, mode, labels, K)
+    if mode == "transition":
+        return transition(labels, read_transition(cfg.noise_file, K), rng)
+    if mode == "asym_similar" and not cfg.dataset.startswith("cifar"):
+        raise UserError(f"noise_mode: asym_similar is defined for cifar10 and cifar100, not for {cfg.dataset}.")
+    if cfg.noise_rng == "official":
+        return _official(cfg, labels, K, is_folder, features)
+    if mode == "idn":
+        return idn(labels, ratio, K, rng, features())
+    return structured(labels, ratio, K, rng, is_folder) if mode == "str" else DRAWN[mode](labels, ratio, K, rng)
+
+
+def _official(cfg, labels, num_classes, is_folder, features):
+    """The official code's labels: its cache file where there is one (it wins over the seed there), else its draws."""
+    mode, ratio = cfg.noise_mode, cfg.noise_ratio
+    if mode == "asym_similar":
+        raise UserError("noise_rng: the official code has no asym_similar; use noise_rng numpy.")
+    cache = Path(cfg.data_path) / "noise_file" / (f"{mode}_{ratio}" if is_folder else f"{cfg.dataset}_{mode}_{ratio}")
+    if cache.is_file():
+        print(f"labels from the official cache {cache}")
+        return _check_labels(read_labels(cache), len(labels), num_classes, cache)
+    if mode == "idn":
+        return official_idn(labels, ratio, num_classes, features())
+    return official_class_noise(mode, labels, ratio, num_classes, random.Random(cfg.seed), is_folder)

@@ -3,7 +3,7 @@ import torch
 import torch.nn as nn
 
 from model.clip import image_statistics, load_clip, resolution
-from model.tuners import tune_blocks
+from model.tuners import tune
 
 
 class Classifier(nn.Module):
@@ -28,8 +28,8 @@ class Classifier(nn.Module):
 def build_classifier(cfg, num_classes, generator=None):
     """The classifier that `cfg` names with its trained parameters marked: (model, pixels, (mean, std))."""
     clip, _ = load_clip(cfg.backbone, cfg.pretrained)
+    tune(clip.visual, cfg, generator)
     model = Classifier(clip.visual, num_classes, generator)
-    tune_blocks(model.backbone)
     return model, resolution(clip, cfg), image_statistics(clip)
 
 

@@ -4,42 +4,39 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from model.prompts import DualPrompts, encode_prompts
-from model.tuners import add_visual_prompts
 
 
 class Detector(nn.Module):
     """images (B, 3, H, W) -> logits_pos, logits_neg (B, K); DeFT, section 3.
 
-    Trainable: pos_ctx, neg_ctx and the visual prompts. The negative logits see the image features detached, so the
-    negative loss trains neg_ctx alone.
+    Trainable: pos_ctx, neg_ctx, and what model.tuners.tune has added to the image tower (the paper: deep visual
+    prompts). The negative logits see the image features detached, so the negative loss trains neg_ctx alone.
     """
 
-    def __init__(self, clip, tokenizer, classnames, n_ctx=16, class_token_position="end", vpt_len=20, vpt_deep=True,
-                 generator=None):
+    def __init__(self, clip, tokenizer, classnames, n_ctx=16, class_token_position="end", csc=False, generator=None):
         super().__init__()
-        self.clip = clip.requires_grad_(False)
-        self.prompts = DualPrompts(clip, tokenizer, classnames, n_ctx, class_token_position, generator)
-        if vpt_len:
-            add_visual_prompts(clip.visual, vpt_len, vpt_deep, generator)
+        self.clip = clip
+        self.prompts = DualPrompts(clip, tokenizer, classnames, n_ctx, class_token_position, csc, generator)
 
     def image_features(self, images):
         """Unit-length image features (B, D)."""
         return F.normalize(self.clip.encode_image(images), dim=-1)
 
-    def text_features(self):
-        """Unit-length features of the positive and of the negative prompts, (K, D) each, from one batch."""
-        features = F.normalize(encode_prompts(self.clip, self.prompts(), self.prompts.eos), dim=-1)
-        return features.chunk(2)
+    def text_features(self, *contexts):
+        """Unit-length features (K, D) of the prompts around each context, all encoded in one batch."""
+        prompts, eos = torch.cat([self.prompts(ctx) for ctx in contexts]), self.prompts.eos.repeat(len(contexts))
+        return F.normalize(encode_prompts(self.clip, prompts, eos), dim=-1).chunk(len(contexts))
 
     def forward(self, images):
         """logits_pos = s f T+, logits_neg = s stop_grad(f) T- with s the checkpoint's logit scale; (B, K) each."""
-        image_features, (text_pos, text_neg) = self.image_features(images), self.text_features()
+        image_features = self.image_features(images)
+        text_pos, text_neg = self.text_features(self.prompts.pos_ctx, self.prompts.neg_ctx)
         scale = self.clip.logit_scale.exp()
         return scale * image_features @ text_pos.T, scale * image_features.detach() @ text_neg.T
 
     def classifier(self):
         """The positive prompts as a classifier, images -> logits_pos, its text features computed once."""
-        text_pos, scale = self.text_features()[0], self.clip.logit_scale.exp()
+        (text_pos,), scale = self.text_features(self.prompts.pos_ctx), self.clip.logit_scale.exp()
         return lambda images: scale * self.image_features(images) @ text_pos.T
 
 

@@ -42,13 +42,12 @@ def zero_shot_features(clip, tokenizer, classnames, template="a photo of a {}.")
 class DualPrompts(nn.Module):
     """Positive and negative prompt of every class, `[SOS] ctx_1 … ctx_M name. [EOS]` (DeFT, section 3).
 
-    pos_ctx and neg_ctx (n_ctx, width) are shared by all classes and start as N(0, 0.02). The class name stands at the
-    `end`, in the `middle` of the context or at the `front`; the features are read where [EOS] stands, which is the
-    same place for all three. forward() returns token embeddings (2K, L, width), the positive prompts first, cut behind
-    the last [EOS] of any class; `eos` (2K,) belongs to them.
+    pos_ctx and neg_ctx (n_ctx, width), shared by all classes, or (K, n_ctx, width) with `csc`, start as N(0, 0.02).
+    The class name stands at the `end`, in the `middle` of the context or at the `front`; the features are read where
+    [EOS] stands, `eos` (K,), which is the same place for all three.
     """
 
-    def __init__(self, clip, tokenizer, classnames, n_ctx=16, class_token_position="end", generator=None):
+    def __init__(self, clip, tokenizer, classnames, n_ctx=16, class_token_position="end", csc=False, generator=None):
         super().__init__()
         text = text_tower(clip)
         names = [spoken(name) for name in classnames]
@@ -68,18 +67,17 @@ class DualPrompts(nn.Module):
             embedding = text.token_embedding(tokens[:, :length].to(device))  # (K, L, width)
         self.register_buffer("embedding", embedding, persistent=False)
         self.register_buffer("order", order.to(device), persistent=False)
-        self.register_buffer("eos", eos.repeat(2).to(device), persistent=False)
-        width = embedding.shape[2]
-        self.pos_ctx = nn.Parameter((0.02 * torch.randn(n_ctx, width, generator=generator)).to(device))
-        self.neg_ctx = nn.Parameter((0.02 * torch.randn(n_ctx, width, generator=generator)).to(device))
+        self.register_buffer("eos", eos.to(device), persistent=False)
+        shape = (len(names), n_ctx, embedding.shape[2]) if csc else (n_ctx, embedding.shape[2])
+        self.pos_ctx, self.neg_ctx = (nn.Parameter((0.02 * torch.randn(shape, generator=generator)).to(device))
+                                      for _ in range(2))
 
-    def forward(self):
+    def forward(self, ctx):
+        """Token embeddings (K, L, width) of all classes around one context, cut behind the last [EOS] of any class."""
         K, L, width = self.embedding.shape
-        ctx = torch.stack([self.pos_ctx, self.neg_ctx])[:, None].expand(2, K, self.n_ctx, width)
-        token = self.embedding.expand(2, K, L, width)
-        prompts = torch.cat([token[:, :, :1], ctx, token[:, :, 1 + self.n_ctx:]], 2)  # (2, K, L, width), name at the end
-        order = self.order.expand(2, K, L)[..., None].expand(2, K, L, width)
-        return prompts.gather(2, order).flatten(0, 1)
+        ctx = ctx.expand(K, self.n_ctx, width)
+        prompts = torch.cat([self.embedding[:, :1], ctx, self.embedding[:, 1 + self.n_ctx:]], 1)  # name at the end
+        return prompts.gather(1, self.order[..., None].expand(K, L, width))
 
 
 def _layout(n_ctx, name_len, length, position):

@@ -1,9 +1,46 @@
-"""Parameter-efficient tuning of a frozen ViT image tower: each tuner wraps or marks what open_clip built."""
+"""Tuning a frozen open_clip ViT: visual prompts, adapters, LoRA, SSF, biases, or whole blocks, alone or together.
+
+Prompts and adapters wrap what open_clip built; LoRA and SSF re-parametrise weights, since its attention is fused.
+`tune` applies what a configuration asks for.
+"""
 import math
 
 import torch
 import torch.nn as nn
+import torch.nn.functional as F
+from torch.nn.utils.parametrize import register_parametrization
 
+
+def tune(visual, cfg, generator=None):
+    """Mark or add the trained parameters of an image tower as `cfg` says; everything else is frozen.
+
+    finetune: all transformer blocks (embeddings, ln_pre and ln_post stay frozen, as in the official code);
+    vpt_deep, vpt_shallow, adapter, adaptformer, lora, ssf on the last `partial` blocks, or all; bias_tuning: every bias
+    of the tower, whatever `partial` says.
+    """
+    visual.requires_grad_(False)
+    blocks = visual.transformer.resblocks
+    if cfg.finetune:
+        blocks.requires_grad_(True)
+    if cfg.bias_tuning:
+        for name, parameter in visual.named_parameters():
+            if name.endswith("bias"):
+                parameter.requires_grad_(True)
+    first = len(blocks) - cfg.partial if cfg.partial else 0
+    for block in blocks[max(first, 0):]:
+        if cfg.ssf:  # before LoRA, which official code adds after scaling
+            add_ssf(block, generator)
+        if cfg.lora:
+            add_lora(block, cfg.lora_dim, generator)
+        if cfg.adapter:
+            block.mlp = Adapter(block.mlp, block.ln_2.normalized_shape[0], cfg.adapter_dim, generator)
+        if cfg.adaptformer:
+            block.mlp = AdaptFormer(block.mlp, block.ln_2.normalized_shape[0], cfg.adapter_dim, generator)
+    if cfg.vpt_len and (cfg.vpt_deep or cfg.vpt_shallow):
+        add_visual_prompts(visual, cfg.vpt_len, range(max(first, 0), len(blocks)) if cfg.vpt_deep else [0], generator)
+
+
+# --- visual prompts
 
 class PromptedBlock(nn.Module):
     """A transformer block that sees its own learned prompts behind the image's tokens (VPT, Jia et al., ECCV 2022).
@@ -21,20 +58,104 @@ class PromptedBlock(nn.Module):
         return self.block(x, attn_mask=attn_mask)
 
 
-def add_visual_prompts(visual, vpt_len, deep=True, generator=None):
-    """Give every block (or, not `deep`, the first) of an open_clip ViT `vpt_len` learned prompts.
+def add_visual_prompts(visual, vpt_len, layers, generator=None):
+    """Give each block in `layers` of an open_clip ViT `vpt_len` learned prompts, which pass on until the next such block.
 
-    They start uniform in ±sqrt(6 / (3 patch_h patch_w + width)). Shallow prompts pass through all blocks.
+    They start uniform in ±sqrt(6 / (3 patch_h patch_w + width)).
     """
-    blocks, width = visual.transformer.resblocks, visual.conv1.out_channels
+    blocks, width, weight = visual.transformer.resblocks, visual.conv1.out_channels, visual.conv1.weight
     bound = math.sqrt(6 / (3 * math.prod(visual.patch_size) + width))
-    device = visual.conv1.weight.device
-    for i in range(len(blocks) if deep else 1):
-        prompts = (torch.rand(vpt_len, width, generator=generator) * 2 - 1) * bound
-        blocks[i] = PromptedBlock(blocks[i], nn.Parameter(prompts.to(device)), len(visual.positional_embedding))
+    for i in layers:
+        prompts = _uniform((vpt_len, width), bound, generator).to(weight.device)
+        blocks[i] = PromptedBlock(blocks[i], nn.Parameter(prompts), len(visual.positional_embedding))
 
 
-def tune_blocks(visual):
-    """Full fine-tuning as DeFT does it: all transformer blocks; embeddings, ln_pre and ln_post stay frozen."""
-    visual.requires_grad_(False)
-    visual.transformer.requires_grad_(True)
+# --- adapters
+
+class Adapter(nn.Module):
+    """up(relu(down(LN(mlp(x))))), in sequence and without an inner skip, as in the official code.
+
+    `up` starts at zero, so the block's MLP branch starts erased.
+    """
+
+    def __init__(self, mlp, width, dim, generator=None):
+        super().__init__()
+        self.mlp, self.ln = mlp, nn.LayerNorm(width)
+        self.down, self.up = _bottleneck(width, dim, generator)
+
+    def forward(self, x):
+        return self.up(F.relu(self.down(self.ln(self.mlp(x)))))
+
+
+class AdaptFormer(nn.Module):
+    """mlp(x) + s up(relu(down(x))), beside the MLP, x already normalised (Chen et al., NeurIPS 2022, eq. 3).
+
+    The scale s starts at the paper's 0.1 and is learnt; `up` starts at zero.
+    """
+
+    def __init__(self, mlp, width, dim, generator=None):
+        super().__init__()
+        self.mlp, self.scale = mlp, nn.Parameter(torch.tensor(0.1))
+        self.down, self.up = _bottleneck(width, dim, generator)
+
+    def forward(self, x):
+        return self.mlp(x) + self.scale * self.up(F.relu(self.down(x)))
+
+
+def _bottleneck(width, dim, generator):
+    down, up = nn.Linear(width, dim), nn.Linear(dim, width)
+    with torch.no_grad():
+        down.weight.copy_(_uniform((dim, width), width**-0.5, generator))  # kaiming-uniform with a = sqrt(5)
+        for zero in (down.bias, up.weight, up.bias):
+            zero.zero_()
+    return down, up
+
+
+def _uniform(shape, bound, generator):
+    return (torch.rand(shape, generator=generator) * 2 - 1) * bound
+
+
+# --- re-parametrised weights
+
+class LoRA(nn.Module):
+    """in_proj_weight (3w, w) + (A B)^T / dim on the rows of q and of v (Hu et al., ICLR 2022, official scaling).
+
+    A (w, dim) is kaiming-uniform with a = sqrt(5), B (dim, w) zero, one pair for q and one for v.
+    """
+
+    def __init__(self, width, dim, generator=None):
+        super().__init__()
+        self.q_A, self.v_A = (nn.Parameter(_uniform((width, dim), dim**-0.5, generator)) for _ in "qv")
+        self.q_B, self.v_B = (nn.Parameter(torch.zeros(dim, width)) for _ in "qv")
+        self.dim = dim
+
+    def forward(self, weight):
+        q, k, v = weight.chunk(3)
+        return torch.cat([q + (self.q_A @ self.q_B).T / self.dim, k, v + (self.v_A @ self.v_B).T / self.dim])
+
+
+def add_lora(block, dim, generator=None):
+    """Low-rank updates of the q and v projections of a block."""
+    attn = block.attn
+    register_parametrization(attn, "in_proj_weight", LoRA(attn.embed_dim, dim, generator).to(attn.in_proj_bias.device))
+
+
+class _Scaled(nn.Module):
+    """weight (out, in) -> scale weight; bias (out,) -> scale bias + shift: y -> scale y + shift of a linear layer."""
+
+    def __init__(self, scale, shift=None):
+        super().__init__()
+        self.scale, self.shift = scale, shift
+
+    def forward(self, parameter):
+        return self.scale[:, None] * parameter if self.shift is None else self.scale * parameter + self.shift
+
+
+def add_ssf(block, generator=None):
+    """Scale and shift of the four linear outputs of a block (SSF, Lian et al., NeurIPS 2022): N(1, .02) and N(0, .02)."""
+    for module, prefix in ((block.attn, "in_proj_"), (block.attn.out_proj, ""), (block.mlp.c_fc, ""), (block.mlp.c_proj, "")):
+        bias = getattr(module, f"{prefix}bias")
+        scale, shift = (nn.Parameter((mean + 0.02 * torch.randn(len(bias), generator=generator)).to(bias.device))
+                        for mean in (1, 0))
+        register_parametrization(module, f"{prefix}weight", _Scaled(scale))
+        register_parametrization(module, f"{prefix}bias", _Scaled(scale, shift))

@@ -60,12 +60,15 @@ def clip_weights(seed, *, embed_dim, image_resolution, vision_layers, vision_wid
 
 
 def images(seed, n, size, labels):
-    """float32 (n, 3, size, size): fine noise, coarse 4x4 blocks, and the coarse pattern of each image's label."""
+    """float32 (n, 3, size, size): fine noise, coarse 4x4 blocks, and the coarse pattern of each image's label, if any."""
     def blocks(name):
         return np.kron(uniform(seed, name, (3, 4, 4)) - 0.5, np.ones((size // 4, size // 4))) * SQRT12
 
-    return np.stack([(0.5 * ((uniform(seed, f"image.{i}", (3, size, size)) - 0.5) * SQRT12)
-                      + 0.7 * blocks(f"coarse.{i}") + blocks(f"pattern.{labels[i]}")).astype("f4") for i in range(n)])
+    def one(i):
+        x = 0.5 * ((uniform(seed, f"image.{i}", (3, size, size)) - 0.5) * SQRT12) + 0.7 * blocks(f"coarse.{i}")
+        return (x if labels is None else x + blocks(f"pattern.{labels[i]}")).astype("f4")
+
+    return np.stack([one(i) for i in range(n)])
 
 
 def labels(seed, n, num_classes, noise_ratio=0.0):

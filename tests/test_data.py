@@ -11,56 +11,11 @@ from PIL import Image
 
 from dataloader.datasets import Split, View, load_data, load_digits_8x8
 from dataloader.loaders import EpochRandomness, Loader
-from dataloader.noise import NOISE, make_noise, read_labels
 from dataloader.transforms import normalise, random_crop, random_flip, resize
 from utils.config import UserError, load_config
 
 CPU = torch.device("cpu")
 HALF = ((0.5,) * 3, (0.5,) * 3)
-
-
-# --- noise
-
-@pytest.mark.parametrize("mode", NOISE)
-def test_noise_is_pure_and_repeatable(mode):
-    labels = np.arange(5000) % 10
-    state = np.random.get_state()[1].copy()
-    a, b = (make_noise(mode, labels, 10, 0.4, seed=3) for _ in range(2))
-    assert np.array_equal(a, b) and np.array_equal(labels, np.arange(5000) % 10)
-    assert np.array_equal(np.random.get_state()[1], state)  # the global generator is left alone
-    assert not np.array_equal(a, make_noise(mode, labels, 10, 0.4, seed=4))
-    assert np.array_equal(make_noise(mode, labels, 10, 0.0), labels)
-    assert a.dtype == np.int64
-
-
-def test_sym_draws_from_all_classes_and_asym_moves_to_the_next():
-    labels = np.arange(50000) % 10
-    noisy = make_noise("sym", labels, 10, 0.4)
-    assert np.mean(noisy != labels) == pytest.approx(0.4 * 0.9, abs=0.01)
-    counts = np.bincount(noisy[(labels == 3) & (noisy != labels)], minlength=10)
-    assert counts[3] == 0 and counts[np.arange(10) != 3].min() > 0.8 * counts.sum() / 9
-    noisy = make_noise("asym", labels, 10, 0.4)
-    assert (noisy != labels).sum() == 20000
-    assert set(((noisy - labels) % 10).tolist()) == {0, 1}
-
-
-@pytest.mark.parametrize("name, content", [("a.npy", None), ("cifar100_sym_0.2", "[0, 2, 1]"), ("a.txt", "0\n2\n1\n")])
-def test_labels_from_a_file(tmp_path, name, content):
-    path = tmp_path / name
-    np.save(path, np.array([0, 2, 1])) if content is None else path.write_text(content)
-    assert np.array_equal(make_noise("file", np.array([0, 1, 2]), 3, noise_file=str(path)), [0, 2, 1])
-    with pytest.raises(UserError, match="holds 3 labels, the training set has 4 images"):
-        make_noise("file", np.zeros(4, dtype=np.int64), 3, noise_file=str(path))
-    with pytest.raises(UserError, match="row 2 is 2, labels go from 0 to 1"):
-        make_noise("file", np.array([0, 1, 1]), 2, noise_file=str(path))
-
-
-@pytest.mark.parametrize("content", ["0\nx\n", "[0, 1.5]", "[[0]]", "{}", ""])
-def test_bad_label_file(tmp_path, content):
-    path = tmp_path / "labels"
-    path.write_text(content)
-    with pytest.raises(UserError, match=str(path)):
-        read_labels(path)
 
 
 # --- views

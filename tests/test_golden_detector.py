@@ -8,6 +8,7 @@ from model.classifier import Classifier
 from model.clip import load_clip
 from model.detector import Detector, clean_probability
 from model.prompts import encode_prompts
+from model.tuners import add_visual_prompts
 from tests import recipe
 from tests.conftest import golden, write_clip
 from utils.engine import evaluate, learning_rate, train_detector_epoch
@@ -23,7 +24,8 @@ def close(actual, expected, atol):
 
 def build_detector(random_clip, meta, arrays, prefix=""):
     clip, tokenizer = random_clip(meta)
-    detector = Detector(clip, tokenizer, meta["class_names"], meta["n_ctx"], meta["class_token_position"], meta["vpt_len"])
+    add_visual_prompts(clip.visual, meta["vpt_len"], range(meta["clip_config"]["vision_layers"]))
+    detector = Detector(clip, tokenizer, meta["class_names"], meta["n_ctx"], meta["class_token_position"])
     with torch.no_grad():
         detector.prompts.pos_ctx.copy_(torch.from_numpy(arrays[f"{prefix}pos_ctx"]))
         detector.prompts.neg_ctx.copy_(torch.from_numpy(arrays[f"{prefix}neg_ctx"]))
@@ -44,10 +46,12 @@ def test_forward(random_clip, case):
     detector = build_detector(random_clip, meta, g).eval()
 
     K = len(meta["class_names"])
-    np.testing.assert_array_equal(detector.prompts.eos[:K], g["eot_position"])
-    text = encode_prompts(detector.clip, detector.prompts(), detector.prompts.eos)
-    close(text, np.concatenate([g["text_pos"], g["text_neg"]]), 1e-5)
-    close(torch.cat(detector.text_features()), np.concatenate([g["text_pos_norm"], g["text_neg_norm"]]), 1e-5)
+    prompts = detector.prompts
+    np.testing.assert_array_equal(prompts.eos, g["eot_position"])
+    for ctx, normalised, name in zip((prompts.pos_ctx, prompts.neg_ctx),
+                                     detector.text_features(prompts.pos_ctx, prompts.neg_ctx), ("text_pos", "text_neg")):
+        close(encode_prompts(detector.clip, prompts(ctx), prompts.eos), g[name], 1e-5)
+        close(normalised, g[f"{name}_norm"], 1e-5)
     close(detector.clip.encode_image(images), g["image_features_projected"], 1e-5)
     close(detector.image_features(images), g["image_features_norm"], 1e-5)
 
@@ -133,7 +137,7 @@ def test_learned_contexts_equal_real_words(random_clip, position):
     """A context set to the embeddings of real words reads as those words, in all three places of the name."""
     clip, tokenizer = random_clip(golden("detector_forward_wide_end")[1])
     words, names = ["an", "old", "blurry", "photo", "of"], ["cat", "maple tree", "kite (bird of prey)"]
-    detector = Detector(clip, tokenizer, names, len(words), position, vpt_len=0)
+    detector = Detector(clip, tokenizer, names, len(words), position)
     ids = tokenizer([" ".join(words)])[0, 1:1 + len(words)]
     with torch.no_grad():
         detector.prompts.pos_ctx.copy_(clip.token_embedding(ids))
@@ -142,24 +146,31 @@ def test_learned_contexts_equal_real_words(random_clip, position):
     if position != "end":  # `).` is one token behind the name, two where the name stands elsewhere
         names = names[:2]
     expected = F.normalize(clip.encode_text(tokenizer([text.format(name) for name in names])), dim=-1)
-    torch.testing.assert_close(detector.text_features()[0][:len(names)], expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(detector.text_features(detector.prompts.pos_ctx)[0][:len(names)], expected, atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("seed, width, heads_text, K, n_ctx, vpt_len", [(3, 64, 128, 3, 1, 1), (7, 192, 64, 17, 7, 9)])
-def test_other_sizes(tmp_path, seed, width, heads_text, K, n_ctx, vpt_len):
+@pytest.mark.parametrize("seed, width, heads_text, K, n_ctx, vpt_len, csc", [
+    (3, 64, 128, 3, 1, 1, False), (7, 192, 64, 17, 7, 9, False), (5, 64, 64, 4, 3, 2, True)])
+def test_other_sizes(tmp_path, seed, width, heads_text, K, n_ctx, vpt_len, csc):
     """Other seeds, widths, class counts, context and prompt lengths; nothing selected leaves cls and its gradient 0."""
     cfg = dict(embed_dim=24, image_resolution=48, vision_layers=3, vision_width=width, vision_patch_size=16,
                context_length=77, vocab_size=49408, transformer_width=heads_text, transformer_layers=1)
     clip, tokenizer = load_clip(write_clip(tmp_path, recipe.clip_weights(seed, **cfg), cfg))
-    detector = Detector(clip, tokenizer, [f"class {i}" for i in range(K)], n_ctx, vpt_len=vpt_len,
-                        generator=torch.Generator().manual_seed(seed))
-    labels = torch.arange(12) % K
-    images = torch.from_numpy(recipe.images(seed, 12, 48, labels.numpy()))
+    generator = torch.Generator().manual_seed(seed)
+    clip.visual.requires_grad_(False)
+    add_visual_prompts(clip.visual, vpt_len, range(3), generator)
+    detector = Detector(clip, tokenizer, [f"class {i}" for i in range(K)], n_ctx, csc=csc, generator=generator)
+    images = torch.from_numpy(recipe.images(seed, 12, 48, np.arange(12) % K))
     with torch.no_grad():
         logits_pos, logits_neg = detector(images)
-    assert logits_pos.shape == logits_neg.shape == (12, K)
-    unselected = ~select_clean(clean_probability(logits_pos, logits_neg), labels)[0]
-    images, labels = images[unselected], labels[unselected]
+        assert logits_pos.shape == logits_neg.shape == (12, K)
+        if (logits_pos > logits_neg).float().mean() > 0.5:  # most would be selected: let the contexts change places
+            swap = detector.prompts.pos_ctx.clone()
+            detector.prompts.pos_ctx.copy_(detector.prompts.neg_ctx)
+            detector.prompts.neg_ctx.copy_(swap)
+        p_yes = clean_probability(*detector(images))
+    unselected = p_yes.min(1).values < 0.499
+    images, labels = images[unselected], p_yes.argmin(1)[unselected]
     assert len(labels)
     optimizer = torch.optim.SGD([p for p in detector.parameters() if p.requires_grad], lr=0.1, weight_decay=0.5)
     before = detector.prompts.pos_ctx.detach().clone()

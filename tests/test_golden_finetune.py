@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from model.classifier import Classifier
-from model.tuners import tune_blocks
+from model.tuners import tune
 from tests import recipe
 from tests.conftest import golden
+from utils.config import load_config
 from utils.engine import learning_rate, train_classifier_epoch
 
 
@@ -23,8 +24,8 @@ def test_finetune(random_clip, prefix, full_batch):
     images, labels, mask = torch.from_numpy(both), torch.from_numpy(noisy), torch.from_numpy(g[f"{prefix}clean_mask"] > 0)
 
     clip, _ = random_clip(meta)
+    tune(clip.visual, load_config(["--finetune", "true"]))
     model = Classifier(clip.visual, K)
-    tune_blocks(model.backbone)
     with torch.no_grad():
         model.head.weight.copy_(torch.from_numpy(g["init.head_weight"]))
         model.head.bias.copy_(torch.from_numpy(g["init.head_bias"]))

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from utils.config import UserError, nearest
+from utils.safe_pickle import load_arrays
 
 
 @contextmanager
@@ -75,15 +76,6 @@ def save_mask(path, mask, p_clean, predicted, labels, *, dataset, noise, seed):
                             dataset=dataset, noise=noise, seed=seed)
 
 
-def _read_pickled_mask(path):
-    """The official `.pt`: a numpy bool array pickled by torch.save, read without running anything else."""
-    array_parts = [(np._core.multiarray._reconstruct, "numpy.core.multiarray._reconstruct"),
-                   (np._core.multiarray._reconstruct, "numpy._core.multiarray._reconstruct"), np.ndarray, np.dtype,
-                   *(getattr(np.dtypes, n) for n in ("BoolDType", "Int64DType", "UInt8DType"))]
-    with torch.serialization.safe_globals(array_parts):
-        return torch.load(path, map_location="cpu", weights_only=True)
-
-
 def load_mask(path, labels, dataset, noise, seed):
     """The clean mask (N,) bool of a file: ours (.npz, identity checked), an array (.npy), or the official .pt.
 
@@ -97,7 +89,7 @@ def load_mask(path, labels, dataset, noise, seed):
         elif path.suffix == ".npy":
             saved = {"mask": np.load(path, allow_pickle=False)}
         else:
-            saved = {"mask": np.asarray(_read_pickled_mask(path))}
+            saved = {"mask": np.asarray(load_arrays(path))}
     except Exception as error:  # a damaged zip, a pickle that asks for more than arrays, a missing entry …
         raise UserError(f"{path}: not a mask file ({' '.join(str(error).split())[:300]})") from None
     mask = saved["mask"]
