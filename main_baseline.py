@@ -9,16 +9,17 @@ from utils.config import load_config, pick, run_main
 from utils.runs import Run, backbone_name, show
 
 
-def main(argv=None, **settings):
-    """Train the method that the flags name; returns the summary. `settings` are the script's own defaults."""
+def main(argv=None, method=None, **settings):
+    """Train the method that the flags name, or `method`; returns the summary. `settings` are the script's defaults."""
     cfg = load_config(argv, __doc__, **settings)
-    loss = pick(METHODS, cfg.lnl_methods, "lnl_methods")
+    cfg.lnl_methods = method or cfg.lnl_methods
+    build = pick(METHODS, cfg.lnl_methods, "lnl_methods")
     data = load_data(cfg)
     run = Run(cfg, data, f"{cfg.lnl_methods.lower()}-{backbone_name(cfg)}")
     if run.summary:
         show(run.summary)
         return run.summary
-    return fine_tune(cfg, data, run, loss)
+    return fine_tune(cfg, data, run, build(cfg, len(data.train.labels), data.num_classes))
 
 
 if __name__ == "__main__":

@@ -40,6 +40,9 @@ def main(argv=None, **settings):
     scaler, labels = grad_scaler(device, cfg.prec), data.train.labels
     is_clean = None if data.true_labels is None else data.true_labels == labels
 
+    def amp():
+        return autocast(device, cfg.prec)
+
     first, saved = run.resume(model, optimizer, scaler)
     records = {k: saved.get(k) for k in ("p_clean", "selected", "predicted")}
     for epoch in range(first, cfg.epochs + 1):
@@ -50,15 +53,15 @@ def main(argv=None, **settings):
             use_pseudo_labels=epoch >= (cfg.pseudo_from or cfg.warmup + 1), warmup_loss=WARMUP_LOSS[cfg.warmup_loss],
             neg_weight=cfg.neg_weight, require_agreement=cfg.require_agreement,
             is_clean=None if is_clean is None else torch.from_numpy(is_clean).to(device),
-            amp=lambda: autocast(device, cfg.prec), scaler=scaler, title=f"epoch {epoch}/{cfg.epochs}")
+            amp=amp, scaler=scaler, title=f"epoch {epoch}/{cfg.epochs}")
         index = result.pop("index")
         for key in records:  # the mask is the selection of the last epoch, made on line (before each step)
             column = result.pop(key)
             records[key] = torch.empty_like(column).index_copy_(0, index, column)
         model.eval()
-        with torch.no_grad(), autocast(device, cfg.prec):
-            classifier = model.classifier()
-        accuracy = evaluate(classifier, test.eval(), data.num_classes, lambda: autocast(device, cfg.prec))
+        with torch.no_grad(), amp():
+            predict = model.classifier()
+        accuracy = evaluate(predict, test.eval(), data.num_classes, amp)
         mask = records["selected"].numpy()
         quality = {} if is_clean is None else precision_recall(mask, is_clean)
         run.end_epoch({"epoch": epoch, "images": len(labels), **result, "selected": float(mask.mean()), **quality,

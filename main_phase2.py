@@ -8,11 +8,11 @@ import torch
 
 from dataloader.datasets import label_hash, load_data
 from dataloader.loaders import EpochRandomness, make_loaders
-from model.classifier import build_classifier, build_optimizer
-from utils.checkpoint import find_mask, load_mask
+from model.classifier import build_classifier, build_optimizer, frozen
+from utils.baselines import METHODS
+from utils.checkpoint import find_mask, load_mask, save_mask
 from utils.config import load_config, run_main
-from utils.engine import autocast, evaluate, grad_scaler, learning_rate, train_classifier_epoch
-from utils.losses import cross_entropy
+from utils.engine import autocast, evaluate, grad_scaler, learning_rate, score_samples, train_classifier_epoch
 from utils.runs import Run, backbone_name, show, slug, torch_generator
 from utils.selection import precision_recall
 
@@ -35,37 +35,65 @@ def main(argv=None, **settings):
     if data.true_labels is not None:
         numbers |= precision_recall(mask, data.true_labels == data.train.labels)
     print(f"training on {mask.sum()} of {len(mask)} samples ({path})")
-    return fine_tune(cfg, data, run, cross_entropy, mask, numbers)
+    return fine_tune(cfg, data, run, METHODS["CE"](cfg, len(mask), data.num_classes), mask, numbers)
 
 
-def fine_tune(cfg, data, run, loss, clean_mask=None, numbers=None):
+def fine_tune(cfg, data, run, method, clean_mask=None, numbers=None):
     """Train and evaluate the classifier of `cfg` for all epochs of a run and write its summary, which is returned.
 
-    clean_mask (N,) bool numpy: the samples to train on, None for all; `numbers` go into the summary as they are.
+    method: a utils.baselines.Method; clean_mask (N,) bool numpy: the samples to train on, None for all; `numbers` go
+    into the summary as they are. A method that selects also leaves its last epoch's selection as clean_mask.npz.
     """
-    device = run.device
-    model, pixels, statistics = build_classifier(cfg, data.num_classes, torch_generator(cfg.seed, 0))
+    device, labels = run.device, data.train.labels
+    model, pixels, statistics = build_classifier(cfg, data, torch_generator(cfg.seed, 0))
     train, test = make_loaders(data, cfg, pixels, statistics, device)
     model.to(device)
+    method.to(device)
     optimizer, scaler = build_optimizer(model, cfg), grad_scaler(device, cfg.prec)
-    # unselected samples need not run through the network, unless its batch-norm statistics are to see them
-    in_loss = torch.from_numpy(clean_mask).to(device) if cfg.full_batch and clean_mask is not None else None
-    keep = None if cfg.full_batch else clean_mask
 
-    first, accuracy = run.resume(model, optimizer, scaler)
+    def amp():
+        return autocast(device, cfg.prec)
+
+    def score():
+        with amp():
+            predict = frozen(model)
+        return score_samples(predict, train.eval(), amp)
+
+    first, saved = run.resume(model, optimizer, scaler)
+    if saved:
+        method.load_state_dict(saved["method"])
+    selection = saved.get("selection")
     for epoch in range(first, cfg.epochs + 1):
-        randomness = EpochRandomness(cfg.seed, epoch, data.train.labels, data.num_classes)
+        selection = method.epoch_selection(epoch, score)
+        mask = clean_mask if selection is None else selection["kept"].numpy()
+        randomness = EpochRandomness(cfg.seed, epoch, labels, data.num_classes)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(cfg.lr, epoch, cfg.epochs, cfg.schedule)
-        result = train_classifier_epoch(model, train.train(randomness, keep), optimizer, loss, clean_mask=in_loss,
-                                        amp=lambda: autocast(device, cfg.prec), scaler=scaler,
+        # unselected samples need not run through the network, unless its batch-norm statistics are to see them
+        keep, in_loss = (None, torch.from_numpy(mask).to(device)) if cfg.full_batch and mask is not None else (mask, None)
+        result = train_classifier_epoch(model, train.train(randomness, keep), optimizer, method, clean_mask=in_loss,
+                                        batch_mask=method.batch_mask(epoch), amp=amp, scaler=scaler,
                                         title=f"epoch {epoch}/{cfg.epochs}")
-        model.eval()
-        accuracy = evaluate(model, test.eval(), data.num_classes, lambda: autocast(device, cfg.prec))
+        index, kept, losses, predicted = (result.pop(k) for k in ("index", "kept", "losses", "predicted"))
+        if method.selects and selection is None:  # the choices made batch by batch; p_clean is the label's probability
+            back = index.argsort()
+            selection = {"kept": kept[back], "p_clean": (-losses[back]).exp(), "predicted": predicted[back]}
+        with amp():
+            predict = frozen(model)
+        accuracy = evaluate(predict, test.eval(), data.num_classes, amp)
+        saved = {"acc_per_class": accuracy["acc_per_class"]}
         run.end_epoch({"epoch": epoch, "images": result.pop("samples"), **result, "acc_test": accuracy["acc"],
                        "lr": optimizer.param_groups[0]["lr"]},
-                      model, optimizer, scaler, acc_per_class=accuracy["acc_per_class"])
-    summary = run.finish(data, {**(numbers or {}), "acc_per_class": accuracy["acc_per_class"]})
+                      model, optimizer, scaler, method=method.state_dict(), selection=selection, **saved)
+    numbers = dict(numbers or {})
+    if method.selects:
+        mask, p_clean, predicted = (selection[k].numpy() for k in ("kept", "p_clean", "predicted"))
+        save_mask(run.folder / "clean_mask.npz", mask, p_clean, predicted, labels,
+                  dataset=cfg.dataset, noise=data.noise_name, seed=cfg.seed)
+        numbers["selected"] = float(mask.mean())
+        if data.true_labels is not None:
+            numbers |= precision_recall(mask, data.true_labels == labels)
+    summary = run.finish(data, {**numbers, "acc_per_class": saved["acc_per_class"]})
     show(summary)
     print(f"results: {run.folder}")
     return summary

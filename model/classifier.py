@@ -1,9 +1,14 @@
 """Phase 2's network: an image tower with a linear head."""
+from pathlib import Path
+
+import timm
 import torch
 import torch.nn as nn
 
 from model.clip import image_statistics, load_clip, resolution
+from model.detector import Detector
 from model.tuners import tune
+from utils.config import BACKBONES, UserError, nearest
 
 
 class Classifier(nn.Module):
@@ -25,15 +30,65 @@ class Classifier(nn.Module):
         return self.head(self.backbone(images))
 
 
-def build_classifier(cfg, num_classes, generator=None):
+class TextClassifier(nn.Module):
+    """images (B, 3, H, W) -> logits_pos (B, K): the positive prompts, learned, instead of a linear head (`is_coop`)."""
+
+    def __init__(self, detector):
+        super().__init__()
+        self.detector = detector
+        detector.prompts.neg_ctx.requires_grad_(False)
+
+    def forward(self, images):
+        return self.detector.classifier()(images)
+
+
+@torch.no_grad()
+def frozen(model):
+    """The model in eval mode as a function images -> logits; text features, where it has any, are computed once."""
+    model.eval()
+    return model.detector.classifier() if isinstance(model, TextClassifier) else model
+
+
+def build_classifier(cfg, data, generator=None):
     """The classifier that `cfg` names with its trained parameters marked: (model, pixels, (mean, std))."""
-    clip, _ = load_clip(cfg.backbone, cfg.pretrained)
+    if cfg.backbone in BACKBONES or cfg.backbone.startswith("timm:"):
+        return _timm_classifier(cfg, data.num_classes)
+    clip, tokenizer = load_clip(cfg.backbone, cfg.pretrained)
     tune(clip.visual, cfg, generator)
-    model = Classifier(clip.visual, num_classes, generator)
+    if cfg.is_coop:
+        model = TextClassifier(Detector(clip, tokenizer, data.classnames, cfg.n_ctx, cfg.class_token_position, cfg.csc,
+                                        generator))
+    else:
+        model = Classifier(clip.visual, data.num_classes, generator)
     return model, resolution(clip, cfg), image_statistics(clip)
 
 
+def _timm_classifier(cfg, num_classes):
+    """A timm network with a new head, all of it trained; weights by timm, from a file (`pretrained`), or none."""
+    name = BACKBONES[cfg.backbone][0] if cfg.backbone in BACKBONES else cfg.backbone.removeprefix("timm:")
+    if not timm.is_model(name):
+        raise UserError(f"backbone: timm knows no model '{name}'.{nearest(name, timm.list_models())}")
+    is_file = bool(cfg.pretrained) and cfg.pretrained != "none"
+    if is_file and not Path(cfg.pretrained).is_file():
+        raise UserError(f"pretrained: there is no weight file {cfg.pretrained}; for {cfg.backbone} it is a file, none, or "
+                        "empty to let timm fetch the weights.")
+    with torch.random.fork_rng(devices=[]):  # the same head, and the same untrained network, for every start of a run
+        torch.manual_seed(cfg.seed)
+        try:
+            model = timm.create_model(name, pretrained=cfg.pretrained != "none", num_classes=num_classes,
+                                      pretrained_cfg_overlay={"file": cfg.pretrained} if is_file else None)
+        except Exception as error:  # offline hubs and foreign files fail in many ways
+            raise UserError(f"backbone: the weights of {name} could not be had ({error}). Where there is a network, fetch "
+                            f"timm's {name}; copy the file to this machine and pass --pretrained FILE.") from None
+    pixels = model.pretrained_cfg["input_size"][1]
+    if cfg.resolution not in (0, pixels):
+        raise UserError(f"resolution: is {cfg.resolution}, but {name} takes images of {pixels} pixels.")
+    return model, pixels, (model.pretrained_cfg["mean"], model.pretrained_cfg["std"])
+
+
 def build_optimizer(model, cfg):
-    """SGD over the trained parameters."""
-    return torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=cfg.lr,
-                           momentum=cfg.momentum, weight_decay=cfg.weight_decay)
+    """The optimizer over the trained parameters: SGD, or AdamW for the timm backbones that the paper trains with it."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    if cfg.optimizer == "adamw":
+        return torch.optim.AdamW(trained, lr=cfg.lr, weight_decay=cfg.weight_decay)
+    return torch.optim.SGD(trained, lr=cfg.lr, momentum=cfg.momentum, weight_decay=cfg.weight_decay)

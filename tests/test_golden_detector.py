@@ -11,7 +11,7 @@ from model.prompts import encode_prompts
 from model.tuners import add_visual_prompts
 from tests import recipe
 from tests.conftest import golden, write_clip
-from utils.engine import evaluate, learning_rate, train_detector_epoch
+from utils.engine import autocast, evaluate, learning_rate, train_detector_epoch
 from utils.losses import cross_entropy, negative_prompt_loss, symmetric_cross_entropy
 from utils.selection import precision_recall, select_clean
 
@@ -181,3 +181,15 @@ def test_other_sizes(tmp_path, seed, width, heads_text, K, n_ctx, vpt_len, csc):
     trained = {name for name, p in detector.named_parameters() if p.requires_grad}
     assert trained == {"prompts.pos_ctx", "prompts.neg_ctx"} | {
         f"clip.visual.transformer.resblocks.{i}.prompts" for i in range(3)}
+
+
+def test_bf16_autocast_gives_nearly_the_same_logits(random_clip):
+    g, meta = golden("detector_forward_wide_end")
+    spec = meta["images"]
+    images = torch.from_numpy(recipe.images(spec["seed"], spec["n"], spec["res"], recipe.labels(100 + 11, 12, 10)[0]))
+    detector = build_detector(random_clip, meta, g).eval()
+    with torch.no_grad(), autocast(torch.device("cpu"), "bf16"):
+        logits_pos, logits_neg = detector(images)
+    assert logits_pos.dtype == torch.bfloat16 and detector.prompts.pos_ctx.dtype == torch.float32
+    p_yes = clean_probability(logits_pos, logits_neg)
+    close(p_yes, g["p_yes"], 0.05)

@@ -7,6 +7,7 @@ from model.classifier import Classifier
 from model.tuners import tune
 from tests import recipe
 from tests.conftest import golden
+from utils.baselines import METHODS
 from utils.config import load_config
 from utils.engine import learning_rate, train_classifier_epoch
 
@@ -39,10 +40,13 @@ def test_finetune(random_clip, prefix, full_batch):
         for b, index in enumerate(torch.from_numpy(g["order"][e]).split(B)):
             kept = index if full_batch else index[mask[index]]
             result = train_classifier_epoch(model, [(images[kept], labels[kept], kept)], optimizer,
-                                            clean_mask=mask if full_batch else None)
+                                            METHODS["CE"](None, n, K), clean_mask=mask if full_batch else None)
             expected = np.nan_to_num(g[f"{prefix}loss"][e, b])  # the official loss of an empty batch is NaN, ours 0
             assert result["loss"] == pytest.approx(expected, abs=1e-5)
             np.testing.assert_allclose(model.head.weight.detach(), g[f"{prefix}head_weight_after_step"][step], atol=1e-5)
+            here = g["loss_per_sample"][e, b * B:(b + 1) * B]
+            if not prefix:
+                np.testing.assert_allclose(result["losses"], here if full_batch else here[mask[index]], atol=1e-4)
             step += 1
     model.eval()
     with torch.no_grad():

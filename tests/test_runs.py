@@ -17,8 +17,10 @@ import main_baseline
 import main_detect
 import main_phase1
 import main_phase2
+import main_real_baseline
 import main_real_phase1
 import main_real_phase2
+import main_small_loss
 from dataloader.datasets import load_data
 from tests.test_data import write_cifar, write_folder
 from utils import report, tables
@@ -300,18 +302,65 @@ def test_untrained_vit_b16_takes_a_step_through_both_scripts(tmp_path):
     assert {k.split(".")[0] for k in saved} == {"head", "backbone"} and len(saved) == 2 + 12 * 12
 
 
-@pytest.mark.parametrize("prec", ["bf16"])
-def test_autocast_keeps_the_mask(cell, tmp_path, prec):
-    out, _ = cell
-    main_phase1.main(phase1(tmp_path, "--prec", prec))
-    masks = [np.load(root / "digits/sym-0.4/seed0/deft/clean_mask.npz")["mask"] for root in (out, tmp_path)]
-    assert (masks[0] == masks[1]).mean() > 0.95
-
-
 def test_nan_stops_the_run_and_nothing_of_it_is_kept(tmp_path):
     with pytest.raises(UserError, match=r"epoch 1/2, batch \d+ of 6: the loss is (nan|inf)"):
         main_phase1.main(phase1(tmp_path, "--lr", "1e30"))
     assert not list(tmp_path.rglob("checkpoint.pt"))
+
+
+@pytest.mark.parametrize("script, method", [(main_baseline, "SCE"), (main_baseline, "GCE"), (main_baseline, "ELR"),
+                                            (main_baseline, "GMM"), (main_small_loss, "small-loss"), (main_real_baseline, "GMM")])
+def test_baselines_leave_the_same_record(cell, tmp_path, script, method):
+    flags = [] if script is main_small_loss else ["--lnl_methods", method]
+    summary = script.main(phase2(tmp_path, *flags))
+    folder = tmp_path / "digits/sym-0.4/seed0" / f"{method.lower()}-tiny-clip-digits"
+    assert json.loads((folder / "summary.json").read_text()) == summary and summary["epochs"] == 2
+    lrs = {json.loads(line)["lr"] for line in (folder / "log.jsonl").read_text().splitlines()}
+    assert len(lrs) == (1 if script is main_real_baseline else 2)
+    if method in ("GMM", "small-loss"):  # detectors too: their mask trains phase 2
+        assert 0 < summary["selected"] < 1 and summary["precision"] > 1 - summary["noise_rate"]
+        again = main_phase2.main(phase2(tmp_path, "--mask", folder.name, "--epochs", "1"))
+        assert again["selected"] == summary["selected"]
+
+
+def test_elr_targets_survive_a_stop(tmp_path, monkeypatch):
+    flags = ["--lnl_methods", "ELR"]
+    main_baseline.main(phase2(tmp_path / "whole", *flags))
+    real, calls = main_phase2.evaluate, []
+    with monkeypatch.context() as patch:
+        patch.setattr(main_phase2, "evaluate", lambda *a, **k: calls.append(1) or real(*a, **k) if not calls
+                      else (_ for _ in ()).throw(Killed()))
+        with pytest.raises(Killed):
+            main_baseline.main(phase2(tmp_path / "cut", *flags))
+    main_baseline.main(phase2(tmp_path / "cut", *flags))
+    a, b = (checkpoint(tmp_path / d / "digits/sym-0.4/seed0/elr-tiny-clip-digits") for d in ("whole", "cut"))
+    assert a["method"]["target"].abs().sum() > 0 and same(a["method"], b["method"]) and same(a["model"], b["model"])
+
+
+@pytest.mark.parametrize("flags, parameter", [
+    (["--finetune", "false", "--vpt_deep", "--vpt_len", "2"], "backbone.transformer.resblocks.3.prompts"),
+    (["--finetune", "false", "--lora", "--ssf"], "backbone.transformer.resblocks.0.attn.parametrizations.in_proj_weight.1.q_A"),
+    (["--is_coop", "--n_ctx", "4", "--csc"], "detector.prompts.pos_ctx")])
+def test_peft_and_text_classifier_as_adaptation(cell, tmp_path, flags, parameter):
+    out, _ = cell
+    mask = str(out / "digits/sym-0.4/seed0/deft/clean_mask.npz")
+    main_phase2.main(phase2(tmp_path, "--mask", mask, "--epochs", "1", *flags))
+    saved = checkpoint(tmp_path / "digits/sym-0.4/seed0/phase2-deft-tiny-clip-digits")["model"]
+    assert parameter in saved and "detector.prompts.neg_ctx" not in saved
+
+
+def test_timm_backbones(cell, tmp_path):
+    out, _ = cell
+    mask = ["--mask", str(out / "digits/sym-0.4/seed0/deft/clean_mask.npz"), "--epochs", "1", "--pretrained", "none"]
+    summary = main_phase2.main(phase2(tmp_path, *mask, "--backbone", "timm:test_vit"))
+    assert summary["name"] == "phase2-deft-timm-test_vit"
+    with pytest.raises(UserError, match="timm knows no model 'test_vitt'. Did you mean test_vit"):
+        main_phase2.main(phase2(tmp_path, *mask, "--backbone", "timm:test_vitt"))
+    for name, (optimizer, lr, weight_decay) in {"vit": ("sgd", 1e-2, 1e-5), "resnet": ("adamw", 1e-3, 1e-5),
+                                                "convnext": ("adamw", 1e-4, 1e-4), "mae": ("adamw", 1e-4, 1e-3)}.items():
+        cfg = load_config(phase2(tmp_path, "--backbone", name))
+        assert (cfg.optimizer, cfg.lr, cfg.weight_decay) == (optimizer, lr, weight_decay)
+    assert load_config(phase2(tmp_path, "--backbone", "vit", "--lr", "0.5")).lr == 0.5
 
 
 def test_gpuid_without_cuda_falls_back_and_says_so(tmp_path, capsys):

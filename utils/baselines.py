@@ -1,4 +1,118 @@
-"""Label-noise learning methods to compare with: METHODS[name](logits (B, K), labels (B,), index (B,)) -> losses (B,)."""
-from utils.losses import cross_entropy
+"""Label-noise learning methods to compare with: METHODS[name](cfg, num_samples, num_classes) -> Method."""
+import numpy as np
+import torch
+import torch.nn as nn
 
-METHODS = {"CE": cross_entropy}
+from utils.losses import cross_entropy, generalized_cross_entropy, symmetric_cross_entropy
+from utils.selection import gmm_clean_probability
+
+
+class Method(nn.Module):
+    """The loss of each sample, and which samples count; what must survive a stop is a buffer."""
+
+    selects = False  # whether the samples it trains on in the last epoch make a clean mask
+
+    def __init__(self, cfg, num_samples, num_classes):
+        super().__init__()
+        self.cfg = cfg
+
+    def forward(self, logits, labels, index):
+        """Losses (B,) of logits (B, K), given labels (B,) and positions in the training set (B,)."""
+        raise NotImplementedError
+
+    def epoch_selection(self, epoch, score):
+        """Before an epoch: `kept` (N,) bool, the samples to train on, with p_clean and predicted (N,); or None for all.
+
+        score() runs the network over the un-augmented training set: losses (N,), predicted (N,), CPU tensors.
+        """
+        return None
+
+    def batch_mask(self, epoch):
+        """A function losses (B,) -> (B,) bool that picks the samples of each batch, or None for all."""
+        return None
+
+
+class CE(Method):
+    """Cross-entropy on all given labels."""
+
+    def forward(self, logits, labels, index):
+        return cross_entropy(logits, labels)
+
+
+class SCE(Method):
+    """Symmetric cross-entropy, alpha = beta = 1 (Wang et al., ICCV 2019)."""
+
+    def forward(self, logits, labels, index):
+        return symmetric_cross_entropy(logits, labels)
+
+
+class GCE(Method):
+    """Generalised cross-entropy, q = 0.7 (Zhang and Sabuncu, NeurIPS 2018)."""
+
+    def forward(self, logits, labels, index):
+        return generalized_cross_entropy(logits, labels)
+
+
+class ELR(Method):
+    """Early-learning regularisation (Liu et al., NeurIPS 2020): CE + 5 log(1 - sum t p).
+
+    Each sample has a target t (K,), which starts at 0: t <- 0.3 t + 0.7 p / sum(p), p clamped to [1e-4, 1 - 1e-4].
+    """
+
+    def __init__(self, cfg, num_samples, num_classes):
+        super().__init__(cfg, num_samples, num_classes)
+        self.register_buffer("target", torch.zeros(num_samples, num_classes))
+
+    def forward(self, logits, labels, index):
+        p = logits.softmax(1).clamp(1e-4, 1 - 1e-4)
+        p_detached = p.detach()
+        self.target[index] = 0.3 * self.target[index] + 0.7 * p_detached / p_detached.sum(1, keepdim=True)
+        return cross_entropy(logits, labels) + 5 * (1 - (self.target[index] * p).sum(1)).log()
+
+
+class GMM(CE):
+    """Cross-entropy on the samples of small loss: a two-component mixture on the losses before each epoch after warm-up.
+
+    As DivideMix (Li et al., ICLR 2020) selects; see utils.selection.gmm_clean_probability.
+    """
+
+    selects = True
+
+    def epoch_selection(self, epoch, score):
+        if epoch <= self.cfg.warmup:
+            return None
+        losses, predicted = score()
+        seed = np.random.default_rng([self.cfg.seed, epoch, 1]).integers(2**31)
+        p_clean = torch.from_numpy(gmm_clean_probability(losses.numpy(), int(seed)))
+        return {"kept": p_clean > 0.5, "p_clean": p_clean, "predicted": predicted}
+
+
+class SmallLoss(CE):
+    """Cross-entropy on the int((1 - rate) n) smallest losses of each batch (as in Co-teaching, Han et al., NeurIPS 2018)."""
+
+    selects = True
+
+    def batch_mask(self, epoch):
+        cfg = self.cfg
+        rate = forget_rates(cfg.noise_mode, cfg.noise_ratio, cfg.epochs, cfg.warmup)[epoch - 1]
+        return lambda losses: smallest(losses, rate)
+
+
+def forget_rates(noise_mode, noise_ratio, epochs, warmup):
+    """Part of each batch that small-loss leaves out, per epoch, (epochs,): 0 -> ratio over the warm-up, then constant.
+
+    `str` noise hits half of the classes, so the ratio is halved.
+    """
+    ratio = noise_ratio / 2 if noise_mode == "str" else noise_ratio
+    rates = np.full(epochs, ratio, dtype=np.float64)
+    rates[:warmup] = np.linspace(0, ratio, warmup)[:epochs]
+    return rates
+
+
+def smallest(losses, rate):
+    """(B,) bool: the int((1 - rate) B) smallest of the losses (B,)."""
+    kept = losses.detach().argsort(stable=True)[: int((1 - rate) * len(losses))]
+    return torch.zeros_like(losses, dtype=torch.bool).index_fill_(0, kept, True)
+
+
+METHODS = {"CE": CE, "SCE": SCE, "GCE": GCE, "ELR": ELR, "GMM": GMM, "small-loss": SmallLoss}

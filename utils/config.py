@@ -9,6 +9,13 @@ from types import SimpleNamespace
 
 import yaml
 
+# the paper's other backbones (DeFT, table 11): timm's name, and the settings that go with each unless a flag says else
+BACKBONES = {
+    "vit": ("vit_base_patch16_224.augreg_in1k", {"optimizer": "sgd", "lr": 1e-2, "weight_decay": 1e-5, "momentum": 0.0}),
+    "resnet": ("resnet50.a1_in1k", {"optimizer": "adamw", "lr": 1e-3, "weight_decay": 1e-5}),
+    "convnext": ("convnext_tiny.fb_in1k", {"optimizer": "adamw", "lr": 1e-4, "weight_decay": 1e-4}),
+    "mae": ("vit_base_patch16_224.mae", {"optimizer": "adamw", "lr": 1e-4, "weight_decay": 1e-3}),
+}
 DEFAULTS = Path(__file__).resolve().parents[1] / "config" / "default.yaml"
 
 
@@ -127,6 +134,9 @@ def load_config(argv=None, description="", **settings):
             if name not in defaults:
                 raise UserError(f"{flags.cfg}: there is no key '{key}'.{nearest(key, defaults)}")
             resolved[name] = _coerce(key, value, defaults[name], comments[name], flags.cfg)
+    backbone = flags.backbone or resolved["backbone"]
+    if backbone in BACKBONES:
+        resolved |= BACKBONES[backbone][1]
     for key, default in defaults.items():
         text = getattr(flags, key)
         if text is not None:

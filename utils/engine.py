@@ -111,37 +111,58 @@ def train_detector_epoch(model, batches, complementary_labels, optimizer, *, war
             "index": index, "p_clean": p_clean, "selected": selected, "predicted": predicted}
 
 
-def train_classifier_epoch(model, batches, optimizer, loss=cross_entropy, *, clean_mask=None, amp=None, scaler=None,
+def train_classifier_epoch(model, batches, optimizer, loss, *, clean_mask=None, batch_mask=None, amp=None, scaler=None,
                            title="train"):
-    """One epoch of phase 2 or of a baseline: in each batch the mean of loss(logits, labels) over its clean samples.
+    """One epoch of phase 2 or of a baseline: in each batch the mean of loss(logits, labels, index) over its clean samples.
 
     batches may hold all samples, then clean_mask (N,) bool picks; or only the clean ones (Loader.train(keep=…)), then
-    clean_mask is None. A batch without a clean sample has loss 0 and the step is still taken: momentum and weight
-    decay act. Returns `loss` (mean over the batches with a clean sample), `samples` trained on, `seconds`.
-    Raises NonFinite.
+    clean_mask is None. batch_mask(losses (B,)) -> (B,) bool picks further inside each batch. A batch without a clean
+    sample has loss 0 and the step is still taken: momentum and weight decay act.
+
+    Returns `loss` (mean over the batches with a clean sample), `samples` trained on, `seconds` and, in visiting order,
+    the CPU tensors `index`, `kept`, `losses` (per sample), `predicted` (n,). Raises NonFinite.
     """
     model.train()
-    start, losses, counts = time.perf_counter(), [], []
+    start, batch_losses, counts, seen = time.perf_counter(), [], [], []
     bar = _bar(batches, title)
     for images, labels, index in bar:
         if len(labels):
             with amp() if amp else autocast(images.device, "fp32"):
                 logits = model(images)  # (B, K)
-            per_sample = loss(logits.float(), labels)
-            mask = torch.ones_like(labels, dtype=torch.bool) if clean_mask is None else clean_mask[index]
-            batch_loss = masked_mean(per_sample, mask)
-            counts.append(mask.sum())
+            losses = loss(logits.float(), labels, index)
+            kept = torch.ones_like(labels, dtype=torch.bool) if clean_mask is None else clean_mask[index]
+            if batch_mask is not None:
+                kept = kept & batch_mask(losses)
+            batch_loss = masked_mean(losses, kept)
+            seen.append((index, kept, losses.detach(), logits.detach().argmax(1)))
         else:  # a network cannot run on nothing; its gradients are zero, not absent
             batch_loss = sum(p.sum() for p in model.parameters() if p.requires_grad) * 0
-            counts.append(batch_loss.new_zeros((), dtype=torch.long))
+            kept = labels.bool()
         _step(batch_loss, optimizer, scaler)
-        losses.append(batch_loss.detach())
+        batch_losses.append(batch_loss.detach())
+        counts.append(kept.sum())
         if _watched(bar):
             bar.set_postfix(loss=f"{batch_loss.item():.3f}")
-    losses, counts = torch.stack(losses).cpu(), torch.stack(counts).cpu()
-    _check_finite(losses, title)
-    return {"loss": losses.sum().item() / max(int((counts > 0).sum()), 1), "samples": int(counts.sum()),
-            "seconds": time.perf_counter() - start}
+    batch_losses, counts = torch.stack(batch_losses).cpu(), torch.stack(counts).cpu()
+    _check_finite(batch_losses, title)
+    columns = (torch.cat(column).cpu() for column in zip(*seen)) if seen else (torch.empty(0),) * 4
+    return {"loss": batch_losses.sum().item() / max(int((counts > 0).sum()), 1), "samples": int(counts.sum()),
+            "seconds": time.perf_counter() - start, **dict(zip(("index", "kept", "losses", "predicted"), columns))}
+
+
+@torch.no_grad()
+def score_samples(predict, batches, amp=None, title="score"):
+    """Cross-entropy (N,) with the given labels and predicted class (N,) of every sample of un-augmented, ordered batches.
+
+    The caller puts the model into eval mode. CPU tensors.
+    """
+    losses, predicted = [], []
+    for images, labels, _ in _bar(batches, title):
+        with amp() if amp else autocast(images.device, "fp32"):
+            logits = predict(images).float()
+        losses.append(cross_entropy(logits, labels))
+        predicted.append(logits.argmax(1))
+    return torch.cat(losses).cpu(), torch.cat(predicted).cpu()
 
 
 @torch.no_grad()

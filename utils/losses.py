@@ -29,3 +29,9 @@ def negative_prompt_loss(p_yes, complementary_labels, targets, weight=1.0):
 def masked_mean(values, mask):
     """Mean of values (B,) over mask (B,) bool; 0, with zero gradient, where the mask is empty."""
     return (values * mask).sum() / mask.sum().clamp(min=1)
+
+
+def generalized_cross_entropy(logits, labels, q=0.7):
+    """GCE (Zhang and Sabuncu, NeurIPS 2018): (1 - p_y^q) / q; between CE (q -> 0) and the mean absolute error (q = 1)."""
+    log_p = F.log_softmax(logits, 1).gather(1, labels[:, None])[:, 0]
+    return (1 - (q * log_p).exp()) / q

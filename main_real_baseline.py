@@ -1,0 +1,17 @@
+"""Label-noise learning methods on real-world label noise, to compare with.
+
+    python main_real_baseline.py --cfg config/FFT/clothing1m.yaml --lnl_methods GMM
+
+main_baseline.py with the constant learning rate of the official real-world script.
+"""
+from main_baseline import main as baseline
+from utils.config import run_main
+
+
+def main(argv=None):
+    """Baselines with the real-world settings; a YAML or flag may still change each."""
+    return baseline(argv, schedule="constant")
+
+
+if __name__ == "__main__":
+    run_main(main)

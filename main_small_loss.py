@@ -1,0 +1,15 @@
+"""Fine-tune on the samples of smallest loss in each batch, to compare with.
+
+    python main_small_loss.py --cfg config/PEFT/cifar100.yaml --noise_mode sym --noise_ratio 0.2
+"""
+from main_baseline import main as baseline
+from utils.config import run_main
+
+
+def main(argv=None):
+    """main_baseline.py with the method small-loss, whatever the YAML's lnl_methods says."""
+    return baseline(argv, method="small-loss")
+
+
+if __name__ == "__main__":
+    run_main(main)
