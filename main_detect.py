@@ -48,11 +48,11 @@ def main(argv=None, **settings):
 
     clip, tokenizer = load_clip(cfg.backbone, cfg.pretrained)
     clip.to(run.device)
-    train, test = make_loaders(data, cfg, resolution(clip, cfg), image_statistics(clip), run.device)
+    train, tests = make_loaders(data, cfg, resolution(clip, cfg), image_statistics(clip), run.device)
     labels = data.train.labels
     probabilities = zero_shot_probabilities(clip, tokenizer, data.classnames, train, cfg.prec)
     mask, p_clean, predicted = (x.numpy() for x in detector(probabilities, torch.from_numpy(labels)))
-    test_predicted = zero_shot_probabilities(clip, tokenizer, data.classnames, test, cfg.prec).argmax(1).numpy()
+    test_predicted = zero_shot_probabilities(clip, tokenizer, data.classnames, tests["test"], cfg.prec).argmax(1).numpy()
     accuracy = 100 * float((test_predicted == data.test.labels).mean())
     save_mask(run.folder / "clean_mask.npz", mask, p_clean, predicted, labels,
               dataset=cfg.dataset, noise=data.noise_name, seed=cfg.seed)

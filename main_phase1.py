@@ -12,7 +12,7 @@ from model.detector import Detector
 from model.tuners import tune
 from utils.checkpoint import save_mask
 from utils.config import load_config, run_main
-from utils.engine import autocast, evaluate, grad_scaler, learning_rate, train_detector_epoch
+from utils.engine import autocast, evaluate_all, grad_scaler, learning_rate, train_detector_epoch
 from utils.losses import cross_entropy, symmetric_cross_entropy
 from utils.runs import Run, show, torch_generator
 from utils.selection import precision_recall
@@ -31,7 +31,7 @@ def main(argv=None, **settings):
 
     clip, tokenizer = load_clip(cfg.backbone, cfg.pretrained)
     device = run.device
-    train, test = make_loaders(data, cfg, resolution(clip, cfg), image_statistics(clip), device)
+    train, tests = make_loaders(data, cfg, resolution(clip, cfg), image_statistics(clip), device)
     generator = torch_generator(cfg.seed, 0)
     tune(clip.visual, cfg, generator)
     model = Detector(clip, tokenizer, data.classnames, cfg.n_ctx, cfg.class_token_position, cfg.csc, generator).to(device)
@@ -61,11 +61,11 @@ def main(argv=None, **settings):
         model.eval()
         with torch.no_grad(), amp():
             predict = model.classifier()
-        accuracy = evaluate(predict, test.eval(), data.num_classes, amp)
+        accuracy = evaluate_all(predict, tests, data.num_classes, amp)
         mask = records["selected"].numpy()
         quality = {} if is_clean is None else precision_recall(mask, is_clean)
         run.end_epoch({"epoch": epoch, "images": len(labels), **result, "selected": float(mask.mean()), **quality,
-                       "acc_test": accuracy["acc"], "lr": optimizer.param_groups[0]["lr"]},
+                       **accuracy["accs"], "lr": optimizer.param_groups[0]["lr"]},
                       model, optimizer, scaler, **records, acc_per_class=accuracy["acc_per_class"])
         saved = {"acc_per_class": accuracy["acc_per_class"]}
 

@@ -12,7 +12,7 @@ from model.classifier import build_classifier, build_optimizer, frozen
 from utils.baselines import METHODS
 from utils.checkpoint import find_mask, load_mask, save_mask
 from utils.config import load_config, run_main
-from utils.engine import autocast, evaluate, grad_scaler, learning_rate, score_samples, train_classifier_epoch
+from utils.engine import autocast, evaluate_all, grad_scaler, learning_rate, score_samples, train_classifier_epoch
 from utils.runs import Run, backbone_name, show, slug, torch_generator
 from utils.selection import precision_recall
 
@@ -46,7 +46,7 @@ def fine_tune(cfg, data, run, method, clean_mask=None, numbers=None):
     """
     device, labels = run.device, data.train.labels
     model, pixels, statistics = build_classifier(cfg, data, torch_generator(cfg.seed, 0))
-    train, test = make_loaders(data, cfg, pixels, statistics, device)
+    train, tests = make_loaders(data, cfg, pixels, statistics, device)
     model.to(device)
     method.to(device)
     optimizer, scaler = build_optimizer(model, cfg), grad_scaler(device, cfg.prec)
@@ -80,9 +80,9 @@ def fine_tune(cfg, data, run, method, clean_mask=None, numbers=None):
             selection = {"kept": kept[back], "p_clean": (-losses[back]).exp(), "predicted": predicted[back]}
         with amp():
             predict = frozen(model)
-        accuracy = evaluate(predict, test.eval(), data.num_classes, amp)
+        accuracy = evaluate_all(predict, tests, data.num_classes, amp)
         saved = {"acc_per_class": accuracy["acc_per_class"]}
-        run.end_epoch({"epoch": epoch, "images": result.pop("samples"), **result, "acc_test": accuracy["acc"],
+        run.end_epoch({"epoch": epoch, "images": result.pop("samples"), **result, **accuracy["accs"],
                        "lr": optimizer.param_groups[0]["lr"]},
                       model, optimizer, scaler, method=method.state_dict(), selection=selection, **saved)
     numbers = dict(numbers or {})

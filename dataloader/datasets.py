@@ -21,14 +21,21 @@ class View:
     """How pixels become a batch.
 
     Training: arrays are zero-padded by `pad` and cut back to their size at random; files are decoded `enlarge` times
-    as large as needed and cut at random; both are flipped where `flip`. Mean and std in [0, 1] units; None takes the
-    backbone's own.
+    as large as needed and cut at random; both are flipped where `flip`. Test files are decoded `test_enlarge` times as
+    large and cut in the centre. `short_side`: it is the short side of a file that is resized, else both. Mean and std
+    in [0, 1] units; None takes the backbone's own.
     """
     pad: int = 0
     enlarge: float = 1.0
+    test_enlarge: float = 1.0
+    short_side: bool = False
     flip: bool = True
     mean: tuple | None = None
     std: tuple | None = None
+
+
+ENLARGE = 8 / 7  # 256 pixels for a crop of 224
+IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
 
 @dataclass
@@ -47,6 +54,8 @@ class Dataset:
     classnames: list
     view: View
     trusted: bool = True  # the labels on disk are taken for the truth
+    more_tests: dict = field(default_factory=dict)  # further test sets, name -> Split
+    skipped: list = field(default_factory=list)  # broken files that were left out
     true_labels: np.ndarray | None = None
     noise_name: str = field(default="none")  # of the run's folder
 
@@ -111,10 +120,13 @@ def _read_cifar(path, label_key):
 
 
 def _cifar(cfg, name, folder, files, label_key, mean, std):
+    if cfg.download:
+        from torchvision import datasets as torchvision_sets
+        {"cifar10": torchvision_sets.CIFAR10, "cifar100": torchvision_sets.CIFAR100}[name](cfg.data_path, download=True)
     root = next((d for d in (Path(cfg.data_path), Path(cfg.data_path) / folder) if (d / files[0]).is_file()), None)
     if root is None:
         raise UserError(f"data_path: no {files[0]} in {cfg.data_path} or its folder {folder}; expected the files "
-                        f"{', '.join(files)} of {name}'s python version.")
+                        f"{', '.join(files)} of {name}'s python version; --download fetches them where there is a network.")
     missing = [f for f in files if not (root / f).is_file()]
     if missing:
         raise UserError(f"data_path: {root / missing[0]} is missing.")
@@ -156,7 +168,7 @@ def imagefolder(cfg):
     root = Path(cfg.data_path)
     if not root.is_dir():
         raise UserError(f"data_path: there is no folder {root}.")
-    view = View(enlarge=8 / 7)  # 256 pixels for a crop of 224
+    view = View(enlarge=ENLARGE)
     has_train = (root / "train").is_dir()
     paths, labels, classes = _class_folders(root / "train" if has_train else root)
     if len(classes) < 2:
@@ -176,7 +188,189 @@ def imagefolder(cfg):
     return Dataset("imagefolder", *splits, classnames=classes, view=view, trusted=False)
 
 
-DATASETS = {"digits": digits, "cifar10": cifar10, "cifar100": cifar100, "imagefolder": imagefolder}
+# --- the paper's image sets, each in its official layout
+
+def _rows(path):
+    """Words of every line of a list file; UserError if it is missing."""
+    if not path.is_file():
+        raise UserError(f"data_path: {path} is missing.")
+    return [line.split() for line in read_lines(path)]
+
+
+def _whole_number(word, path, row):
+    if not word.lstrip("-").isdigit():
+        raise UserError(f"{path}: line {row + 1} has the label '{word}', expected a whole number.")
+    return int(word)
+
+
+def _pairs(path):
+    """(name, label) of every line `name label`."""
+    pairs = []
+    for row, words in enumerate(_rows(path)):
+        if len(words) != 2:
+            raise UserError(f"{path}: line {row + 1} has {len(words)} words, expected a path and a label.")
+        pairs.append((words[0], _whole_number(words[1], path, row)))
+    return pairs
+
+
+def _split(pairs):
+    return Split([str(path) for path, _ in pairs], np.array([label for _, label in pairs], dtype=np.int64))
+
+
+def _need(folder):
+    if not folder.is_dir():
+        raise UserError(f"data_path: there is no folder {folder}.")
+    return folder
+
+
+def tiny_imagenet(cfg):
+    """Tiny-ImageNet: train/<wnid>/images/*, and test/<wnid>/images/* (official code) or the archive's own val/."""
+    root = Path(cfg.data_path)
+    paths, labels, wnids = _class_folders(_need(root / "train"))
+    if (root / "val" / "val_annotations.txt").is_file() and not (root / "test" / wnids[0]).is_dir():
+        number = {wnid: i for i, wnid in enumerate(wnids)}
+        listed = root / "val" / "val_annotations.txt"
+        pairs = []
+        for row, words in enumerate(_rows(listed)):
+            if words[1] not in number:
+                raise UserError(f"{listed}: line {row + 1} names {words[1]}, which is no folder of {root / 'train'}.")
+            pairs.append((root / "val" / "images" / words[0], number[words[1]]))
+        test = _split(sorted(pairs))
+    else:
+        test_paths, test_labels, test_wnids = _class_folders(_need(root / "test"))
+        if test_wnids != wnids:
+            raise UserError(f"data_path: {root / 'test'} has other class folders than {root / 'train'}.")
+        test = Split(test_paths, test_labels)
+    return Dataset("tiny_imagenet", Split(paths, labels), test, classnames=wnids, view=View(enlarge=ENLARGE))
+
+
+def stanford_cars(cfg):
+    """Stanford Cars: train/<class>/* and test/<class>/*, or the archive's devkit/*.mat with cars_train/ and cars_test/."""
+    root, view = Path(cfg.data_path), View(enlarge=ENLARGE)
+    if (root / "train").is_dir():
+        paths, labels, classes = _class_folders(root / "train")
+        test_paths, test_labels, test_classes = _class_folders(_need(root / "test"))
+        if test_classes != classes:
+            raise UserError(f"data_path: {root / 'test'} has other class folders than {root / 'train'}.")
+        return Dataset("stanford_cars", Split(paths, labels), Split(test_paths, test_labels), classes, view)
+    from scipy.io import loadmat
+    parts = {"train": root / "devkit" / "cars_train_annos.mat", "test": root / "devkit" / "cars_test_annos_withlabels.mat"}
+    if not parts["test"].is_file() and (root / parts["test"].name).is_file():
+        parts["test"] = root / parts["test"].name
+    meta, splits = root / "devkit" / "cars_meta.mat", []
+    for path in (meta, *parts.values()):
+        if not path.is_file():
+            raise UserError(f"data_path: neither {root / 'train'} nor {path} is there.")
+    # the devkit numbers the classes in another order than their sorted names
+    names = [str(n[0]).replace("/", "-") for n in loadmat(meta)["class_names"][0]]
+    number = np.argsort(np.argsort(names))
+    for part, path in parts.items():
+        rows = loadmat(path)["annotations"][0]
+        splits.append(_split([(root / f"cars_{part}" / row["fname"].item(), number[int(row["class"].item()) - 1])
+                              for row in rows]))
+    return Dataset("stanford_cars", *splits, classnames=sorted(names), view=view)
+
+
+def cub_200_2011(cfg):
+    """CUB-200-2011: images/, images.txt, image_class_labels.txt, train_test_split.txt."""
+    root = Path(cfg.data_path)
+    columns = [dict(_rows(root / name)) for name in ("images.txt", "image_class_labels.txt", "train_test_split.txt")]
+    paths, labels, is_train = columns
+    for i in paths:
+        for name, column in (("image_class_labels.txt", labels), ("train_test_split.txt", is_train)):
+            if i not in column:
+                raise UserError(f"{root / name}: has no line for image {i} ({paths[i]}).")
+    splits = [_split([(root / "images" / paths[i], int(labels[i]) - 1) for i in paths if is_train[i] == flag])
+              for flag in "10"]
+    return Dataset("cub-200-2011", *splits, classnames=[], view=View(enlarge=ENLARGE, **IMAGENET))
+
+
+def clothing1m(cfg):
+    """Clothing1M: key lists and label files; a class-balanced subset of the noisy images, fixed by `seed`.
+
+    Walking the shuffled list, an image is taken while its class has fewer than num_samples / 14. Keys begin with
+    `images/`; that folder may be there on disk or not.
+    """
+    root = Path(cfg.data_path)
+    n = cfg.num_samples or 1000 * cfg.batch_size
+
+    def read(keys_file, labels_file):
+        labels, pairs = dict(_pairs(root / labels_file)), []
+        for row, words in enumerate(_rows(root / keys_file)):
+            if words[0] not in labels:
+                raise UserError(f"{root / keys_file}: line {row + 1}, {words[0]}, has no label in {root / labels_file}.")
+            pairs.append((words[0], labels[words[0]]))
+        return pairs
+
+    train, counts, taken = read("noisy_train_key_list.txt", "noisy_label_kv.txt"), {}, []
+    for i in np.random.default_rng([cfg.seed, 2]).permutation(len(train)):
+        label = train[i][1]
+        if counts.get(label, 0) < n / 14 and len(taken) < n:
+            taken.append(train[i])
+            counts[label] = counts.get(label, 0) + 1
+    keeps_prefix = (root / taken[0][0]).is_file()
+    splits = [_split([(root / (key if keeps_prefix else key.removeprefix("images/")), label) for key, label in part])
+              for part in (taken, read("clean_test_key_list.txt", "clean_label_kv.txt"))]
+    view = View(enlarge=ENLARGE, test_enlarge=ENLARGE, short_side=True, mean=(0.6959, 0.6537, 0.6371),
+                std=(0.3113, 0.3192, 0.3214))
+    return Dataset("clothing1m", *splits, classnames=[], view=view, trusted=False)
+
+
+def webvision(cfg):
+    """WebVision 1.0, Google part, first 50 classes (num_class); ILSVRC12 validation as a second test set where it is there."""
+    root, K = Path(cfg.data_path), cfg.num_class or 50
+    train = [(root / path, label) for path, label in _pairs(root / "info" / "train_filelist_google.txt") if label < K]
+    test = [(root / "val_images_256" / path, label) for path, label in _pairs(root / "info" / "val_filelist.txt") if label < K]
+    more, imagenet = {}, root / "imagenet" / "val"
+    if imagenet.is_dir():
+        more["imagenet"] = _split([(path, k) for k in range(K) for path in sorted(_need(imagenet / str(k)).iterdir())])
+    else:
+        print(f"no {imagenet}: running without the second test set (ILSVRC12 validation)")
+    view = View(enlarge=ENLARGE, test_enlarge=ENLARGE, **IMAGENET)
+    return Dataset("webvision", _split(train), _split(test), classnames=[], view=view, trusted=False, more_tests=more)
+
+
+DATASETS = {"digits": digits, "cifar10": cifar10, "cifar100": cifar100, "tiny_imagenet": tiny_imagenet,
+            "stanford_cars": stanford_cars, "cub-200-2011": cub_200_2011, "clothing1m": clothing1m,
+            "webvision": webvision, "imagefolder": imagefolder}
+PUBLISHED = {  # (training, test) images as the data sets' authors give them
+    "digits": (1437, 360), "cifar10": (50000, 10000), "cifar100": (50000, 10000), "tiny_imagenet": (100000, 10000),
+    "stanford_cars": (8144, 8041), "cub-200-2011": (5994, 5794), "clothing1m": (None, 10526), "webvision": (65944, 2500)}
+
+
+def _is_readable(path):
+    try:
+        with Image.open(path) as image:
+            image.load()
+        return True
+    except Exception:  # Pillow's plugins raise anything on a damaged file
+        return False
+
+
+def _without_broken(split):
+    """The split without files that cannot be decoded, and the list of those."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        good = np.array(list(pool.map(_is_readable, split.images)), dtype=bool)
+    kept = [path for path, ok in zip(split.images, good) if ok]
+    return Split(kept, split.labels[good]), [path for path, ok in zip(split.images, good) if not ok]
+
+
+def check_data(cfg):
+    """What is there of a data set, as text: images found against the published sizes, files missing or broken."""
+    dataset = pick(DATASETS, cfg.dataset, "dataset")(cfg)
+    published = PUBLISHED.get(cfg.dataset, (None, None))
+    lines = [f"{cfg.dataset} in {cfg.data_path}"]
+    for name, split, expected in (("training", dataset.train, published[0]), ("test", dataset.test, published[1]),
+                                  *((n, s, None) for n, s in dataset.more_tests.items())):
+        found = f"{name}: {len(split.labels)} images of {len(np.unique(split.labels))} classes"
+        found += f", published {expected}" if expected else ""
+        if not isinstance(split.images, np.ndarray):
+            missing = [path for path in split.images if not Path(path).is_file()]
+            _, broken = _without_broken(split)
+            found += f"; {len(missing)} files missing, {len(broken) - len(missing)} broken"
+            found += f", first {(missing or broken)[0]}" if broken else ""
+        lines.append(found)
+    return "\n".join(lines)
 
 
 def _classnames(cfg, dataset):
@@ -205,11 +399,16 @@ def load_data(cfg):
     Raises UserError for an unknown data set or noise, class names or labels that do not match, missing files.
     """
     dataset = pick(DATASETS, cfg.dataset, "dataset")(cfg)
+    if cfg.skip_broken and not isinstance(dataset.train.images, np.ndarray):
+        dataset.train, broken = _without_broken(dataset.train)
+        dataset.test, broken_test = _without_broken(dataset.test)
+        dataset.skipped = broken + broken_test
     dataset.classnames = _classnames(cfg, dataset)
     K = dataset.num_classes
     if cfg.num_class and cfg.num_class != K:
         raise UserError(f"num_class: is {cfg.num_class}, but {cfg.dataset} has {K} classes.")
-    for split, labels in (("training", dataset.train.labels), ("test", dataset.test.labels)):
+    for split, labels in (("training", dataset.train.labels), ("test", dataset.test.labels),
+                          *((name, more.labels) for name, more in dataset.more_tests.items())):
         if len(labels) == 0:
             raise UserError(f"data_path: the {split} set of {cfg.dataset} in {cfg.data_path} is empty.")
         if labels.min() < 0 or labels.max() >= K:

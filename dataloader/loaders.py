@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from dataloader.transforms import normalise, random_crop, random_flip, resize
+from dataloader.transforms import centre_crop, normalise, random_crop, random_flip, resize
 from utils.config import UserError
 
 ON_DEVICE_GB = 8  # decoded pixels up to this size live on the device
@@ -31,28 +31,40 @@ class EpochRandomness:
         self.flip = torch.from_numpy(rng.random(n, dtype=np.float32))
 
 
-def decode(path, size):
-    """One image file as uint8 (3, size, size), RGB, resized bilinearly to the square."""
+def decode(path, size, crop=None, u=None):
+    """One image file as uint8 RGB (3, size, size), resized bilinearly to the square.
+
+    With `crop`, its short side is resized to `size` and a square of `crop` is cut out: at u (2,), uniform in [0, 1),
+    or in the centre.
+    """
     try:
         with Image.open(path) as image:
-            pixels = np.asarray(image.convert("RGB").resize((size, size), Image.BILINEAR))
+            image = image.convert("RGB")
+            scale = size / min(image.size)
+            shape = (size, size) if crop is None else tuple(max(size, int(side * scale)) for side in image.size)
+            pixels = np.array(image.resize(shape, Image.BILINEAR))
     except Exception as error:  # Pillow's plugins raise anything on a damaged file
-        raise UserError(f"{path}: not a readable image ({error})") from None
-    return torch.from_numpy(pixels.copy()).permute(2, 0, 1)
+        raise UserError(f"{path}: not a readable image ({error}); --skip_broken leaves such files out.") from None
+    if crop is not None:
+        room = np.array(pixels.shape[:2]) - crop
+        top, left = np.round(room / 2).astype(int) if u is None else (np.asarray(u) * (room + 1)).astype(int)
+        pixels = pixels[top:top + crop, left:left + crop]
+    return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
 def make_loaders(data, cfg, resolution, statistics, device):
-    """(training, test) Loader of a data set; statistics are the (mean, std) of the backbone."""
+    """Loader of the training set, and {name: Loader} of the test sets; statistics: the backbone's (mean, std)."""
     rest = (data.view, cfg.batch_size, resolution, statistics, device)
-    return [Loader(split, *rest, augmented, cfg.num_workers, cfg.cache_gb)
-            for split, augmented in ((data.train, True), (data.test, False))]
+    splits = {"test": data.test, **data.more_tests}
+    return (Loader(data.train, *rest, True, cfg.num_workers, cfg.cache_gb),
+            {name: Loader(split, *rest, False, cfg.num_workers, cfg.cache_gb) for name, split in splits.items()})
 
 
 class Loader:
     """One split: `train(randomness)` gives augmented batches in random order, `eval()` plain ones in order.
 
     Array data and files whose decoded pixels fit into `cache_gb` are held as one uint8 tensor, on the device up to
-    ON_DEVICE_GB; larger file sets are decoded by threads, a few batches ahead.
+    ON_DEVICE_GB; larger file sets, and those resized by their short side, are decoded by threads, a few batches ahead.
     """
 
     def __init__(self, split, view, batch_size, resolution, statistics, device, augmented, num_workers=8, cache_gb=4.0):
@@ -61,15 +73,14 @@ class Loader:
         self.mean = torch.tensor(view.mean or statistics[0], device=device)
         self.std = torch.tensor(view.std or statistics[1], device=device)
         self.is_array = isinstance(split.images, np.ndarray)
-        self.size = round(resolution * view.enlarge) if augmented else resolution
+        self.size = round(resolution * (view.enlarge if augmented else view.test_enlarge))
         self.images = split.images
-        self.pool = None
-        if not self.is_array:
-            self.pool = ThreadPoolExecutor(max(1, min(num_workers, os.cpu_count() or 1)))
-            if len(self.images) * 3 * self.size**2 <= cache_gb * 2**30:
-                self.images = self._decode_all()
-        else:
+        if self.is_array:
             self.images = torch.from_numpy(np.ascontiguousarray(self.images.transpose(0, 3, 1, 2)))
+        else:
+            self.pool = ThreadPoolExecutor(max(1, min(num_workers, os.cpu_count() or 1)))
+            if not view.short_side and len(self.images) * 3 * self.size**2 <= cache_gb * 2**30:
+                self.images = self._decode_all()
         if isinstance(self.images, torch.Tensor) and self.images.nbytes <= ON_DEVICE_GB * 2**30:
             self.images = self.images.to(device)
 
@@ -83,28 +94,35 @@ class Loader:
             out[i] = image
         return out
 
-    def _pixels(self, batches):
+    def _pixels(self, batches, randomness):
         """uint8 pixels of each batch of indices, on the device."""
         if isinstance(self.images, torch.Tensor):
             for index in batches:
                 yield self.images[torch.from_numpy(index).to(self.images.device)].to(self.device, non_blocking=True)
             return
+        crop = self.resolution if self.view.short_side else None
+        empty = torch.empty(0, 3, crop or self.size, crop or self.size, dtype=torch.uint8)
         ahead, batches = deque(), iter(batches)
         while True:
             while len(ahead) < 4 and (index := next(batches, None)) is not None:
-                ahead.append([self.pool.submit(decode, self.images[i], self.size) for i in index])
+                u = [None] * len(index) if randomness is None else randomness.crop[torch.from_numpy(index)].numpy()
+                ahead.append([self.pool.submit(decode, self.images[i], self.size, crop, u_i) for i, u_i in zip(index, u)])
             if not ahead:
                 return
             images = [future.result() for future in ahead.popleft()]
-            empty = torch.empty(0, 3, self.size, self.size, dtype=torch.uint8)
             yield (torch.stack(images) if images else empty).to(self.device, non_blocking=True)
 
-    def _augment(self, images, randomness, index):
+    def _augmented(self, images, randomness, index):
         crop = images.shape[2] if self.is_array else self.resolution
         if self.view.pad or crop != images.shape[2]:
             images = random_crop(images, crop, self.view.pad, randomness.crop[index].to(self.device))
         images = resize(images, self.resolution)
         return random_flip(images, randomness.flip[index].to(self.device)) if self.view.flip else images
+
+    def _plain(self, images):
+        if self.view.test_enlarge > 1 and not self.is_array:
+            return centre_crop(images, self.resolution)
+        return resize(images, self.resolution)
 
     def train(self, randomness, keep=None):
         """Batches of one epoch. With `keep` (N,) bool numpy, every batch holds only its kept samples; it may be empty.
@@ -114,23 +132,20 @@ class Loader:
         splits = [randomness.order[i:i + self.batch_size] for i in range(0, len(self), self.batch_size)]
         if keep is not None:
             splits = [index[keep[index]] for index in splits]
-        return self._batches(splits, lambda images, index: self._augment(images, randomness, index))
+        return _Sized(len(splits), self._batches(splits, randomness))
 
     def eval(self):
         """Un-augmented batches of the whole split, in order."""
         index = np.arange(len(self))
         splits = [index[i:i + self.batch_size] for i in range(0, len(self), self.batch_size)]
-        return self._batches(splits, lambda images, _: resize(images, self.resolution))
+        return _Sized(len(splits), self._batches(splits, None))
 
-    def _batches(self, splits, view):
-        return _Sized(len(splits), self._generate(splits, view))
-
-    def _generate(self, splits, view):
-        for index, pixels in zip(splits, self._pixels(splits)):
+    def _batches(self, splits, randomness):
+        for index, pixels in zip(splits, self._pixels(splits, randomness)):
             index = torch.from_numpy(index)
-            images = normalise(view(pixels, index), self.mean, self.std)
+            pixels = self._plain(pixels) if randomness is None else self._augmented(pixels, randomness, index)
             index = index.to(self.device, non_blocking=True)
-            yield images, self.labels[index], index
+            yield normalise(pixels, self.mean, self.std), self.labels[index], index
 
 
 class _Sized:

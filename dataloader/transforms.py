@@ -19,6 +19,12 @@ def random_crop(images, size, pad, u):
     return images[batch, channel, rows, cols]
 
 
+def centre_crop(images, size):
+    """The middle `size` pixels square of every image."""
+    top, left = round((images.shape[2] - size) / 2), round((images.shape[3] - size) / 2)
+    return images[:, :, top:top + size, left:left + size]
+
+
 def random_flip(images, u):
     """Mirror left-right the images whose u (B,) is below one half."""
     return torch.where((u < 0.5)[:, None, None, None], images.flip(3), images)

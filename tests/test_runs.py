@@ -204,8 +204,8 @@ def test_killed_and_resumed_ends_the_same(cell, tmp_path, monkeypatch, script, f
         elif moment == "before the checkpoint":
             patch.setattr(torch, "save", lambda value, file: (file.write(b"half"), (_ for _ in ()).throw(Killed())))
         else:
-            real, calls = script.evaluate, []
-            patch.setattr(script, "evaluate", lambda *a, **k: calls.append(1) or real(*a, **k) if not calls
+            real, calls = script.evaluate_all, []
+            patch.setattr(script, "evaluate_all", lambda *a, **k: calls.append(1) or real(*a, **k) if not calls
                           else (_ for _ in ()).throw(Killed()))
         with pytest.raises(Killed):
             script.main(flags(tmp_path, *mask))
@@ -326,9 +326,9 @@ def test_baselines_leave_the_same_record(cell, tmp_path, script, method):
 def test_elr_targets_survive_a_stop(tmp_path, monkeypatch):
     flags = ["--lnl_methods", "ELR"]
     main_baseline.main(phase2(tmp_path / "whole", *flags))
-    real, calls = main_phase2.evaluate, []
+    real, calls = main_phase2.evaluate_all, []
     with monkeypatch.context() as patch:
-        patch.setattr(main_phase2, "evaluate", lambda *a, **k: calls.append(1) or real(*a, **k) if not calls
+        patch.setattr(main_phase2, "evaluate_all", lambda *a, **k: calls.append(1) or real(*a, **k) if not calls
                       else (_ for _ in ()).throw(Killed()))
         with pytest.raises(Killed):
             main_baseline.main(phase2(tmp_path / "cut", *flags))

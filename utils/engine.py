@@ -181,3 +181,10 @@ def evaluate(predict, batches, num_classes, amp=None, title="test"):
         total.index_add_(0, labels, torch.ones_like(hits))
     per_class = [100 * c / t if t else None for c, t in zip(correct.tolist(), total.tolist())]
     return {"acc": 100 * (correct.sum() / total.sum()).item(), "acc_per_class": per_class}
+
+
+def evaluate_all(predict, loaders, num_classes, amp=None):
+    """Accuracy on every test set: {"accs": {"acc_test", "acc_<name>", …}, "acc_per_class": that of `test`}."""
+    results = {name: evaluate(predict, loader.eval(), num_classes, amp, name) for name, loader in loaders.items()}
+    return {"accs": {f"acc_{name}": r["acc"] for name, r in results.items()},
+            "acc_per_class": results["test"]["acc_per_class"]}

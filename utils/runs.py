@@ -138,19 +138,25 @@ class Run:
 
     def finish(self, data, numbers):
         """Write summary.json: `numbers`, what the data were, and where and how long the run was made."""
-        cfg, lines = self.cfg, self.history
+        cfg, history = self.cfg, self.history
         summary = {"name": self.folder.name, "dataset": cfg.dataset, "noise": data.noise_name, "seed": cfg.seed,
                    "backbone": cfg.backbone, **noise_facts(data), **numbers}
-        if lines:
-            seconds = sum(line["seconds"] for line in lines)
-            summary |= {"epochs": len(lines), "seconds": round(seconds, 2),
-                        "images_per_second": round(sum(line["images"] for line in lines) / max(seconds, 1e-9), 1)}
-            accs = [line["acc_test"] for line in lines]
+        if history:
+            seconds = sum(line["seconds"] for line in history)
+            summary |= {"epochs": len(history), "seconds": round(seconds, 2),
+                        "images_per_second": round(sum(line["images"] for line in history) / max(seconds, 1e-9), 1)}
+            accs = [line["acc_test"] for line in history]
             summary |= {"acc_last": accs[-1], "acc_best": max(accs)}
+            for name in data.more_tests:
+                accs = [line[f"acc_{name}"] for line in history]
+                summary |= {f"acc_{name}_last": accs[-1], f"acc_{name}_best": max(accs)}
+        if data.skipped:
+            summary["skipped"] = data.skipped
         summary |= environment(self.device)
         if not (self.folder / "config.yaml").is_file():
             write_text(self.folder / "config.yaml", yaml.safe_dump(vars(cfg), sort_keys=False, allow_unicode=True))
-        write_text(self.folder / "summary.json", json.dumps(summary, indent=1) + "\n")
+        lines = ",\n ".join(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in summary.items())  # one line a key
+        write_text(self.folder / "summary.json", f"{{\n {lines}\n}}\n")
         self.summary = summary
         return summary
 
@@ -160,6 +166,9 @@ def noise_facts(data):
     facts = {"num_train": len(data.train.labels), "num_test": len(data.test.labels), "num_classes": data.num_classes}
     if data.true_labels is not None:
         facts["noise_rate"] = float(np.mean(data.true_labels != data.train.labels))
+        counts = np.zeros((data.num_classes, data.num_classes), dtype=np.int64)
+        np.add.at(counts, (data.true_labels, data.train.labels), 1)
+        facts["noise_counts"] = counts.tolist()  # [true][given]
     return facts
 
 

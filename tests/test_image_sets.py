@@ -1,0 +1,236 @@
+"""The paper's image sets: small copies in each official layout, made of real images, through both phases."""
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy.io import savemat
+
+import main_phase1
+import main_phase2
+import main_real_phase1
+import main_real_phase2
+from dataloader.datasets import Split, View, load_data, load_digits_8x8
+from dataloader.loaders import EpochRandomness, Loader
+from utils.config import UserError, load_config, read_lines
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data" / "tiny_imagenet_train20k_val2k.npz"
+NAMES = Path("config/classnames")
+
+
+class Pictures:
+    """Real JPEG files one after the other: Tiny-ImageNet's where they are at hand, else digits."""
+
+    def __init__(self):
+        self.count, self.jpegs = 0, None
+        if SHARED.is_file():
+            data = np.load(SHARED, allow_pickle=False)
+            jpeg, offsets = data["train_jpeg"], data["train_offsets"]
+            self.jpegs = [jpeg[offsets[i]:offsets[i + 1]].tobytes() for i in range(0, 20000, 17)]
+        else:
+            self.jpegs = []
+            for level in load_digits_8x8()[0]:
+                buffer = io.BytesIO()
+                Image.fromarray(level * 15).resize((64, 72)).save(buffer, format="JPEG")
+                self.jpegs.append(buffer.getvalue())
+
+    def write(self, path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(self.jpegs[self.count % len(self.jpegs)])
+        self.count += 1
+
+
+def lines(path, rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(f"{row}\n" for row in rows))
+
+
+def make_tiny_imagenet(root, put, test="test"):
+    wnids = [f"n{i:08d}" for i in range(200)]
+    for k, wnid in enumerate(wnids):
+        for i in range(2):
+            put(root / "train" / wnid / "images" / f"{wnid}_{i}.JPEG")
+        if test == "test":
+            put(root / "test" / wnid / "images" / f"{wnid}_9.JPEG")
+        else:
+            put(root / "val" / "images" / f"val_{k}.JPEG")
+    if test == "val":
+        lines(root / "val" / "val_annotations.txt", [f"val_{k}.JPEG\t{w}\t0\t0\t62\t62" for k, w in enumerate(wnids)])
+
+
+def make_cars(root, put, devkit=False):
+    names = read_lines(NAMES / "stanford_cars.txt")
+    if not devkit:
+        for name in names:
+            put(root / "train" / name / "0.jpg")
+            put(root / "test" / name / "1.jpg")
+        return
+    order = [names[0], names[2], names[1], *names[3:]]  # not sorted, as in the devkit
+    order[order.index("Ram C-V Cargo Van Minivan 2012")] = "Ram C/V Cargo Van Minivan 2012"
+    (root / "devkit").mkdir(parents=True)
+    savemat(root / "devkit" / "cars_meta.mat", {"class_names": np.array([order], dtype=object)})
+    for part, name in (("train", "cars_train_annos"), ("test", "cars_test_annos_withlabels")):
+        rows = np.zeros((1, 196), dtype=[("class", object), ("fname", object)])
+        for i in range(196):
+            rows[0, i] = (i + 1, f"{i:05d}.jpg")
+            put(root / f"cars_{part}" / f"{i:05d}.jpg")
+        savemat(root / "devkit" / f"{name}.mat", {"annotations": rows})
+
+
+def make_cub(root, put):
+    names = [f"{k + 1:03d}.{n}" for k, n in enumerate(read_lines(NAMES / "cub-200-2011.txt"))]
+    paths = [f"{n}/{n}_{i}.jpg" for n in names for i in range(2)]
+    for path in paths:
+        put(root / "images" / path)
+    lines(root / "images.txt", [f"{i + 1} {p}" for i, p in enumerate(paths)])
+    lines(root / "image_class_labels.txt", [f"{i + 1} {i // 2 + 1}" for i in range(400)])
+    lines(root / "train_test_split.txt", [f"{i + 1} {i % 2}" for i in range(400)])
+
+
+def make_clothing(root, put, prefix=False):
+    keys = [f"images/{i % 10}/{i}.jpg" for i in range(140)]
+    for key in keys:
+        put(root / (key if prefix else key.removeprefix("images/")))
+    lines(root / "noisy_label_kv.txt", [f"{k} {min(i % 20, 13)}" for i, k in enumerate(keys)])
+    lines(root / "clean_label_kv.txt", [f"{k} {i % 14}" for i, k in enumerate(keys)])
+    lines(root / "noisy_train_key_list.txt", keys[:112])
+    lines(root / "clean_test_key_list.txt", keys[112:])
+
+
+def make_webvision(root, put):
+    train = [(f"google/q{k:04d}/{i}.jpg", k) for k in range(60) for i in range(2)]
+    for path, _ in train:
+        put(root / path)
+    lines(root / "info" / "train_filelist_google.txt", [f"{p} {k}" for p, k in train])
+    lines(root / "info" / "val_filelist.txt", [f"val{k}.jpg {k}" for k in range(60)])
+    for k in range(60):
+        put(root / "val_images_256" / f"val{k}.jpg")
+        put(root / "imagenet" / "val" / str(k) / "a.JPEG")
+
+
+SETS = {  # name: (make, YAML, training images, test images, classes)
+    "tiny_imagenet": (make_tiny_imagenet, "tiny_imagenet", 400, 200, 200),
+    "tiny_imagenet val": (lambda r, p: make_tiny_imagenet(r, p, "val"), "tiny_imagenet", 400, 200, 200),
+    "stanford_cars": (make_cars, "stanford_cars", 196, 196, 196),
+    "stanford_cars devkit": (lambda r, p: make_cars(r, p, True), "stanford_cars", 196, 196, 196),
+    "cub": (make_cub, "cub200", 200, 200, 200),
+    "clothing1m": (make_clothing, "clothing1m", 56, 28, 14),
+    "clothing1m prefix": (lambda r, p: make_clothing(r, p, True), "clothing1m", 56, 28, 14),
+    "webvision": (make_webvision, "webvision", 100, 50, 50)}
+
+
+def cfg_of(name, root, *flags, phase="PEFT"):
+    extra = ["--num_samples", "56"] if name.startswith("clothing") else []
+    return ["--cfg", f"config/{phase}/{SETS[name][1]}.yaml", "--data_path", str(root), *extra, *flags]
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_layout(tmp_path, name):
+    make, yaml_name, n_train, n_test, K = SETS[name]
+    make(tmp_path, Pictures().write)
+    data, again, other = (load_data(load_config(cfg_of(name, tmp_path, "--seed", seed))) for seed in "001")
+    assert (len(data.train.images), len(data.test.images), data.num_classes) == (n_train, n_test, K)
+    assert all(Path(p).is_file() for p in [*data.train.images, *data.test.images])
+    assert data.train.images == again.train.images and np.array_equal(data.train.labels, again.train.labels)
+    if "clothing" in name:  # balanced, and fixed by the seed
+        assert np.bincount(data.train.labels, minlength=14).max() <= 4 and data.train.images != other.train.images
+        assert data.true_labels is None
+    else:
+        assert data.train.images == other.train.images
+    if "devkit" in name:  # the devkit's second class is the third by name
+        assert data.train.labels[:3].tolist() == [0, 2, 1]
+    if name == "webvision":
+        assert data.more_tests["imagenet"].labels.tolist() == list(range(50))
+
+
+@pytest.mark.parametrize("name", ["tiny_imagenet", "stanford_cars", "cub", "clothing1m", "webvision"])
+def test_both_phases(tmp_path, name):
+    SETS[name][0](tmp_path / "data", Pictures().write)
+    synthetic = name in ("tiny_imagenet", "stanford_cars", "cub")
+    phase1, phase2 = (main_phase1, main_phase2) if synthetic else (main_real_phase1, main_real_phase2)
+    flags = ["--backbone", "tiny-clip-digits", "--epochs", "1", "--output_dir", str(tmp_path / "runs"), "--device", "cpu"]
+    flags += ["--noise_mode", "sym", "--noise_ratio", "0.2"] if synthetic else []
+    first = phase1.main(cfg_of(name, tmp_path / "data", *flags))
+    mask = []
+    if not first["selected"]:  # the tiny CLIP knows digits only and may find nothing clean
+        np.save(tmp_path / "all.npy", np.ones(first["num_train"], dtype=bool))
+        mask = ["--mask", str(tmp_path / "all.npy")]
+    second = phase2.main(cfg_of(name, tmp_path / "data", *flags, *mask, phase="FFT"))
+    for summary in (first, second):
+        assert summary["num_classes"] == SETS[name][4] and 0 <= summary["acc_last"] <= 100
+        assert ("acc_imagenet_last" in summary) == (name == "webvision")
+        assert ("noise_rate" in summary) == synthetic
+    if synthetic:
+        counts = np.array(second["noise_counts"])
+        assert counts.sum() == second["num_train"]
+        assert 1 - np.trace(counts) / counts.sum() == pytest.approx(second["noise_rate"])
+
+
+def test_check_data_and_skip_broken(tmp_path, capsys):
+    make_cub(tmp_path, Pictures().write)
+    paths = load_data(load_config(cfg_of("cub", tmp_path))).train.images
+    Path(paths[3]).unlink()
+    Path(paths[5]).write_bytes(Path(paths[5]).read_bytes()[:300])
+    with pytest.raises(SystemExit) as done:
+        load_config(cfg_of("cub", tmp_path, "--check_data"))
+    printed = capsys.readouterr().out
+    assert done.value.code == 0
+    assert f"training: 200 images of 200 classes, published 5994; 1 files missing, 1 broken, first {paths[3]}" in printed
+    data = load_data(load_config(cfg_of("cub", tmp_path, "--skip_broken")))
+    assert data.skipped == [paths[3], paths[5]] and len(data.train.images) == 198 == len(data.train.labels)
+    summary = main_phase1.main(cfg_of("cub", tmp_path, "--skip_broken", "--backbone", "tiny-clip-digits", "--epochs", "1",
+                                      "--output_dir", str(tmp_path / "runs")))
+    assert summary["skipped"] == [paths[3], paths[5]]
+    with pytest.raises(UserError, match="not a readable image.*--skip_broken"):
+        main_phase1.main(cfg_of("cub", tmp_path, "--backbone", "tiny-clip-digits", "--output_dir", str(tmp_path / "runs2")))
+
+
+@pytest.mark.parametrize("name, file, content, message", [
+    ("clothing1m", "noisy_train_key_list.txt", "images/nowhere.jpg\n", "line 1, images/nowhere.jpg, has no label in"),
+    ("clothing1m", "noisy_label_kv.txt", "images/0/0.jpg one\n", "line 1 has the label 'one', expected a whole number"),
+    ("clothing1m", "clean_label_kv.txt", None, "clean_label_kv.txt is missing"),
+    ("webvision", "info/val_filelist.txt", "a b 3\n", "line 1 has 3 words, expected a path and a label"),
+    ("cub", "train_test_split.txt", "1 1\n", "has no line for image 2"),
+    ("tiny_imagenet val", "val/val_annotations.txt", "val_0.JPEG\tn99\n", "line 1 names n99, which is no folder of")])
+def test_broken_lists(tmp_path, name, file, content, message):
+    SETS[name][0](tmp_path, Pictures().write)
+    (tmp_path / file).write_text(content) if content else (tmp_path / file).unlink()
+    with pytest.raises(UserError, match=message):
+        load_data(load_config(cfg_of(name, tmp_path)))
+
+
+def test_files_cut_by_their_short_side(tmp_path):
+    """Clothing1M's view: short side resized, cut at random or in the centre, the same whatever the batch."""
+    pixels = np.zeros((40, 120, 3), dtype=np.uint8)
+    pixels[..., 0] = np.linspace(0, 255, 120).astype(np.uint8)  # brighter from left to right
+    Image.fromarray(pixels).save(tmp_path / "wide.png")
+    split, labels = Split([str(tmp_path / "wide.png")] * 6, np.zeros(6, dtype=np.int64)), np.zeros(6, dtype=np.int64)
+    view = View(enlarge=8 / 7, test_enlarge=8 / 7, short_side=True, flip=False)
+    plain = ((0.0,) * 3, (1.0,) * 3)
+    loader = Loader(split, view, 4, 28, plain, torch.device("cpu"), False)
+    images = torch.cat([x for x, _, _ in loader.eval()])
+    assert images.shape == (6, 3, 28, 28) and images[0, 0].mean().item() == pytest.approx(0.5, abs=0.02)
+    randomness = EpochRandomness(0, 1, labels, 2)
+    by_index = {}
+    for batch_size in (4, 3):
+        loader = Loader(split, view, batch_size, 28, plain, torch.device("cpu"), True)
+        for x, _, index in loader.train(randomness):
+            for image, i in zip(x, index.tolist()):
+                assert torch.equal(by_index.setdefault(i, image), image)
+    brightness = [float(x[0].mean()) for _, x in sorted(by_index.items())]
+    assert np.array_equal(np.argsort(brightness), np.argsort(randomness.crop[:, 1].numpy()))
+
+
+def test_yaml_headers_and_names_are_complete():
+    for phase in ("PEFT", "FFT"):
+        for path in Path(f"config/{phase}").glob("*.yaml"):
+            cfg = load_config(["--cfg", str(path)])
+            names = NAMES / f"{cfg.dataset}.txt"
+            if cfg.num_class:
+                assert len(read_lines(names)) == cfg.num_class, path
+            assert path.read_text().startswith("#") and f"--cfg {path}" in path.read_text(), path
+            assert cfg.finetune == (phase == "FFT") and cfg.vpt_deep == (phase == "PEFT"), path
+    assert json.dumps(read_lines(NAMES / "webvision.txt")).count("kite (bird of prey)") == 1
