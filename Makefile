@@ -28,7 +28,7 @@ test: $(STAMP)
 
 # an environment that exists and is not ours is used as it is
 $(STAMP): requirements.txt
-	@if [ -x $(PY) ] && [ ! -f $(STAMP) ] && [ "$(VENV)" != ".venv" ]; then touch $(STAMP); else \
+	@if [ -x $(PY) ] && [ ! -f $(STAMP) ] && [ "$(VENV)" != ".venv" ]; then touch $(STAMP) 2>/dev/null || true; else \
 	  $(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else "Python 3.11 or newer is needed, $(PYTHON) is %d.%d; say make PYTHON=python3.12 …" % v[:2])' && \
 	  echo "installing requirements.txt into $(VENV) (about 5 GB, once)" && \
 	  $(PYTHON) -m venv $(VENV) && $(PY) -m pip install -q --disable-pip-version-check -r requirements.txt && cp requirements.txt $(STAMP); fi

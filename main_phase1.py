@@ -12,7 +12,13 @@ from model.detector import Detector
 from model.tuners import tune
 from utils.checkpoint import save_mask
 from utils.config import load_config, run_main
-from utils.engine import autocast, evaluate_all, grad_scaler, learning_rate, train_detector_epoch
+from utils.engine import (
+    autocast,
+    evaluate_all,
+    grad_scaler,
+    learning_rate,
+    train_detector_epoch,
+)
 from utils.losses import cross_entropy, symmetric_cross_entropy
 from utils.runs import Run, show, torch_generator
 from utils.selection import precision_recall

@@ -6,13 +6,20 @@ from pathlib import Path
 
 import torch
 
-from dataloader.datasets import label_hash, load_data
+from dataloader.datasets import load_data
 from dataloader.loaders import EpochRandomness, make_loaders
 from model.classifier import build_classifier, build_optimizer, frozen
 from utils.baselines import METHODS
-from utils.checkpoint import find_mask, load_mask, save_mask
+from utils.checkpoint import find_mask, label_hash, load_mask, save_mask
 from utils.config import load_config, run_main
-from utils.engine import autocast, evaluate_all, grad_scaler, learning_rate, score_samples, train_classifier_epoch
+from utils.engine import (
+    autocast,
+    evaluate_all,
+    grad_scaler,
+    learning_rate,
+    score_samples,
+    train_classifier_epoch,
+)
 from utils.runs import Run, backbone_name, show, slug, torch_generator
 from utils.selection import precision_recall
 

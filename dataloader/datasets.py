@@ -1,6 +1,6 @@
 """Data sets: DATASETS[name](cfg) -> Dataset. `load_data` adds the class names, the label noise and the checks."""
-import hashlib
 import os
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +9,8 @@ import numpy as np
 from PIL import Image
 
 from dataloader.noise import DRAWN, make_noise
+from dataloader.transforms import decode
+from utils.checkpoint import label_hash
 from utils.config import UserError, nearest, pick, read_lines
 from utils.safe_pickle import load_arrays
 
@@ -62,11 +64,6 @@ class Dataset:
     @property
     def num_classes(self):
         return len(self.classnames)
-
-
-def label_hash(labels):
-    """Eight hex digits that identify a list of labels."""
-    return hashlib.sha256(np.ascontiguousarray(labels, dtype="<i8").tobytes()).hexdigest()[:8]
 
 
 def hold_out(labels, fraction, seed):
@@ -317,10 +314,10 @@ def clothing1m(cfg):
 
 
 def webvision(cfg):
-    """WebVision 1.0, Google part, first 50 classes (num_class); ILSVRC12 validation as a second test set where it is there."""
+    """WebVision 1.0, Google part, first 50 classes (num_class); ILSVRC12 validation is a second test set, if there."""
     root, K = Path(cfg.data_path), cfg.num_class or 50
-    train = [(root / path, label) for path, label in _pairs(root / "info" / "train_filelist_google.txt") if label < K]
-    test = [(root / "val_images_256" / path, label) for path, label in _pairs(root / "info" / "val_filelist.txt") if label < K]
+    train, test = ([(root / folder / path, label) for path, label in _pairs(root / "info" / name) if label < K]
+                   for folder, name in (("", "train_filelist_google.txt"), ("val_images_256", "val_filelist.txt")))
     more, imagenet = {}, root / "imagenet" / "val"
     if imagenet.is_dir():
         more["imagenet"] = _split([(path, k) for k in range(K) for path in sorted(_need(imagenet / str(k)).iterdir())])
@@ -398,6 +395,9 @@ def load_data(cfg):
 
     Raises UserError for an unknown data set or noise, class names or labels that do not match, missing files.
     """
+    if cfg.check_data:
+        print(check_data(cfg))
+        sys.exit(0)
     dataset = pick(DATASETS, cfg.dataset, "dataset")(cfg)
     if cfg.skip_broken and not isinstance(dataset.train.images, np.ndarray):
         dataset.train, broken = _without_broken(dataset.train)
@@ -437,7 +437,6 @@ def raw_pixels(images, size=64):
     """uint8 (N, 3 h w), channel first, as instance-dependent noise sees images; files are resized to size x size."""
     if isinstance(images, np.ndarray):
         return images.transpose(0, 3, 1, 2).reshape(len(images), -1)
-    from dataloader.loaders import decode
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         out = np.empty((len(images), 3 * size * size), dtype=np.uint8)
         for i, image in enumerate(pool.map(lambda path: decode(path, size), images)):

@@ -5,11 +5,16 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
-from PIL import Image
 from tqdm import tqdm
 
-from dataloader.transforms import centre_crop, normalise, random_crop, random_flip, resize
-from utils.config import UserError
+from dataloader.transforms import (
+    centre_crop,
+    decode,
+    normalise,
+    random_crop,
+    random_flip,
+    resize,
+)
 
 ON_DEVICE_GB = 8  # decoded pixels up to this size live on the device
 
@@ -29,27 +34,6 @@ class EpochRandomness:
         self.complementary = torch.from_numpy((labels + shift) % num_classes)
         self.crop = torch.from_numpy(rng.random((n, 2), dtype=np.float32))
         self.flip = torch.from_numpy(rng.random(n, dtype=np.float32))
-
-
-def decode(path, size, crop=None, u=None):
-    """One image file as uint8 RGB (3, size, size), resized bilinearly to the square.
-
-    With `crop`, its short side is resized to `size` and a square of `crop` is cut out: at u (2,), uniform in [0, 1),
-    or in the centre.
-    """
-    try:
-        with Image.open(path) as image:
-            image = image.convert("RGB")
-            scale = size / min(image.size)
-            shape = (size, size) if crop is None else tuple(max(size, int(side * scale)) for side in image.size)
-            pixels = np.array(image.resize(shape, Image.BILINEAR))
-    except Exception as error:  # Pillow's plugins raise anything on a damaged file
-        raise UserError(f"{path}: not a readable image ({error}); --skip_broken leaves such files out.") from None
-    if crop is not None:
-        room = np.array(pixels.shape[:2]) - crop
-        top, left = np.round(room / 2).astype(int) if u is None else (np.asarray(u) * (room + 1)).astype(int)
-        pixels = pixels[top:top + crop, left:left + crop]
-    return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
 def make_loaders(data, cfg, resolution, statistics, device):

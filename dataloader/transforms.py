@@ -1,6 +1,31 @@
-"""Views of images, batched on the device. Images are uint8 (B, 3, H, W) until `normalise`."""
+"""From files to views. All but `decode` work on batches, on the device: uint8 (B, 3, H, W) until `normalise`."""
+import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
+
+from utils.config import UserError
+
+
+def decode(path, size, crop=None, u=None):
+    """One image file as uint8 RGB (3, size, size), resized bilinearly to the square.
+
+    With `crop`, its short side is resized to `size` and a square of `crop` is cut out: at u (2,), uniform in [0, 1),
+    or in the centre.
+    """
+    try:
+        with Image.open(path) as image:
+            image = image.convert("RGB")
+            scale = size / min(image.size)
+            shape = (size, size) if crop is None else tuple(max(size, int(side * scale)) for side in image.size)
+            pixels = np.array(image.resize(shape, Image.BILINEAR))
+    except Exception as error:  # Pillow's plugins raise anything on a damaged file
+        raise UserError(f"{path}: not a readable image ({error}); --skip_broken leaves such files out.") from None
+    if crop is not None:
+        room = np.array(pixels.shape[:2]) - crop
+        top, left = np.round(room / 2).astype(int) if u is None else (np.asarray(u) * (room + 1)).astype(int)
+        pixels = pixels[top:top + crop, left:left + crop]
+    return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
 def random_crop(images, size, pad, u):

@@ -8,7 +8,11 @@ import numpy as np
 import open_clip
 import torch
 from open_clip.model import convert_to_custom_text_state_dict
-from open_clip.pretrained import download_pretrained, get_pretrained_cfg, list_pretrained_tags_by_model
+from open_clip.pretrained import (
+    download_pretrained,
+    get_pretrained_cfg,
+    list_pretrained_tags_by_model,
+)
 from open_clip.transformer import VisionTransformer
 
 from utils.config import UserError, nearest
@@ -98,8 +102,13 @@ def _resolve(backbone, pretrained):
         return name, download_pretrained(source), source.get("quick_gelu", False)
     except Exception as error:  # offline: every hub client fails in its own way
         where = source.get("url") or "the file open_clip_model.safetensors of " + str(source.get("hf_hub"))
-        raise UserError(f"pretrained: the weights {pretrained} of {name} could not be fetched ({error}). Where there is "
-                        f"a network, fetch {where}; copy it to this machine and pass --pretrained FILE.") from None
+        raise UserError(f"pretrained: the weights {pretrained} of {name} could not be fetched "
+                        f"({_first_sentence(error)}). Where there is a network, fetch {where}; copy it to this machine "
+                        "and pass --pretrained FILE.") from None
+
+
+def _first_sentence(error):
+    return str(error).split(". ")[0].rstrip(".")
 
 
 def _check_supported(clip, backbone):
@@ -145,8 +154,8 @@ def load_clip(backbone, pretrained=""):
     except UserError:
         raise
     except (RuntimeError, OSError, ValueError) as error:
-        raise UserError(f"backbone: {backbone} could not be loaded ({error}). Without a network, copy the model's folder "
-                        "(open_clip_config.json and weights) to this machine and pass --backbone FOLDER.") from None
+        raise UserError(f"backbone: {backbone} could not be loaded ({_first_sentence(error)}). Without a network, copy the "
+                        "model's folder (open_clip_config.json and weights) here and pass --backbone FOLDER.") from None
     _check_supported(clip, backbone)
     return clip.eval().requires_grad_(False), tokenizer
 

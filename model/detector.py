@@ -38,8 +38,3 @@ class Detector(nn.Module):
         """The positive prompts as a classifier, images -> logits_pos, its text features computed once."""
         (text_pos,), scale = self.text_features(self.prompts.pos_ctx), self.clip.logit_scale.exp()
         return lambda images: scale * self.image_features(images) @ text_pos.T
-
-
-def clean_probability(logits_pos, logits_neg):
-    """p_yes (B, K): softmax over the pair (stop_grad(logits_pos), logits_neg), first entry (DeFT, section 3)."""
-    return torch.sigmoid((logits_pos.detach() - logits_neg).float())

@@ -153,7 +153,8 @@ class _Scaled(nn.Module):
 
 def add_ssf(block, generator=None):
     """Scale and shift of the four linear outputs of a block (SSF, Lian et al., NeurIPS 2022): N(1, .02) and N(0, .02)."""
-    for module, prefix in ((block.attn, "in_proj_"), (block.attn.out_proj, ""), (block.mlp.c_fc, ""), (block.mlp.c_proj, "")):
+    attn, mlp = block.attn, block.mlp
+    for module, prefix in ((attn, "in_proj_"), (attn.out_proj, ""), (mlp.c_fc, ""), (mlp.c_proj, "")):
         bias = getattr(module, f"{prefix}bias")
         scale, shift = (nn.Parameter((mean + 0.02 * torch.randn(len(bias), generator=generator)).to(bias.device))
                         for mean in (1, 0))

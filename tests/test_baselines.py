@@ -5,7 +5,11 @@ import torch
 
 from tests.conftest import golden
 from utils.baselines import ELR, METHODS, forget_rates, smallest
-from utils.losses import cross_entropy, generalized_cross_entropy, symmetric_cross_entropy
+from utils.losses import (
+    cross_entropy,
+    generalized_cross_entropy,
+    symmetric_cross_entropy,
+)
 from utils.selection import gmm_clean_probability, precision_recall
 
 G, META = golden("baselines")

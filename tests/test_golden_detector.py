@@ -6,14 +6,14 @@ import torch.nn.functional as F
 
 from model.classifier import Classifier
 from model.clip import load_clip
-from model.detector import Detector, clean_probability
+from model.detector import Detector
 from model.prompts import encode_prompts
 from model.tuners import add_visual_prompts
 from tests import recipe
 from tests.conftest import golden, write_clip
 from utils.engine import autocast, evaluate, learning_rate, train_detector_epoch
 from utils.losses import cross_entropy, negative_prompt_loss, symmetric_cross_entropy
-from utils.selection import precision_recall, select_clean
+from utils.selection import clean_probability, precision_recall, select_clean
 
 FORWARD = ["end", "middle", "front", "wide_end"]
 

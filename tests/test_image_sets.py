@@ -175,7 +175,7 @@ def test_check_data_and_skip_broken(tmp_path, capsys):
     Path(paths[3]).unlink()
     Path(paths[5]).write_bytes(Path(paths[5]).read_bytes()[:300])
     with pytest.raises(SystemExit) as done:
-        load_config(cfg_of("cub", tmp_path, "--check_data"))
+        load_data(load_config(cfg_of("cub", tmp_path, "--check_data")))
     printed = capsys.readouterr().out
     assert done.value.code == 0
     assert f"training: 200 images of 200 classes, published 5994; 1 files missing, 1 broken, first {paths[3]}" in printed

@@ -3,7 +3,11 @@ import numpy as np
 import torch
 import torch.nn as nn
 
-from utils.losses import cross_entropy, generalized_cross_entropy, symmetric_cross_entropy
+from utils.losses import (
+    cross_entropy,
+    generalized_cross_entropy,
+    symmetric_cross_entropy,
+)
 from utils.selection import gmm_clean_probability
 
 

@@ -1,4 +1,5 @@
 """Files that are whole or not there: checkpoints, and the clean mask that phase 1 hands to phase 2."""
+import hashlib
 import os
 import tempfile
 from contextlib import contextmanager
@@ -36,6 +37,11 @@ def write_text(path, text):
     """A whole UTF-8 text file."""
     with write_whole(path) as file:
         file.write(text.encode("utf-8"))
+
+
+def label_hash(labels):
+    """Eight hex digits that identify a list of labels."""
+    return hashlib.sha256(np.ascontiguousarray(labels, dtype="<i8").tobytes()).hexdigest()[:8]
 
 
 def trained_state(model):

@@ -142,9 +142,4 @@ def load_config(argv=None, description="", **settings):
         if text is not None:
             value = text.split(",") if isinstance(default, list) else text
             resolved[key] = _coerce(key, value, default, comments[key], "--" + key)
-    cfg = SimpleNamespace(**resolved)
-    if cfg.check_data:
-        from dataloader.datasets import check_data
-        print(check_data(cfg))
-        sys.exit(0)
-    return cfg
+    return SimpleNamespace(**resolved)

@@ -5,10 +5,9 @@ import time
 import torch
 from tqdm import tqdm
 
-from model.detector import clean_probability
 from utils.config import UserError
 from utils.losses import cross_entropy, masked_mean, negative_prompt_loss
-from utils.selection import select_clean
+from utils.selection import clean_probability, select_clean
 
 
 class NonFinite(UserError):

@@ -1,5 +1,4 @@
 """Losses, one value per sample: logits (B, K), labels (B,) int64 -> (B,)."""
-import torch
 import torch.nn.functional as F
 
 

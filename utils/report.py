@@ -60,7 +60,8 @@ def draw_suspects(data, arrays, path, count=40, columns=10):
     headline = f"{len(arrays['mask']) - arrays['mask'].sum()} of {len(arrays['mask'])} labels look wrong; the most suspect:"
     headline += " given label → the detector's"
     if data.true_labels is not None:
-        headline += f", the truth ({right} of {len(order)} found; green: right, orange: wrong label, other truth, red: label was right)"
+        headline += (f", the truth (green: {right} of {len(order)} put right; orange: wrong label, but another truth; "
+                     "red: the label was right)")
     figure.suptitle(headline + ", p_clean", fontsize=8)
     figure.tight_layout(rect=(0, 0, 1, 0.98))
     with write_whole(path) as file:
@@ -72,7 +73,7 @@ def main(argv=None):
     """Draw the suspects of one run into its folder."""
     args = argv if argv is not None else sys.argv[1:]
     if len(args) != 1 or args[0].startswith("-"):
-        raise UserError("expected the folder of one detector run, e.g. `python -m utils.report runs/digits/sym-0.4/seed0/deft`.")
+        raise UserError("expected the folder of one detector run, e.g. runs/digits/sym-0.4/seed0/deft.")
     cfg, arrays, data = read_run(args[0])
     path = Path(args[0]) / "suspects.png"
     draw_suspects(data, arrays, path)

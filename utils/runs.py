@@ -1,4 +1,4 @@
-"""A run's folder: <output_dir>/<dataset>/<noise>/seed<k>/<name>/ with config.yaml, log.jsonl, summary.json, checkpoint.pt."""
+"""A run's folder, <output_dir>/<dataset>/<noise>/seed<k>/<name>/: config.yaml, log.jsonl, summary.json, checkpoint.pt."""
 import json
 import os
 import platform
@@ -11,8 +11,7 @@ import numpy as np
 import torch
 import yaml
 
-from dataloader.datasets import label_hash
-from utils.checkpoint import load_checkpoint, save_checkpoint, write_text
+from utils.checkpoint import label_hash, load_checkpoint, save_checkpoint, write_text
 from utils.config import UserError
 
 # where and on what a run is made, not what it is: may change between start and resume
