@@ -330,6 +330,14 @@ def webvision(cfg):
 DATASETS = {"digits": digits, "cifar10": cifar10, "cifar100": cifar100, "tiny_imagenet": tiny_imagenet,
             "stanford_cars": stanford_cars, "cub-200-2011": cub_200_2011, "clothing1m": clothing1m,
             "webvision": webvision, "imagefolder": imagefolder}
+SOURCES = {  # where to get each
+    "cifar10": "CIFAR-10, python version, from cs.toronto.edu/~kriz/cifar.html (or by --download)",
+    "cifar100": "CIFAR-100, python version, from cs.toronto.edu/~kriz/cifar.html (or by --download)",
+    "tiny_imagenet": "tiny-imagenet-200.zip from cs231n.stanford.edu",
+    "stanford_cars": "Stanford Cars from ai.stanford.edu/~jkrause/cars/car_dataset.html",
+    "cub-200-2011": "CUB-200-2011 from vision.caltech.edu/datasets/cub_200_2011",
+    "clothing1m": "Clothing1M from github.com/Cysu/noisy_label (on request)",
+    "webvision": "WebVision 1.0 from data.vision.ee.ethz.ch/cvl/webvision/dataset2017.html"}
 PUBLISHED = {  # (training, test) images as the data sets' authors give them
     "digits": (1437, 360), "cifar10": (50000, 10000), "cifar100": (50000, 10000), "tiny_imagenet": (100000, 10000),
     "stanford_cars": (8144, 8041), "cub-200-2011": (5994, 5794), "clothing1m": (None, 10526), "webvision": (65944, 2500)}
@@ -354,7 +362,7 @@ def _without_broken(split):
 
 def check_data(cfg):
     """What is there of a data set, as text: images found against the published sizes, files missing or broken."""
-    dataset = pick(DATASETS, cfg.dataset, "dataset")(cfg)
+    dataset = DATASETS[cfg.dataset](cfg)
     published = PUBLISHED.get(cfg.dataset, (None, None))
     lines = [f"{cfg.dataset} in {cfg.data_path}"]
     for name, split, expected in (("training", dataset.train, published[0]), ("test", dataset.test, published[1]),
@@ -395,10 +403,13 @@ def load_data(cfg):
 
     Raises UserError for an unknown data set or noise, class names or labels that do not match, missing files.
     """
+    read = pick(DATASETS, cfg.dataset, "dataset")
+    if cfg.dataset in SOURCES and not cfg.download and not Path(cfg.data_path).is_dir():
+        raise UserError(f"data_path: there is no folder {cfg.data_path}. Get {SOURCES[cfg.dataset]}.")
     if cfg.check_data:
         print(check_data(cfg))
         sys.exit(0)
-    dataset = pick(DATASETS, cfg.dataset, "dataset")(cfg)
+    dataset = read(cfg)
     if cfg.skip_broken and not isinstance(dataset.train.images, np.ndarray):
         dataset.train, broken = _without_broken(dataset.train)
         dataset.test, broken_test = _without_broken(dataset.test)

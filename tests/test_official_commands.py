@@ -1,0 +1,63 @@
+"""The commands of the official README: argument for argument, on small data in the official layouts."""
+from pathlib import Path
+
+import pytest
+import yaml
+
+import main_baseline
+import main_phase1
+import main_phase2
+import main_real_baseline
+import main_real_phase1
+import main_real_phase2
+import main_small_loss
+from tests.test_data import write_cifar
+from tests.test_image_sets import Pictures, make_clothing
+from utils.config import UserError
+
+SYM, IDN = (["--noise_mode", mode, "--noise_ratio", "0.2"] for mode in ("sym", "idn"))
+COMMANDS = [
+    (main_phase1, "PEFT/cifar100", SYM), (main_phase2, "FFT/cifar100", SYM),
+    (main_phase1, "PEFT/cifar100", IDN), (main_phase2, "FFT/cifar100", IDN),
+    (main_real_phase1, "PEFT/clothing1m", []), (main_real_phase2, "FFT/clothing1m", []),
+    (main_small_loss, "PEFT/cifar100", SYM), (main_baseline, "FFT/cifar100", [*SYM, "--lnl_methods", "GMM"]),
+    (main_real_baseline, "FFT/clothing1m", ["--lnl_methods", "GMM"])]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder to run in: data, and copies of the YAML files that change only backbone, epochs and data path."""
+    root = tmp_path_factory.mktemp("official")
+    write_cifar(root / "data" / "cifar-100", "cifar100", n_train=300, n_test=50)
+    make_clothing(root / "data" / "clothing1M", Pictures().write)
+    for name in {name for _, name, _ in COMMANDS}:
+        content = yaml.safe_load(Path(f"config/{name}.yaml").read_text())
+        path = root / "config" / f"{name}.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(yaml.safe_dump(content | {"backbone": "tiny-clip-digits", "epochs": 1}))
+    return root
+
+
+def argv(name, rest):
+    return ["--cfg", f"./config/{name}.yaml", *rest]
+
+
+@pytest.mark.parametrize("script, name, rest", COMMANDS, ids=lambda v: getattr(v, "__name__", None))
+def test_command(place, monkeypatch, script, name, rest):
+    monkeypatch.chdir(place)
+    try:
+        summary = script.main(argv(name, rest))
+    except UserError as error:  # one epoch of a CLIP that knows digits only may trust no label at all
+        assert script in (main_phase2, main_real_phase2) and "selects no sample" in str(error)
+        return
+    assert summary["epochs"] == 1 and summary["num_train"] in (300, 112)
+    assert ("noise_rate" in summary) == (name != "PEFT/clothing1m" and name != "FFT/clothing1m")
+
+
+@pytest.mark.parametrize("script, name, rest", COMMANDS, ids=lambda v: getattr(v, "__name__", None))
+def test_unmodified_without_data(tmp_path, monkeypatch, script, name, rest):
+    (tmp_path / "config").symlink_to(Path("config").resolve())
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"data_path: .*Get (CIFAR|Clothing1M).* from "):
+        script.main(argv(name, rest))
+    assert not (tmp_path / "runs").exists()
