@@ -21,14 +21,15 @@ demo: $(STAMP)
 	  echo "-- for comparison: plain fine-tuning on all labels"; $(PY) main_baseline.py --cfg config/FFT/digits.yaml $$cell; \
 	done; done
 	@echo; $(PY) -m utils.tables $(OUT)/digits
-	@echo; $(PY) -m utils.report $(OUT)/digits/sym-$(firstword $(RATIOS))/seed$(firstword $(SEEDS))/deft
+	@echo; $(PY) -m utils.report $(OUT)/digits/sym-$$(printf %g $(firstword $(RATIOS)))/seed$(firstword $(SEEDS))/deft
 
 test: $(STAMP)
 	$(PY) -m pytest -q tests
 
-# an environment that exists and is not ours is used as it is
+# .deft marks an environment as made here; one that exists without it is somebody's own and used as it is
 $(STAMP): requirements.txt
-	@if [ -x $(PY) ] && [ ! -f $(STAMP) ] && [ "$(VENV)" != ".venv" ]; then touch $(STAMP) 2>/dev/null || true; else \
+	@if [ -x $(PY) ] && [ ! -f $(VENV)/.deft ] && [ "$(VENV)" != ".venv" ]; then exit 0; fi; \
 	  $(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else "Python 3.11 or newer is needed, $(PYTHON) is %d.%d; say make PYTHON=python3.12 …" % v[:2])' && \
 	  echo "installing requirements.txt into $(VENV) (about 5 GB, once)" && \
-	  $(PYTHON) -m venv $(VENV) && $(PY) -m pip install -q --disable-pip-version-check -r requirements.txt && cp requirements.txt $(STAMP); fi
+	  $(PYTHON) -m venv $(VENV) && touch $(VENV)/.deft && \
+	  $(PY) -m pip install -q --disable-pip-version-check -r requirements.txt && cp requirements.txt $(STAMP)

@@ -7,11 +7,11 @@ import torch.nn.functional as F
 
 from dataloader.datasets import load_data
 from dataloader.loaders import make_loaders
-from model.clip import image_statistics, load_clip, resolution
+from model.clip import cosine_logits, image_statistics, load_clip, resolution
 from model.prompts import zero_shot_features
 from utils.checkpoint import save_mask
 from utils.config import load_config, pick, run_main
-from utils.engine import autocast
+from utils.engine import autocast, evaluate_all
 from utils.runs import Run, show
 from utils.selection import precision_recall
 
@@ -25,15 +25,18 @@ def label_match(probabilities, labels):
 DETECTORS = {"label-match": label_match}
 
 
+def zero_shot_classifier(clip, tokenizer, classnames):
+    """images (B, 3, H, W) -> s cos(image, "a photo of a {}.") (B, K)."""
+    text_features = zero_shot_features(clip, tokenizer, classnames)
+    return lambda images: cosine_logits(clip, F.normalize(clip.encode_image(images).float(), dim=-1), text_features)
+
+
 @torch.no_grad()
 def zero_shot_probabilities(clip, tokenizer, classnames, loader, prec="fp32"):
-    """softmax(s cos(image, "a photo of a {}.")) of every image of a loader, un-augmented, in order: (N, K) on the CPU."""
-    device = loader.device
-    with autocast(device, prec):
-        text_features = zero_shot_features(clip, tokenizer, classnames)
-        logits = [clip.logit_scale.exp() * F.normalize(clip.encode_image(images), dim=-1) @ text_features.T
-                  for images, _, _ in loader.eval()]
-    return torch.cat(logits).float().softmax(1).cpu()
+    """Softmax of the zero-shot logits of every image of a loader, un-augmented, in order: (N, K) on the CPU."""
+    with autocast(loader.device, prec):
+        predict = zero_shot_classifier(clip, tokenizer, classnames)
+        return torch.cat([predict(images).softmax(1) for images, _, _ in loader.eval()]).cpu()
 
 
 def main(argv=None, **settings):
@@ -52,12 +55,15 @@ def main(argv=None, **settings):
     labels = data.train.labels
     probabilities = zero_shot_probabilities(clip, tokenizer, data.classnames, train, cfg.prec)
     mask, p_clean, predicted = (x.numpy() for x in detector(probabilities, torch.from_numpy(labels)))
-    test_predicted = zero_shot_probabilities(clip, tokenizer, data.classnames, tests["test"], cfg.prec).argmax(1).numpy()
-    accuracy = 100 * float((test_predicted == data.test.labels).mean())
+    with torch.no_grad(), autocast(run.device, cfg.prec):
+        predict = zero_shot_classifier(clip, tokenizer, data.classnames)
+    accuracy = evaluate_all(predict, tests, data.num_classes, lambda: autocast(run.device, cfg.prec))
     save_mask(run.folder / "clean_mask.npz", mask, p_clean, predicted, labels,
               dataset=cfg.dataset, noise=data.noise_name, seed=cfg.seed)
     quality = {} if data.true_labels is None else precision_recall(mask, data.true_labels == labels)
-    summary = run.finish(data, {**quality, "selected": float(mask.mean()), "acc_last": accuracy, "acc_best": accuracy})
+    summary = run.finish(data, {**quality, "selected": float(mask.mean()), **accuracy["accs"],
+                                "acc_last": accuracy["accs"]["acc_test"], "acc_best": accuracy["accs"]["acc_test"],
+                                "acc_per_class": accuracy["acc_per_class"]})
     show(summary)
     print(f"clean mask: {run.folder / 'clean_mask.npz'}")
     return summary

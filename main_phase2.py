@@ -10,7 +10,7 @@ from dataloader.datasets import load_data
 from dataloader.loaders import EpochRandomness, make_loaders
 from model.classifier import build_classifier, build_optimizer, frozen
 from utils.baselines import METHODS
-from utils.checkpoint import find_mask, label_hash, load_mask, save_mask
+from utils.checkpoint import find_mask, load_mask, save_mask
 from utils.config import load_config, run_main
 from utils.engine import (
     autocast,
@@ -20,7 +20,7 @@ from utils.engine import (
     score_samples,
     train_classifier_epoch,
 )
-from utils.runs import Run, backbone_name, show, slug, torch_generator
+from utils.runs import Run, backbone_name, seed_folder, show, slug, torch_generator
 from utils.selection import precision_recall
 
 
@@ -30,14 +30,13 @@ def main(argv=None, **settings):
     data = load_data(cfg)
     named = Path(cfg.mask)
     source = named.parent.name if named.name == "clean_mask.npz" else named.stem if named.suffix else cfg.mask
-    run = Run(cfg, data, f"phase2-{slug(source)}-{backbone_name(cfg)}")
+    path = find_mask(cfg.mask, seed_folder(cfg, data))
+    mask = load_mask(path, data.train.labels, cfg.dataset, data.noise_name, cfg.seed)
+    run = Run(cfg, data, f"phase2-{slug(source)}-{backbone_name(cfg)}", mask)
     if run.summary:
         show(run.summary)
         return run.summary
 
-    path = find_mask(cfg.mask, run.seed_folder)
-    mask = load_mask(path, data.train.labels, cfg.dataset, data.noise_name, cfg.seed)
-    run.identity += f"-{label_hash(mask)}"
     numbers = {"mask": str(path), "selected": float(mask.mean())}
     if data.true_labels is not None:
         numbers |= precision_recall(mask, data.true_labels == data.train.labels)

@@ -1,4 +1,5 @@
 """Data sets: DATASETS[name](cfg) -> Dataset. `load_data` adds the class names, the label noise and the checks."""
+import hashlib
 import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -58,6 +59,7 @@ class Dataset:
     trusted: bool = True  # the labels on disk are taken for the truth
     more_tests: dict = field(default_factory=dict)  # further test sets, name -> Split
     skipped: list = field(default_factory=list)  # broken files that were left out
+    fingerprint: str = ""  # of the images: their pixels, or their paths below data_path
     true_labels: np.ndarray | None = None
     noise_name: str = field(default="none")  # of the run's folder
 
@@ -98,7 +100,7 @@ def digits(cfg):
     images = enlarge_digits(levels)
     train, test = hold_out(labels, cfg.test_fraction, cfg.seed)
     return Dataset("digits", Split(images[train], labels[train]), Split(images[test], labels[test]),
-                   classnames=[str(i) for i in range(10)], view=View(pad=2, flip=False))
+                   classnames=[str(i) for i in range(10)], view=View(flip=False))
 
 
 # --- CIFAR
@@ -119,7 +121,10 @@ def _read_cifar(path, label_key):
 def _cifar(cfg, name, folder, files, label_key, mean, std):
     if cfg.download:
         from torchvision import datasets as torchvision_sets
-        {"cifar10": torchvision_sets.CIFAR10, "cifar100": torchvision_sets.CIFAR100}[name](cfg.data_path, download=True)
+        try:
+            {"cifar10": torchvision_sets.CIFAR10, "cifar100": torchvision_sets.CIFAR100}[name](cfg.data_path, download=True)
+        except (OSError, RuntimeError) as error:
+            raise UserError(f"download: {name} could not be fetched ({error}). Get {SOURCES[name]}.") from None
     root = next((d for d in (Path(cfg.data_path), Path(cfg.data_path) / folder) if (d / files[0]).is_file()), None)
     if root is None:
         raise UserError(f"data_path: no {files[0]} in {cfg.data_path} or its folder {folder}; expected the files "
@@ -150,6 +155,8 @@ def cifar100(cfg):
 def _class_folders(root):
     """Paths, labels and class names of <root>/<class>/**/*.jpg …, everything in sorted order."""
     classes = sorted(d.name for d in root.iterdir() if d.is_dir() and not d.name.startswith("."))
+    if not classes:
+        raise UserError(f"data_path: {root} holds no class folder.")
     paths, labels = [], []
     for label, name in enumerate(classes):
         files = sorted(str(p) for p in (root / name).rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
@@ -187,11 +194,15 @@ def imagefolder(cfg):
 
 # --- the paper's image sets, each in its official layout
 
-def _rows(path):
-    """Words of every line of a list file; UserError if it is missing."""
+def _rows(path, expected):
+    """The words of every line of a list file, `expected` or more; UserError if it is missing, empty or has a short line."""
     if not path.is_file():
         raise UserError(f"data_path: {path} is missing.")
-    return [line.split() for line in read_lines(path)]
+    rows = [line.split() for line in read_lines(path)]
+    for row, words in enumerate(rows):
+        if len(words) < expected:
+            raise UserError(f"{path}: line {row + 1} has {len(words)} words, expected {expected}.")
+    return rows
 
 
 def _whole_number(word, path, row):
@@ -202,12 +213,7 @@ def _whole_number(word, path, row):
 
 def _pairs(path):
     """(name, label) of every line `name label`."""
-    pairs = []
-    for row, words in enumerate(_rows(path)):
-        if len(words) != 2:
-            raise UserError(f"{path}: line {row + 1} has {len(words)} words, expected a path and a label.")
-        pairs.append((words[0], _whole_number(words[1], path, row)))
-    return pairs
+    return [(words[0], _whole_number(words[1], path, row)) for row, words in enumerate(_rows(path, 2))]
 
 
 def _split(pairs):
@@ -228,7 +234,7 @@ def tiny_imagenet(cfg):
         number = {wnid: i for i, wnid in enumerate(wnids)}
         listed = root / "val" / "val_annotations.txt"
         pairs = []
-        for row, words in enumerate(_rows(listed)):
+        for row, words in enumerate(_rows(listed, 2)):
             if words[1] not in number:
                 raise UserError(f"{listed}: line {row + 1} names {words[1]}, which is no folder of {root / 'train'}.")
             pairs.append((root / "val" / "images" / words[0], number[words[1]]))
@@ -258,27 +264,30 @@ def stanford_cars(cfg):
     for path in (meta, *parts.values()):
         if not path.is_file():
             raise UserError(f"data_path: neither {root / 'train'} nor {path} is there.")
-    # the devkit numbers the classes in another order than their sorted names
-    names = [str(n[0]).replace("/", "-") for n in loadmat(meta)["class_names"][0]]
-    number = np.argsort(np.argsort(names))
-    for part, path in parts.items():
-        rows = loadmat(path)["annotations"][0]
-        splits.append(_split([(root / f"cars_{part}" / row["fname"].item(), number[int(row["class"].item()) - 1])
-                              for row in rows]))
+    path = meta
+    try:
+        # the devkit numbers the classes, from 1, in another order than their sorted names
+        names = [str(n[0]).replace("/", "-") for n in loadmat(meta)["class_names"][0]]
+        number = dict(zip(range(1, len(names) + 1), np.argsort(np.argsort(names))))
+        for part, path in parts.items():
+            splits.append(_split([(root / f"cars_{part}" / row["fname"].item(), number[int(row["class"].item())])
+                                  for row in loadmat(path)["annotations"][0]]))
+    except Exception as error:  # scipy raises anything on a damaged file
+        raise UserError(f"{path}: not an annotation file of the devkit ({error!r})") from None
     return Dataset("stanford_cars", *splits, classnames=sorted(names), view=view)
 
 
 def cub_200_2011(cfg):
     """CUB-200-2011: images/, images.txt, image_class_labels.txt, train_test_split.txt."""
     root = Path(cfg.data_path)
-    columns = [dict(_rows(root / name)) for name in ("images.txt", "image_class_labels.txt", "train_test_split.txt")]
-    paths, labels, is_train = columns
+    paths = {words[0]: words[1] for words in _rows(root / "images.txt", 2)}
+    labels, is_train = (dict(_pairs(root / name)) for name in ("image_class_labels.txt", "train_test_split.txt"))
     for i in paths:
         for name, column in (("image_class_labels.txt", labels), ("train_test_split.txt", is_train)):
             if i not in column:
                 raise UserError(f"{root / name}: has no line for image {i} ({paths[i]}).")
-    splits = [_split([(root / "images" / paths[i], int(labels[i]) - 1) for i in paths if is_train[i] == flag])
-              for flag in "10"]
+    splits = [_split([(root / "images" / paths[i], labels[i] - 1) for i in paths if is_train[i] == flag])
+              for flag in (1, 0)]
     return Dataset("cub-200-2011", *splits, classnames=[], view=View(enlarge=ENLARGE, **IMAGENET))
 
 
@@ -293,14 +302,14 @@ def clothing1m(cfg):
 
     def read(keys_file, labels_file):
         labels, pairs = dict(_pairs(root / labels_file)), []
-        for row, words in enumerate(_rows(root / keys_file)):
+        for row, words in enumerate(_rows(root / keys_file, 1)):
             if words[0] not in labels:
                 raise UserError(f"{root / keys_file}: line {row + 1}, {words[0]}, has no label in {root / labels_file}.")
             pairs.append((words[0], labels[words[0]]))
         return pairs
 
     train, counts, taken = read("noisy_train_key_list.txt", "noisy_label_kv.txt"), {}, []
-    for i in np.random.default_rng([cfg.seed, 2]).permutation(len(train)):
+    for i in np.random.default_rng([cfg.seed, 0, 2]).permutation(len(train)):
         label = train[i][1]
         if counts.get(label, 0) < n / 14 and len(taken) < n:
             taken.append(train[i])
@@ -320,7 +329,8 @@ def webvision(cfg):
                    for folder, name in (("", "train_filelist_google.txt"), ("val_images_256", "val_filelist.txt")))
     more, imagenet = {}, root / "imagenet" / "val"
     if imagenet.is_dir():
-        more["imagenet"] = _split([(path, k) for k in range(K) for path in sorted(_need(imagenet / str(k)).iterdir())])
+        more["imagenet"] = _split([(path, k) for k in range(K) for path in sorted(_need(imagenet / str(k)).iterdir())
+                                   if path.suffix.lower() in IMAGE_SUFFIXES])
     else:
         print(f"no {imagenet}: running without the second test set (ILSVRC12 validation)")
     view = View(enlarge=ENLARGE, test_enlarge=ENLARGE, **IMAGENET)
@@ -404,6 +414,8 @@ def load_data(cfg):
     Raises UserError for an unknown data set or noise, class names or labels that do not match, missing files.
     """
     read = pick(DATASETS, cfg.dataset, "dataset")
+    if cfg.download and cfg.dataset not in ("cifar10", "cifar100"):
+        raise UserError(f"download: only cifar10 and cifar100 can be fetched, not {cfg.dataset}.")
     if cfg.dataset in SOURCES and not cfg.download and not Path(cfg.data_path).is_dir():
         raise UserError(f"data_path: there is no folder {cfg.data_path}. Get {SOURCES[cfg.dataset]}.")
     if cfg.check_data:
@@ -414,6 +426,9 @@ def load_data(cfg):
         dataset.train, broken = _without_broken(dataset.train)
         dataset.test, broken_test = _without_broken(dataset.test)
         dataset.skipped = broken + broken_test
+        for name, split in dataset.more_tests.items():
+            dataset.more_tests[name], broken = _without_broken(split)
+            dataset.skipped += broken
     dataset.classnames = _classnames(cfg, dataset)
     K = dataset.num_classes
     if cfg.num_class and cfg.num_class != K:
@@ -432,7 +447,19 @@ def load_data(cfg):
     noisy = make_noise(cfg, dataset.train.labels, K, is_folder, lambda: raw_pixels(dataset.train.images))
     dataset.train = Split(dataset.train.images, noisy)
     dataset.noise_name = _noise_name(cfg, noisy)
+    dataset.fingerprint = _fingerprint([dataset.train, dataset.test], cfg.data_path)
     return dataset
+
+
+def _fingerprint(splits, data_path):
+    """Eight hex digits of the images of the splits: of arrays their pixels, of files their paths below data_path."""
+    sha = hashlib.sha256()
+    for split in splits:
+        if isinstance(split.images, np.ndarray):
+            sha.update(np.ascontiguousarray(split.images))
+        else:
+            sha.update("\n".join(os.path.relpath(path, data_path) for path in split.images).encode())
+    return sha.hexdigest()[:8]
 
 
 def _noise_name(cfg, noisy):

@@ -230,7 +230,11 @@ def make_noise(cfg, labels, num_classes, is_folder=False, features=None):
     if mode == "none":
         return labels
     if mode == "file":
-        return _check_labels(read_labels(cfg.noise_file), len(labels), K, cfg.noise_file)
+        if not cfg.noise_file:
+            raise UserError("noise_file: noise_mode file needs the file with the labels.")
+        official = Path(cfg.data_path) / "noise_file" / cfg.noise_file  # where the official code keeps them
+        path = official if official.is_file() and not Path(cfg.noise_file).is_file() else cfg.noise_file
+        return _check_labels(read_labels(path), len(labels), K, path)
     if mode in HUMAN:
         return read_human(cfg.data_path, mode, labels, K)
     if mode == "transition":

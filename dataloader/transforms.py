@@ -34,8 +34,8 @@ def random_crop(images, size, pad, u):
     images (B, 3, H, W); u (B, 2) uniform in [0, 1): where the crop lies, top and left. Returns (B, 3, size, size).
     """
     images = F.pad(images, (pad,) * 4) if pad else images
-    room = torch.tensor([images.shape[2] - size + 1, images.shape[3] - size + 1], device=images.device)
-    top, left = (u * room).long().unbind(1)  # (B,)
+    top = (u[:, 0] * (images.shape[2] - size + 1)).long()  # (B,)
+    left = (u[:, 1] * (images.shape[3] - size + 1)).long()
     span = torch.arange(size, device=images.device)
     rows = (top[:, None] + span)[:, None, :, None]  # (B, 1, size, 1)
     cols = (left[:, None] + span)[:, None, None, :]  # (B, 1, 1, size)

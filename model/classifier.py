@@ -68,6 +68,10 @@ def _timm_classifier(cfg, num_classes):
     name = BACKBONES[cfg.backbone][0] if cfg.backbone in BACKBONES else cfg.backbone.removeprefix("timm:")
     if not timm.is_model(name):
         raise UserError(f"backbone: timm knows no model '{name}'.{nearest(name, timm.list_models())}")
+    ignored = [k for k in ("vpt_deep", "vpt_shallow", "lora", "adapter", "adaptformer", "ssf", "bias_tuning", "is_coop")
+               if getattr(cfg, k)]
+    if ignored:
+        raise UserError(f"{ignored[0]}: works with CLIP backbones only; {cfg.backbone} is trained whole.")
     is_file = bool(cfg.pretrained) and cfg.pretrained != "none"
     if is_file and not Path(cfg.pretrained).is_file():
         raise UserError(f"pretrained: there is no weight file {cfg.pretrained}; for {cfg.backbone} it is a file, none, or "

@@ -77,6 +77,12 @@ def _resolve(backbone, pretrained):
                             "pretrained: none builds it untrained.")
         return f"local-dir:{folder}", pretrained or files[0], None
 
+    if backbone.startswith("hf-hub:"):
+        return backbone, pretrained, None
+    tag, _, file = pretrained.partition("=")
+    if file and not Path(file).is_file():
+        raise UserError(f"pretrained: there is no file {file}.")
+    pretrained = tag
     # OpenAI's own names (ViT-B/16, ViT-L/14@336px) have a slash and mean its weights and its activation
     name, of_openai = backbone.replace("/", "-").replace("@", "-").removesuffix("px"), "/" in backbone
     quick = f"{name}-quickgelu"
@@ -95,6 +101,8 @@ def _resolve(backbone, pretrained):
     if pretrained == "none" or Path(pretrained).is_file():
         return name, pretrained, None
     source = get_pretrained_cfg(name, pretrained)
+    if source and file:
+        return name, file, source.get("quick_gelu", False)
     if not source:
         raise UserError(f"pretrained: '{pretrained}' is neither a file nor weights of {name} "
                         f"({', '.join(tags) or 'which has none'}).{nearest(pretrained, tags)}")
@@ -104,7 +112,7 @@ def _resolve(backbone, pretrained):
         where = source.get("url") or "the file open_clip_model.safetensors of " + str(source.get("hf_hub"))
         raise UserError(f"pretrained: the weights {pretrained} of {name} could not be fetched "
                         f"({_first_sentence(error)}). Where there is a network, fetch {where}; copy it to this machine "
-                        "and pass --pretrained FILE.") from None
+                        f"and pass --pretrained {pretrained}=FILE.") from None
 
 
 def _first_sentence(error):
@@ -139,13 +147,15 @@ def load_clip(backbone, pretrained=""):
 
     backbone: OpenAI's name (ViT-B/16: open_clip's ViT-B-16-quickgelu with the weights `openai`), an open_clip name,
     `hf-hub:org/name`, a folder with open_clip_config.json and weights, or `tiny-clip-digits`, which is embedded.
-    pretrained: an open_clip tag, a weight file, `none` for an untrained model; empty takes what the backbone implies.
+    pretrained: an open_clip tag, a weight file, `TAG=FILE` for a file that holds the weights of a tag, `none` for an
+    untrained model; empty takes what the backbone implies.
     The model has QuickGELU where its weights were trained with it: by name, by tag, or because the file is OpenAI's.
+    Of a file that says nothing of itself, only the name or the tag can tell; which it is is printed.
     Raises UserError for unknown names, weights that cannot be had or do not fit, and towers that prompts do not suit.
     """
     try:
         with _quiet():
-            if backbone.startswith("hf-hub:") and not pretrained:
+            if backbone.startswith("hf-hub:") and not pretrained:  # weights and all from the hub
                 clip = open_clip.create_model(backbone, require_pretrained=True)
                 name, tokenizer = backbone, open_clip.get_tokenizer(backbone)
             else:
@@ -157,6 +167,8 @@ def load_clip(backbone, pretrained=""):
         raise UserError(f"backbone: {backbone} could not be loaded ({_first_sentence(error)}). Without a network, copy the "
                         "model's folder (open_clip_config.json and weights) here and pass --backbone FOLDER.") from None
     _check_supported(clip, backbone)
+    gelu = type(clip.visual.transformer.resblocks[0].mlp.gelu).__name__
+    print(f"CLIP {name.removeprefix('local-dir:')}, weights {pretrained or 'its own'}, {gelu}")
     return clip.eval().requires_grad_(False), tokenizer
 
 
@@ -178,6 +190,12 @@ def _build(backbone, pretrained):
                         f"model {tuple(here[wrong[0]].shape) if wrong[0] in here else 'has none'}).")
     clip.load_state_dict({k: v.reshape(here[k].shape) for k, v in state.items()})
     return clip, name
+
+
+def cosine_logits(clip, image_features, text_features):
+    """s f T^T (B, K) of unit-length features (B, D) and (K, D), in fp32: bf16 steps at 20 to 30 would blur p_yes."""
+    with torch.autocast(image_features.device.type, enabled=False):
+        return clip.logit_scale.exp() * image_features.float() @ text_features.float().T
 
 
 def image_statistics(clip):

@@ -3,6 +3,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+from model.clip import cosine_logits
 from model.prompts import DualPrompts, encode_prompts
 
 
@@ -20,21 +21,21 @@ class Detector(nn.Module):
 
     def image_features(self, images):
         """Unit-length image features (B, D)."""
-        return F.normalize(self.clip.encode_image(images), dim=-1)
+        return F.normalize(self.clip.encode_image(images).float(), dim=-1)
 
     def text_features(self, *contexts):
         """Unit-length features (K, D) of the prompts around each context, all encoded in one batch."""
         prompts, eos = torch.cat([self.prompts(ctx) for ctx in contexts]), self.prompts.eos.repeat(len(contexts))
-        return F.normalize(encode_prompts(self.clip, prompts, eos), dim=-1).chunk(len(contexts))
+        return F.normalize(encode_prompts(self.clip, prompts, eos).float(), dim=-1).chunk(len(contexts))
 
     def forward(self, images):
         """logits_pos = s f T+, logits_neg = s stop_grad(f) T- with s the checkpoint's logit scale; (B, K) each."""
         image_features = self.image_features(images)
         text_pos, text_neg = self.text_features(self.prompts.pos_ctx, self.prompts.neg_ctx)
-        scale = self.clip.logit_scale.exp()
-        return scale * image_features @ text_pos.T, scale * image_features.detach() @ text_neg.T
+        return (cosine_logits(self.clip, image_features, text_pos),
+                cosine_logits(self.clip, image_features.detach(), text_neg))
 
     def classifier(self):
         """The positive prompts as a classifier, images -> logits_pos, its text features computed once."""
-        (text_pos,), scale = self.text_features(self.prompts.pos_ctx), self.clip.logit_scale.exp()
-        return lambda images: scale * self.image_features(images) @ text_pos.T
+        (text_pos,) = self.text_features(self.prompts.pos_ctx)
+        return lambda images: cosine_logits(self.clip, self.image_features(images), text_pos)

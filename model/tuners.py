@@ -10,6 +10,8 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch.nn.utils.parametrize import register_parametrization
 
+from utils.config import UserError
+
 
 def tune(visual, cfg, generator=None):
     """Mark or add the trained parameters of an image tower as `cfg` says; everything else is frozen.
@@ -26,8 +28,10 @@ def tune(visual, cfg, generator=None):
         for name, parameter in visual.named_parameters():
             if name.endswith("bias"):
                 parameter.requires_grad_(True)
+    if cfg.partial > len(blocks):
+        raise UserError(f"partial: is {cfg.partial}, but {cfg.backbone} has {len(blocks)} blocks.")
     first = len(blocks) - cfg.partial if cfg.partial else 0
-    for block in blocks[max(first, 0):]:
+    for block in blocks[first:]:
         if cfg.ssf:  # before LoRA, which official code adds after scaling
             add_ssf(block, generator)
         if cfg.lora:
@@ -36,8 +40,8 @@ def tune(visual, cfg, generator=None):
             block.mlp = Adapter(block.mlp, block.ln_2.normalized_shape[0], cfg.adapter_dim, generator)
         if cfg.adaptformer:
             block.mlp = AdaptFormer(block.mlp, block.ln_2.normalized_shape[0], cfg.adapter_dim, generator)
-    if cfg.vpt_len and (cfg.vpt_deep or cfg.vpt_shallow):
-        add_visual_prompts(visual, cfg.vpt_len, range(max(first, 0), len(blocks)) if cfg.vpt_deep else [0], generator)
+    if cfg.vpt_deep or cfg.vpt_shallow:
+        add_visual_prompts(visual, cfg.vpt_len, range(first, len(blocks)) if cfg.vpt_deep else [0], generator)
 
 
 # --- visual prompts

@@ -100,6 +100,22 @@ def test_weight_files(tiny_named, tmp_path, case, backbone, quick):
     assert not any(p.requires_grad for p in clip.parameters())
 
 
+def test_a_tag_tells_the_activation_of_a_file(tmp_path, monkeypatch):
+    """Weights of a tag, fetched elsewhere: the tag says whether they want QuickGELU, whatever the spelling of the name."""
+    seen = {}
+    monkeypatch.setattr(clip_module, "read_weights", lambda path: ({}, False))
+    monkeypatch.setattr(clip_module.open_clip, "create_model",
+                        lambda name, **k: seen.update(name=name, **k) or (_ for _ in ()).throw(RuntimeError("enough")))
+    (tmp_path / "w.bin").write_bytes(b"x")
+    for backbone, tag, quick in (("ViT-B/16", "openai", True), ("ViT-B/16", "laion2b_s34b_b88k", False),
+                                 ("ViT-B-16", "metaclip_400m", True), ("ViT-B-16", "laion2b_s34b_b88k", False)):
+        with pytest.raises(UserError, match="enough"):
+            load_clip(backbone, f"{tag}={tmp_path / 'w.bin'}")
+        assert (seen["force_quick_gelu"] or seen["name"].endswith("quickgelu")) is quick, (backbone, tag)
+    with pytest.raises(UserError, match="there is no file nowhere.bin"):
+        load_clip("ViT-B/16", "openai=nowhere.bin")
+
+
 def test_untrained_clip_is_always_the_same(tiny_named):
     a, b = (load_clip("Tiny-16", "none")[0].state_dict() for _ in range(2))
     assert all(torch.equal(a[k], b[k]) for k in a)
@@ -114,7 +130,7 @@ def test_openai_name_means_openai_weights_and_quickgelu(monkeypatch):
     monkeypatch.setattr(clip_module, "download_pretrained", download)
     for backbone in ("ViT-B/16", "ViT-L/14@336px"):
         with pytest.raises(UserError, match="pretrained: the weights openai of ViT-.*-quickgelu could not be fetched.*"
-                                            "fetch .*--pretrained FILE"):
+                                            "fetch .*--pretrained openai=FILE"):
             load_clip(backbone)
         assert asked["quick_gelu"] is True
     with pytest.raises(UserError, match="the weights laion2b_s34b_b88k of ViT-B-16 could not"):

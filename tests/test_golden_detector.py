@@ -190,6 +190,7 @@ def test_bf16_autocast_gives_nearly_the_same_logits(random_clip):
     detector = build_detector(random_clip, meta, g).eval()
     with torch.no_grad(), autocast(torch.device("cpu"), "bf16"):
         logits_pos, logits_neg = detector(images)
-    assert logits_pos.dtype == torch.bfloat16 and detector.prompts.pos_ctx.dtype == torch.float32
+    # the encoders run in bf16, the logits do not: their differences decide
+    assert logits_pos.dtype == detector.prompts.pos_ctx.dtype == torch.float32
     p_yes = clean_probability(logits_pos, logits_neg)
-    close(p_yes, g["p_yes"], 0.05)
+    assert 1e-6 < np.abs(p_yes - g["p_yes"]).max() < 0.02

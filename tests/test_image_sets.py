@@ -192,7 +192,11 @@ def test_check_data_and_skip_broken(tmp_path, capsys):
     ("clothing1m", "noisy_train_key_list.txt", "images/nowhere.jpg\n", "line 1, images/nowhere.jpg, has no label in"),
     ("clothing1m", "noisy_label_kv.txt", "images/0/0.jpg one\n", "line 1 has the label 'one', expected a whole number"),
     ("clothing1m", "clean_label_kv.txt", None, "clean_label_kv.txt is missing"),
-    ("webvision", "info/val_filelist.txt", "a b 3\n", "line 1 has 3 words, expected a path and a label"),
+    ("webvision", "info/val_filelist.txt", "a\nb 3\n", "line 1 has 1 words, expected 2"),
+    ("webvision", "info/val_filelist.txt", "a b\n", "line 1 has the label 'b', expected a whole number"),
+    ("clothing1m", "noisy_train_key_list.txt", "\n", "noisy_train_key_list.txt: line 1 has 0 words, expected 1"),
+    ("cub", "image_class_labels.txt", "1 x\n", "image_class_labels.txt: line 1 has the label 'x'"),
+    ("stanford_cars devkit", "devkit/cars_meta.mat", "x", "cars_meta.mat: not an annotation file of the devkit"),
     ("cub", "train_test_split.txt", "1 1\n", "has no line for image 2"),
     ("tiny_imagenet val", "val/val_annotations.txt", "val_0.JPEG\tn99\n", "line 1 names n99, which is no folder of")])
 def test_broken_lists(tmp_path, name, file, content, message):

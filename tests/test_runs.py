@@ -1,4 +1,5 @@
 """Whole runs through the scripts' main(), on the digits with the embedded CLIP."""
+import csv
 import json
 import os
 import pickle
@@ -102,6 +103,36 @@ def test_started_again_a_finished_run_prints_its_summary(cell, capsys):
         main_phase1.main(phase1(out, "--lr", "0.02"))
 
 
+def test_other_data_under_the_same_settings_are_refused(tmp_path):
+    flags = ["--dataset", "imagefolder", "--backbone", "tiny-clip-digits", "--output_dir", str(tmp_path / "runs"),
+             "--device", "cpu", "--data_path"]
+    for name, counts in (("a", {"x": 6, "y": 6}), ("b", {"x": 6, "z": 6})):
+        write_folder(tmp_path / name, counts)
+    first = main_detect.main([*flags, str(tmp_path / "a")])
+    (tmp_path / "a").rename(tmp_path / "moved")
+    assert main_detect.main([*flags, str(tmp_path / "moved")]) == first  # the same images elsewhere
+    with pytest.raises(UserError, match="data_path: the run .* was made with other images"):
+        main_detect.main([*flags, str(tmp_path / "b")])
+
+
+def test_another_mask_is_not_the_same_run(cell, tmp_path):
+    for n in (3, 4):
+        np.save(tmp_path / "m.npy", np.arange(359) % n == 0)
+        flags = phase2(tmp_path, "--mask", str(tmp_path / "m.npy"), "--epochs", "1")
+        if n == 3:
+            main_phase2.main(flags)
+    with pytest.raises(UserError, match="mask: the run .* was made with other mask"):
+        main_phase2.main(flags)
+
+
+def test_settings_that_would_do_nothing_are_refused(cell, tmp_path):
+    with pytest.raises(UserError, match="partial: is 9, but tiny-clip-digits has 4 blocks"):
+        main_phase1.main(phase1(tmp_path, "--partial", "9"))
+    out, _ = cell
+    with pytest.raises(UserError, match="lora: works with CLIP backbones only"):
+        main_phase2.main(phase2(out, "--backbone", "timm:test_vit", "--pretrained", "none", "--lora"))
+
+
 def test_tag_makes_another_run_and_phase_2_takes_its_mask(cell):
     out, _ = cell
     main_phase1.main(phase1(out, "--lr", "0.02", "--epochs", "1", "--tag", "slow"))
@@ -121,7 +152,13 @@ def test_tables_and_report(cell, capsys):
     folder = out / "digits/sym-0.4/seed0/deft"
     report.main([str(folder)])
     assert (folder / "suspects.png").read_bytes().startswith(b"\x89PNG")
-    (folder / "suspects.png").unlink()
+    with (folder / "suspects.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 359 - round(359 * summaries["deft"]["selected"])
+    scores = [float(row["label_score"]) for row in rows]
+    assert scores == sorted(scores) and rows[0]["rank"] == "1" and rows[0]["true_label"] in "zero one two three four five six seven eight nine"
+    for name in ("suspects.png", "suspects.csv"):
+        (folder / name).unlink()
     p_clean, mask = np.array([0.4, 0.9, 0.1, 0.2]), np.array([False, True, False, False])
     assert report.suspects(p_clean, mask).tolist() == [2, 3, 0]
 
@@ -356,6 +393,9 @@ def test_timm_backbones(cell, tmp_path):
     assert summary["name"] == "phase2-deft-timm-test_vit"
     with pytest.raises(UserError, match="timm knows no model 'test_vitt'. Did you mean test_vit"):
         main_phase2.main(phase2(tmp_path, *mask, "--backbone", "timm:test_vitt"))
+    (tmp_path / "mae.yaml").write_text("backbone: mae\nlr: 0.5\n")
+    cfg = load_config(["--cfg", str(tmp_path / "mae.yaml")])
+    assert (cfg.lr, cfg.optimizer, cfg.weight_decay) == (0.5, "adamw", 1e-3)  # what the file says itself stays
     for name, (optimizer, lr, weight_decay) in {"vit": ("sgd", 1e-2, 1e-5), "resnet": ("adamw", 1e-3, 1e-5),
                                                 "convnext": ("adamw", 1e-4, 1e-4), "mae": ("adamw", 1e-4, 1e-3)}.items():
         cfg = load_config(phase2(tmp_path, "--backbone", name))

@@ -1,7 +1,6 @@
 """Files that are whole or not there: checkpoints, and the clean mask that phase 1 hands to phase 2."""
 import hashlib
 import os
-import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,18 +17,18 @@ def write_whole(path):
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        temporary = path.parent / f".{path.name}.tmp"  # a name of its own: the next try writes over what a kill left
+        file = temporary.open("wb")
     except OSError as error:
         raise UserError(f"output_dir: {path.parent} cannot be written to ({error.strerror}).") from None
     try:
-        with os.fdopen(handle, "wb") as file:
+        with file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
+        temporary.replace(path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 

@@ -50,15 +50,21 @@ def pick(table, name, key):
 
 
 def read_lines(path):
-    """The lines of a UTF-8 text file, without the empty last one."""
-    return Path(path).read_text(encoding="utf-8-sig").rstrip("\n").split("\n")
+    """The lines of a UTF-8 text file, without empty ones at its end; UserError if it cannot be read as that."""
+    try:
+        return Path(path).read_text(encoding="utf-8-sig").rstrip().split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not a UTF-8 text file ({error})") from None
 
 
-def _read_defaults():
-    """Values and comments of default.yaml: {key: value}, {key: comment}."""
-    text = DEFAULTS.read_text(encoding="utf-8")
-    comments = {m[1]: m[2] for m in re.finditer(r"^(\w+):.*?\s#\s(.*)$", text, re.M)}
-    return yaml.safe_load(text), comments
+def default_values():
+    """{key: value} of config/default.yaml."""
+    return yaml.safe_load(DEFAULTS.read_text(encoding="utf-8"))
+
+
+def _comments():
+    """{key: comment} of config/default.yaml."""
+    return {m[1]: m[2] for m in re.finditer(r"^(\w+):.*?\s#\s(.*)$", DEFAULTS.read_text(encoding="utf-8"), re.M)}
 
 
 def _coerce(key, value, default, comment, where):
@@ -116,7 +122,7 @@ def load_config(argv=None, description="", **settings):
     `argv` None means sys.argv; `settings` are the script's own defaults, between default.yaml and the YAML.
     Raises UserError for an unknown key, a wrong type, a value out of range or a missing file.
     """
-    defaults, comments = _read_defaults()
+    defaults, comments = default_values(), _comments()
     parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
     parser.add_argument("--cfg", default="", help="YAML file with the keys that differ from config/default.yaml")
     for key, value in defaults.items():
@@ -129,14 +135,14 @@ def load_config(argv=None, description="", **settings):
 
     resolved = {**defaults, **settings}
     if flags.cfg:
-        for key, value in _read_yaml(flags.cfg).items():
+        content = _read_yaml(flags.cfg)
+        resolved |= BACKBONES.get(content.get("backbone"), ("", {}))[1]
+        for key, value in content.items():
             name = str(key).lower()
             if name not in defaults:
                 raise UserError(f"{flags.cfg}: there is no key '{key}'.{nearest(key, defaults)}")
             resolved[name] = _coerce(key, value, defaults[name], comments[name], flags.cfg)
-    backbone = flags.backbone or resolved["backbone"]
-    if backbone in BACKBONES:
-        resolved |= BACKBONES[backbone][1]
+    resolved |= BACKBONES.get(flags.backbone, ("", {}))[1]
     for key, default in defaults.items():
         text = getattr(flags, key)
         if text is not None:

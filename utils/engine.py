@@ -49,9 +49,9 @@ def _bar(batches, title):
     return tqdm(batches, title, leave=False, disable=None, unit="batch")  # silent where there is no terminal
 
 
-def _watched(bar):
+def _watched(bar, step):
     """Whether to bring numbers to the host for the bar now: rarely, and only when somebody looks at it."""
-    return not bar.disable and bar.n % 20 == 0
+    return not bar.disable and step % 20 == 0
 
 
 def _check_finite(losses, title):
@@ -78,10 +78,9 @@ def train_detector_epoch(model, batches, complementary_labels, optimizer, *, war
     model.train()
     start, losses, seen = time.perf_counter(), [], []
     bar = _bar(batches, title)
-    for images, labels, index in bar:
+    for step, (images, labels, index) in enumerate(bar):
         with amp() if amp else autocast(images.device, "fp32"):
             logits_pos, logits_neg = model(images)  # (B, K)
-        logits_pos = logits_pos.float()
         p_yes = clean_probability(logits_pos, logits_neg)
         selected, p_clean = select_clean(p_yes.detach(), labels, require_agreement)
         predicted = logits_pos.detach().argmax(1)
@@ -95,7 +94,7 @@ def train_detector_epoch(model, batches, complementary_labels, optimizer, *, war
         _step(loss, optimizer, scaler)
         losses.append(torch.stack([loss, loss_cls, loss_neg]).detach() * len(labels))
         seen.append((index, p_clean, selected, predicted))
-        if _watched(bar):
+        if _watched(bar, step):
             numbers = {"loss": f"{loss.item():.3f}"}
             if is_clean is not None:
                 clean, kept = (torch.cat(x) for x in zip(*((is_clean[i], s) for i, _, s, _ in seen)))
@@ -124,7 +123,7 @@ def train_classifier_epoch(model, batches, optimizer, loss, *, clean_mask=None, 
     model.train()
     start, batch_losses, counts, seen = time.perf_counter(), [], [], []
     bar = _bar(batches, title)
-    for images, labels, index in bar:
+    for step, (images, labels, index) in enumerate(bar):
         if len(labels):
             with amp() if amp else autocast(images.device, "fp32"):
                 logits = model(images)  # (B, K)
@@ -140,7 +139,7 @@ def train_classifier_epoch(model, batches, optimizer, loss, *, clean_mask=None, 
         _step(batch_loss, optimizer, scaler)
         batch_losses.append(batch_loss.detach())
         counts.append(kept.sum())
-        if _watched(bar):
+        if _watched(bar, step):
             bar.set_postfix(loss=f"{batch_loss.item():.3f}")
     batch_losses, counts = torch.stack(batch_losses).cpu(), torch.stack(counts).cpu()
     _check_finite(batch_losses, title)
@@ -161,7 +160,9 @@ def score_samples(predict, batches, amp=None, title="score"):
             logits = predict(images).float()
         losses.append(cross_entropy(logits, labels))
         predicted.append(logits.argmax(1))
-    return torch.cat(losses).cpu(), torch.cat(predicted).cpu()
+    losses = torch.cat(losses).cpu()
+    _check_finite(losses, title)
+    return losses, torch.cat(predicted).cpu()
 
 
 @torch.no_grad()
@@ -173,11 +174,13 @@ def evaluate(predict, batches, num_classes, amp=None, title="test"):
     correct = total = None
     for images, labels, _ in _bar(batches, title):
         with amp() if amp else autocast(images.device, "fp32"):
-            hits = (predict(images).argmax(1) == labels).float()
+            logits = predict(images)
+        hits = (logits.argmax(1) == labels).float()
         if correct is None:
             correct, total = torch.zeros(2, num_classes, device=labels.device)
         correct.index_add_(0, labels, hits)
         total.index_add_(0, labels, torch.ones_like(hits))
+    _check_finite(logits.float().sum(1).cpu(), title)  # weights that went bad in the last step show in every batch
     per_class = [100 * c / t if t else None for c, t in zip(correct.tolist(), total.tolist())]
     return {"acc": 100 * (correct.sum() / total.sum()).item(), "acc_per_class": per_class}
 

@@ -1,7 +1,9 @@
-"""What a detector found, to look at: `python -m utils.report RUN` draws the most suspect images of a run.
+"""What a detector found, to look at: `python -m utils.report RUN` lists the suspects of a run and draws the first.
 
     python -m utils.report runs/digits/sym-0.4/seed0/deft
 """
+import csv
+import io
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,10 +11,11 @@ from types import SimpleNamespace
 import matplotlib
 import numpy as np
 import yaml
+from PIL import Image
 
 from dataloader.datasets import load_data
-from utils.checkpoint import write_whole
-from utils.config import UserError, run_main
+from utils.checkpoint import write_text, write_whole
+from utils.config import UserError, default_values, run_main
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
@@ -29,14 +32,30 @@ def read_run(folder):
     folder = Path(folder)
     if not (folder / "clean_mask.npz").is_file():
         raise UserError(f"{folder}: holds no clean_mask.npz; expected the folder of a finished detector run.")
-    cfg = SimpleNamespace(**yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")))
+    cfg = SimpleNamespace(**default_values() | yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")))
     with np.load(folder / "clean_mask.npz", allow_pickle=False) as file:
         arrays = dict(file)
     return cfg, arrays, load_data(cfg)
 
 
 def _pixels(images, i):
-    return images[i] if isinstance(images, np.ndarray) else plt.imread(images[i])
+    return images[i] if isinstance(images, np.ndarray) else np.asarray(Image.open(images[i]).convert("RGB"))
+
+
+def write_suspects(data, arrays, path):
+    """Write a CSV of the samples outside the clean mask, the lowest p_clean first; columns as in the README.
+
+    The names given_label, predicted_label and label_score are cleanlab's; true_label stands where the truth is known.
+    """
+    names, known = data.classnames, data.true_labels is not None
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["rank", "index", "path", "given_label", "predicted_label", "label_score"] + ["true_label"] * known)
+    for rank, i in enumerate(suspects(arrays["p_clean"], arrays["mask"]), 1):
+        file = "" if isinstance(data.train.images, np.ndarray) else data.train.images[i]
+        writer.writerow([rank, i, file, names[arrays["labels"][i]], names[arrays["predicted"][i]],
+                         f"{arrays['p_clean'][i]:.6f}"] + ([names[data.true_labels[i]]] if known else []))
+    write_text(path, text.getvalue())
 
 
 def draw_suspects(data, arrays, path, count=40, columns=10):
@@ -70,14 +89,15 @@ def draw_suspects(data, arrays, path, count=40, columns=10):
 
 
 def main(argv=None):
-    """Draw the suspects of one run into its folder."""
+    """List and draw the suspects of one run, in its folder."""
     args = argv if argv is not None else sys.argv[1:]
     if len(args) != 1 or args[0].startswith("-"):
         raise UserError("expected the folder of one detector run, e.g. runs/digits/sym-0.4/seed0/deft.")
     cfg, arrays, data = read_run(args[0])
-    path = Path(args[0]) / "suspects.png"
-    draw_suspects(data, arrays, path)
-    print(f"the most suspect images: {path}")
+    folder = Path(args[0])
+    write_suspects(data, arrays, folder / "suspects.csv")
+    draw_suspects(data, arrays, folder / "suspects.png")
+    print(f"all suspects, worst first: {folder / 'suspects.csv'}\nthe first of them to look at: {folder / 'suspects.png'}")
 
 
 if __name__ == "__main__":

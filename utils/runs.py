@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from utils.checkpoint import label_hash, load_checkpoint, save_checkpoint, write_text
-from utils.config import UserError
+from utils.config import UserError, default_values
 
 # where and on what a run is made, not what it is: may change between start and resume
 FREE_KEYS = {"device", "gpuid", "num_workers", "cache_gb", "output_dir", "data_path", "model"}
@@ -78,28 +78,42 @@ def environment(device):
     return out
 
 
+def seed_folder(cfg, data):
+    """Where all runs of one data set, noise and seed lie."""
+    return Path(cfg.output_dir) / slug(cfg.dataset) / slug(data.noise_name) / f"seed{cfg.seed}"
+
+
 class Run:
-    """One run. Nothing is written before its first epoch is done; what is written is whole.
+    """One run; `mask` (N,) bool is the selection it trains on, if any.
+
+    Nothing is written before its first epoch is done; what is written is whole.
 
     `history` holds the lines of log.jsonl, one dict an epoch. Opening the folder of a finished run with the same
-    settings gives its `summary`; with another value of any key that matters it is refused, naming the key.
+    settings, images, labels and mask gives its `summary`; with other ones it is refused, naming what differs.
     """
 
-    def __init__(self, cfg, data, name):
+    def __init__(self, cfg, data, name, mask=None):
         self.cfg, self.device = cfg, pick_device(cfg)
-        self.seed_folder = Path(cfg.output_dir) / slug(cfg.dataset) / slug(data.noise_name) / f"seed{cfg.seed}"
-        self.folder = self.seed_folder / (f"{name}-{slug(cfg.tag)}" if cfg.tag else name)
+        self.folder = seed_folder(cfg, data) / (f"{name}-{slug(cfg.tag)}" if cfg.tag else name)
         self.history, self.summary = [], None
-        self.identity = f"{label_hash(data.train.labels)}-{label_hash(data.test.labels)}"
+        self.identity = {"images": data.fingerprint, "labels": label_hash(data.train.labels)}
+        self.identity |= {} if mask is None else {"mask": label_hash(mask)}
         if (self.folder / "config.yaml").is_file():
-            self._check_same()
+            self._check_same_settings()
         if (self.folder / "summary.json").is_file():
-            self.summary = json.loads((self.folder / "summary.json").read_text())
+            self.summary = json.loads((self.folder / "summary.json").read_text(encoding="utf-8"))
+            self._check_same_data(self.summary["identity"])
             print(f"finished before: {self.folder}")
 
-    def _check_same(self):
+    def _check_same_data(self, before):
+        for what, value in self.identity.items():
+            if before.get(what) != value:
+                raise UserError(f"{'mask' if what == 'mask' else 'data_path'}: the run {self.folder} was made with other "
+                                f"{what}. --tag NAME makes another run beside it; deleting the folder makes it anew.")
+
+    def _check_same_settings(self):
         path = self.folder / "config.yaml"
-        before, now = yaml.safe_load(path.read_text(encoding="utf-8")), vars(self.cfg)
+        before, now = {**default_values(), **yaml.safe_load(path.read_text(encoding="utf-8"))}, vars(self.cfg)
         changed = [k for k in sorted(before.keys() | now.keys())
                    if k not in FREE_KEYS and before.get(k) != now.get(k)]
         if changed:
@@ -114,8 +128,7 @@ class Run:
         if not path.is_file():
             return 1, {}
         saved = load_checkpoint(path, model, optimizer, scaler)
-        if saved["identity"] != self.identity:
-            raise UserError(f"data_path: the run {self.folder} was begun on other images or labels.")
+        self._check_same_data(saved["identity"])
         self.history = json.loads(saved["history"])
         self._write_log()  # a kill between checkpoint and log leaves the log a line short
         print(f"going on after epoch {len(self.history)}: {self.folder}")
@@ -139,7 +152,7 @@ class Run:
         """Write summary.json: `numbers`, what the data were, and where and how long the run was made."""
         cfg, history = self.cfg, self.history
         summary = {"name": self.folder.name, "dataset": cfg.dataset, "noise": data.noise_name, "seed": cfg.seed,
-                   "backbone": cfg.backbone, **noise_facts(data), **numbers}
+                   "backbone": cfg.backbone, "identity": self.identity, **noise_facts(data), **numbers}
         if history:
             seconds = sum(line["seconds"] for line in history)
             summary |= {"epochs": len(history), "seconds": round(seconds, 2),

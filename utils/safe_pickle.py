@@ -21,7 +21,7 @@ class ArrayUnpickler(pickle.Unpickler):
 
 
 def load_arrays(path):
-    """Arrays, or a container of arrays, that torch.save or pickle wrote to a file; tensors come back as arrays.
+    """Arrays, or a container of arrays, that torch.save or pickle wrote to a file; a tensor comes back as an array.
 
     Raises pickle.UnpicklingError or what a damaged file causes.
     """

@@ -5,7 +5,7 @@ import torch
 
 def clean_probability(logits_pos, logits_neg):
     """p_yes (B, K): softmax over the pair (stop_grad(logits_pos), logits_neg), first entry (DeFT, section 3)."""
-    return torch.sigmoid((logits_pos.detach() - logits_neg).float())
+    return torch.sigmoid(logits_pos.detach() - logits_neg)
 
 
 def select_clean(p_yes, labels, require_agreement=False):
