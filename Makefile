@@ -24,7 +24,7 @@ demo: $(STAMP)
 	@echo; $(PY) -m utils.report $(OUT)/digits/sym-$$(printf %g $(firstword $(RATIOS)))/seed$(firstword $(SEEDS))/deft
 
 test: $(STAMP)
-	$(PY) -m pytest -q tests
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist loadfile tests
 
 # .deft marks an environment as made here; one that exists without it is somebody's own and used as it is
 $(STAMP): requirements.txt

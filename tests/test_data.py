@@ -9,9 +9,10 @@ import torch
 import torchvision.transforms as T
 from PIL import Image
 
-from dataloader.datasets import Split, View, load_data, load_digits_8x8
+from dataloader.datasets import Split, View, load_data
 from dataloader.loaders import EpochRandomness, Loader
 from dataloader.transforms import normalise, random_crop, random_flip, resize
+from tests.helpers import write_cifar, write_folder
 from utils.config import UserError, load_config
 
 CPU = torch.device("cpu")
@@ -83,28 +84,6 @@ def test_files_in_memory_and_streamed_give_the_same_batches(tmp_path):
 
 # --- data sets
 
-def write_cifar(folder, name, n_train=60, n_test=20):
-    """Small files in CIFAR's official layout, made from the digits; returns their true labels."""
-    levels, labels = load_digits_8x8()
-    K, label_key = (10, "labels") if name == "cifar10" else (100, "fine_labels")
-    big = np.repeat(np.kron(levels * 15, np.ones((1, 4, 4), dtype=np.uint8))[:, None], 3, 1).reshape(-1, 3072)
-    labels = labels if K == 10 else np.arange(len(labels)) % K
-    folder.mkdir(parents=True, exist_ok=True)
-
-    def write(file, part):
-        batch = {"data": big[part], label_key: labels[part].tolist(), "filenames": ["x"] * len(labels[part])}
-        (folder / file).write_bytes(pickle.dumps(batch, protocol=2))
-
-    if name == "cifar10":
-        for i, part in enumerate(np.array_split(np.arange(n_train), 5)):
-            write(f"data_batch_{i + 1}", part)
-        write("test_batch", np.arange(n_train, n_train + n_test))
-    else:
-        write("train", np.arange(n_train))
-        write("test", np.arange(n_train, n_train + n_test))
-    return labels[:n_train]
-
-
 @pytest.mark.parametrize("name, folder", [("cifar10", ""), ("cifar10", "cifar-10-batches-py"),
                                           ("cifar100", ""), ("cifar100", "cifar-100-python")])
 def test_cifar_layouts(tmp_path, name, folder):
@@ -135,17 +114,6 @@ def test_truncated_or_missing_cifar(tmp_path):
     (tmp_path / "test").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match="test: not a file of CIFAR's python version, or a damaged one"):
         load_data(cfg)
-
-
-def write_folder(root, counts, suffix="png"):
-    """Class folders of digit pictures; counts = {class folder: number}."""
-    levels, _ = load_digits_8x8()
-    i = 0
-    for name, count in counts.items():
-        (root / name).mkdir(parents=True)
-        for _ in range(count):
-            Image.fromarray(levels[i] * 15).save(root / name / f"{i:04d}.{suffix}")
-            i += 1
 
 
 def folder_cfg(root, *flags):

@@ -10,7 +10,7 @@ from model.detector import Detector
 from model.prompts import encode_prompts
 from model.tuners import add_visual_prompts
 from tests import recipe
-from tests.conftest import golden, write_clip
+from tests.helpers import golden, write_clip
 from utils.engine import autocast, evaluate, learning_rate, train_detector_epoch
 from utils.losses import cross_entropy, negative_prompt_loss, symmetric_cross_entropy
 from utils.selection import clean_probability, precision_recall, select_clean

@@ -6,7 +6,7 @@ import torch
 from model.classifier import Classifier
 from model.tuners import tune
 from tests import recipe
-from tests.conftest import golden
+from tests.helpers import golden
 from utils.baselines import METHODS
 from utils.config import load_config
 from utils.engine import learning_rate, train_classifier_epoch
@@ -22,7 +22,8 @@ def test_finetune(random_clip, prefix, full_batch):
     test_labels, _ = recipe.labels(D + 1, n_test, K)
     both = recipe.images(D, n + n_test, 32, np.concatenate([clean, test_labels]))
     assert recipe.digest(both[:n]) == meta["digests"]["images"]
-    images, labels, mask = torch.from_numpy(both), torch.from_numpy(noisy), torch.from_numpy(g[f"{prefix}clean_mask"] > 0)
+    images, labels = torch.from_numpy(both), torch.from_numpy(noisy)
+    mask = torch.from_numpy(g[f"{prefix}clean_mask"] > 0)
 
     clip, _ = random_clip(meta)
     tune(clip.visual, load_config(["--finetune", "true"]))
@@ -57,7 +58,8 @@ def test_finetune(random_clip, prefix, full_batch):
         assert moved == {k for k in final if "transformer.resblocks" in k or k.startswith("head")}
         last = max(int(k.split(".")[3]) for k in final if "resblocks" in k)
         blocks = "visual.transformer.resblocks"
-        np.testing.assert_allclose(final[f"{blocks}.{last}.attn.in_proj_bias"], g["final.last_block_in_proj_bias"], atol=1e-5)
+        bias = final[f"{blocks}.{last}.attn.in_proj_bias"]
+        np.testing.assert_allclose(bias, g["final.last_block_in_proj_bias"], atol=1e-5)
         np.testing.assert_allclose(final[f"{blocks}.0.ln_1.weight"], g["final.first_block_ln_1_weight"], atol=1e-5)
         for i, name in enumerate(meta["tuned_names"]):
             key = name if name in final else name.removeprefix("tuner.")

@@ -8,8 +8,7 @@ import torch
 
 from dataloader import noise
 from dataloader.datasets import load_data
-from tests.conftest import golden
-from tests.test_data import write_cifar, write_folder
+from tests.helpers import golden, write_cifar, write_folder
 from utils.config import UserError, load_config
 
 

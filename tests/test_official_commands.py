@@ -11,7 +11,7 @@ import main_real_baseline
 import main_real_phase1
 import main_real_phase2
 import main_small_loss
-from tests.test_data import write_cifar
+from tests.helpers import write_cifar
 from tests.test_image_sets import Pictures, make_clothing
 from utils.config import UserError
 

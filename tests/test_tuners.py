@@ -8,7 +8,7 @@ import torch
 from model.classifier import Classifier
 from model.tuners import AdaptFormer, tune
 from tests import recipe
-from tests.conftest import golden
+from tests.helpers import golden
 from utils.config import load_config
 
 META = golden("tuners_forward")[1]

@@ -1,0 +1,94 @@
+"""What several test files share: data in official layouts, flags of a quick run, checkpoints compared."""
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from dataloader.datasets import load_digits_8x8
+
+GOLDEN = Path(__file__).parent / "golden"
+CELL = ["--noise_mode", "sym", "--noise_ratio", "0.4"]
+FAST = ["--test_fraction", "0.8", "--epochs", "2", "--device", "cpu"]  # 359 training images
+
+
+def golden(name):
+    """Arrays and meta data of one file of numbers that the official code gave."""
+    arrays = dict(np.load(GOLDEN / f"{name}.npz", allow_pickle=False))
+    return arrays, json.loads(str(arrays.pop("meta")))
+
+
+def write_clip(folder, weights, cfg):
+    """A folder in open_clip's format from weights in OpenAI's names."""
+    model_cfg = {"embed_dim": cfg["embed_dim"], "quick_gelu": True,
+                 "vision_cfg": {"image_size": cfg["image_resolution"], "patch_size": cfg["vision_patch_size"],
+                                "layers": cfg["vision_layers"], "width": cfg["vision_width"], "head_width": 64},
+                 "text_cfg": {"context_length": cfg["context_length"], "vocab_size": cfg["vocab_size"],
+                              "layers": cfg["transformer_layers"], "width": cfg["transformer_width"],
+                              "heads": cfg["transformer_width"] // 64}}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": model_cfg}))
+    save_file({k: torch.from_numpy(v) for k, v in weights.items()}, str(folder / "open_clip_model.safetensors"))
+    return str(folder)
+
+
+def write_cifar(folder, name, n_train=60, n_test=20):
+    """Small files in CIFAR's official layout, made from the digits; returns their true labels."""
+    levels, labels = load_digits_8x8()
+    K, label_key = (10, "labels") if name == "cifar10" else (100, "fine_labels")
+    big = np.repeat(np.kron(levels * 15, np.ones((1, 4, 4), dtype=np.uint8))[:, None], 3, 1).reshape(-1, 3072)
+    labels = labels if K == 10 else np.arange(len(labels)) % K
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def write(file, part):
+        batch = {"data": big[part], label_key: labels[part].tolist(), "filenames": ["x"] * len(labels[part])}
+        (folder / file).write_bytes(pickle.dumps(batch, protocol=2))
+
+    if name == "cifar10":
+        for i, part in enumerate(np.array_split(np.arange(n_train), 5)):
+            write(f"data_batch_{i + 1}", part)
+        write("test_batch", np.arange(n_train, n_train + n_test))
+    else:
+        write("train", np.arange(n_train))
+        write("test", np.arange(n_train, n_train + n_test))
+    return labels[:n_train]
+
+
+def write_folder(root, counts, suffix="png"):
+    """Class folders of digit pictures; counts = {class folder: number}."""
+    levels, _ = load_digits_8x8()
+    i = 0
+    for name, count in counts.items():
+        (root / name).mkdir(parents=True)
+        for _ in range(count):
+            Image.fromarray(levels[i] * 15).save(root / name / f"{i:04d}.{suffix}")
+            i += 1
+
+
+def phase1(out, *flags):
+    return ["--cfg", "config/PEFT/digits.yaml", *CELL, *FAST, "--output_dir", str(out), *flags]
+
+
+def phase2(out, *flags):
+    return ["--cfg", "config/FFT/digits.yaml", *CELL, *FAST, "--output_dir", str(out), *flags]
+
+
+def checkpoint(folder):
+    return torch.load(folder / "checkpoint.pt", weights_only=True)
+
+
+def same(a, b):
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+class Killed(BaseException):
+    pass

@@ -1,0 +1,104 @@
+"""Methods, tuners and backbones through the scripts' main()."""
+import json
+
+import numpy as np
+import pytest
+import yaml
+
+import main_baseline
+import main_phase1
+import main_phase2
+import main_real_baseline
+import main_real_phase1
+import main_real_phase2
+import main_small_loss
+from tests.helpers import (
+    CELL,
+    checkpoint,
+    phase2,
+    write_cifar,
+    write_folder,
+)
+from utils.config import UserError, load_config
+
+
+def test_real_world_scripts_on_a_folder(tmp_path):
+    write_folder(tmp_path / "data", {"zero": 30, "one": 30, "two": 30})
+    flags = ["--dataset", "imagefolder", "--data_path", str(tmp_path / "data"), "--backbone", "tiny-clip-digits",
+             "--n_ctx", "4", "--output_dir", str(tmp_path / "runs"), "--device", "cpu"]
+    summary = main_real_phase1.main([*flags, "--vpt_deep", "--vpt_len", "2", "--epochs", "2", "--warmup", "1"])
+    assert "precision" not in summary and "noise_rate" not in summary  # nobody knows the truth
+    config = yaml.safe_load((tmp_path / "runs/imagefolder/none/seed0/deft/config.yaml").read_text())
+    assert {k: config[k] for k in ("require_agreement", "warmup_loss", "pseudo_from", "schedule", "warmup")} == {
+        "require_agreement": True, "warmup_loss": "sce", "pseudo_from": 2, "schedule": "constant", "warmup": 1}
+    if summary["selected"] == 0:  # a mask that selects nothing cannot train anything
+        with pytest.raises(UserError, match="selects no sample"):
+            main_real_phase2.main([*flags, "--finetune", "--lr", "0.001"])
+    else:
+        summary = main_real_phase2.main([*flags, "--finetune", "--lr", "0.001"])
+        assert summary["epochs"] == 5
+        lines = (tmp_path / "runs/imagefolder/none/seed0/phase2-deft-tiny-clip-digits/log.jsonl").read_text()
+        assert {json.loads(line)["lr"] for line in lines.splitlines()} == {0.001}
+
+
+def test_untrained_vit_b16_takes_a_step_through_both_scripts(tmp_path):
+    """The real architecture, through the real scripts, on four CIFAR-100 images."""
+    write_cifar(tmp_path / "data", "cifar100", n_train=4, n_test=2)
+    flags = ["--data_path", str(tmp_path / "data"), "--pretrained", "none", "--epochs", "1", "--device", "cpu",
+             "--output_dir", str(tmp_path / "runs"), *CELL]
+    summary = main_phase1.main(["--cfg", "config/PEFT/cifar100.yaml", *flags])
+    saved = checkpoint(tmp_path / "runs/cifar100/sym-0.4/seed0/deft")["model"]
+    assert summary["backbone"] == "ViT-B/16" and len(saved) == 2 + 12
+    assert saved["prompts.pos_ctx"].shape == (16, 512)
+    assert saved["clip.visual.transformer.resblocks.11.prompts"].shape == (20, 768)
+    np.save(tmp_path / "mask.npy", np.array([True, True, False, True]))
+    summary = main_phase2.main(["--cfg", "config/FFT/cifar100.yaml", *flags, "--mask", str(tmp_path / "mask.npy")])
+    saved = checkpoint(tmp_path / "runs/cifar100/sym-0.4/seed0/phase2-mask-ViT-B-16")["model"]
+    assert saved["head.weight"].shape == (100, 768)
+    assert {k.split(".")[0] for k in saved} == {"head", "backbone"} and len(saved) == 2 + 12 * 12
+
+
+@pytest.mark.parametrize("script, method", [(main_baseline, "SCE"), (main_baseline, "GCE"), (main_baseline, "ELR"),
+                                            (main_baseline, "GMM"), (main_small_loss, "small-loss"),
+                                            (main_real_baseline, "GMM")])
+def test_baselines_leave_the_same_record(cell, tmp_path, script, method):
+    flags = [] if script is main_small_loss else ["--lnl_methods", method]
+    summary = script.main(phase2(tmp_path, *flags))
+    folder = tmp_path / "digits/sym-0.4/seed0" / f"{method.lower()}-tiny-clip-digits"
+    assert json.loads((folder / "summary.json").read_text()) == summary and summary["epochs"] == 2
+    lrs = {json.loads(line)["lr"] for line in (folder / "log.jsonl").read_text().splitlines()}
+    assert len(lrs) == (1 if script is main_real_baseline else 2)
+    if method in ("GMM", "small-loss"):  # detectors too: their mask trains phase 2
+        assert 0 < summary["selected"] < 1 and summary["precision"] > 1 - summary["noise_rate"]
+        again = main_phase2.main(phase2(tmp_path, "--mask", folder.name, "--epochs", "1"))
+        assert again["selected"] == summary["selected"]
+
+
+@pytest.mark.parametrize("flags, parameter", [
+    (["--finetune", "false", "--vpt_deep", "--vpt_len", "2"], "backbone.transformer.resblocks.3.prompts"),
+    (["--finetune", "false", "--lora", "--ssf"],
+     "backbone.transformer.resblocks.0.attn.parametrizations.in_proj_weight.1.q_A"),
+    (["--is_coop", "--n_ctx", "4", "--csc"], "detector.prompts.pos_ctx")])
+def test_peft_and_text_classifier_as_adaptation(cell, tmp_path, flags, parameter):
+    out, _ = cell
+    mask = str(out / "digits/sym-0.4/seed0/deft/clean_mask.npz")
+    main_phase2.main(phase2(tmp_path, "--mask", mask, "--epochs", "1", *flags))
+    saved = checkpoint(tmp_path / "digits/sym-0.4/seed0/phase2-deft-tiny-clip-digits")["model"]
+    assert parameter in saved and "detector.prompts.neg_ctx" not in saved
+
+
+def test_timm_backbones(cell, tmp_path):
+    out, _ = cell
+    mask = ["--mask", str(out / "digits/sym-0.4/seed0/deft/clean_mask.npz"), "--epochs", "1", "--pretrained", "none"]
+    summary = main_phase2.main(phase2(tmp_path, *mask, "--backbone", "timm:test_vit"))
+    assert summary["name"] == "phase2-deft-timm-test_vit"
+    with pytest.raises(UserError, match="timm knows no model 'test_vitt'. Did you mean test_vit"):
+        main_phase2.main(phase2(tmp_path, *mask, "--backbone", "timm:test_vitt"))
+    (tmp_path / "mae.yaml").write_text("backbone: mae\nlr: 0.5\n")
+    cfg = load_config(["--cfg", str(tmp_path / "mae.yaml")])
+    assert (cfg.lr, cfg.optimizer, cfg.weight_decay) == (0.5, "adamw", 1e-3)  # what the file says itself stays
+    for name, (optimizer, lr, weight_decay) in {"vit": ("sgd", 1e-2, 1e-5), "resnet": ("adamw", 1e-3, 1e-5),
+                                                "convnext": ("adamw", 1e-4, 1e-4), "mae": ("adamw", 1e-4, 1e-3)}.items():
+        cfg = load_config(phase2(tmp_path, "--backbone", name))
+        assert (cfg.optimizer, cfg.lr, cfg.weight_decay) == (optimizer, lr, weight_decay)
+    assert load_config(phase2(tmp_path, "--backbone", "vit", "--lr", "0.5")).lr == 0.5

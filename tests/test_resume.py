@@ -1,0 +1,103 @@
+"""A run stopped at any moment goes on by the same command and ends the same."""
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+import main_baseline
+import main_phase1
+import main_phase2
+from tests.helpers import Killed, checkpoint, phase1, phase2, same
+from utils import runs
+from utils.checkpoint import write_whole
+from utils.config import UserError
+
+
+@pytest.mark.parametrize("script, flags", [(main_phase1, phase1), (main_phase2, phase2)])
+@pytest.mark.parametrize("moment", ["before the checkpoint", "between checkpoint and log", "in the next epoch"])
+def test_killed_and_resumed_ends_the_same(cell, tmp_path, monkeypatch, script, flags, moment):
+    """Interrupted after epoch 1 of 2 at three moments: the same mask and the same weights, bit for bit."""
+    out, _ = cell
+    whole = out / "digits/sym-0.4/seed0" / ("deft" if script is main_phase1 else "phase2-deft-tiny-clip-digits")
+    mask = [] if script is main_phase1 else ["--mask", str(out / "digits/sym-0.4/seed0/deft/clean_mask.npz")]
+    with monkeypatch.context() as patch:
+        if moment == "between checkpoint and log":
+            patch.setattr(runs.Run, "_write_log", lambda self: (_ for _ in ()).throw(Killed()))
+        elif moment == "before the checkpoint":
+            patch.setattr(torch, "save", lambda value, file: (file.write(b"half"), (_ for _ in ()).throw(Killed())))
+        else:
+            real, calls = script.evaluate_all, []
+            patch.setattr(script, "evaluate_all", lambda *a, **k: calls.append(1) or real(*a, **k) if not calls
+                          else (_ for _ in ()).throw(Killed()))
+        with pytest.raises(Killed):
+            script.main(flags(tmp_path, *mask))
+    folder = next((tmp_path / "digits/sym-0.4/seed0").iterdir())
+    assert not list(folder.glob(".*"))  # no half-written file
+    assert (folder / "checkpoint.pt").exists() == (moment != "before the checkpoint")
+    script.main(flags(tmp_path, *mask))
+    a, b = checkpoint(whole), checkpoint(folder)
+    assert same(a["model"], b["model"]) and same(a["optimizer"], b["optimizer"])
+    if script is main_phase1:
+        assert (whole / "clean_mask.npz").read_bytes() == (folder / "clean_mask.npz").read_bytes()
+    assert len((folder / "log.jsonl").read_text().splitlines()) == 2
+
+
+def test_a_process_killed_with_signal_9_goes_on(cell, tmp_path):
+    flags = phase1(tmp_path, "--epochs", "6")
+    process = subprocess.Popen([sys.executable, "main_phase1.py", *flags], stdout=subprocess.DEVNULL)
+    log = tmp_path / "digits/sym-0.4/seed0/deft/log.jsonl"
+    deadline = time.time() + 120
+    while not (log.exists() and len(log.read_text().splitlines()) >= 2):
+        assert process.poll() is None and time.time() < deadline
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (log.parent / "summary.json").exists()
+    main_phase1.main(flags)
+    other = tmp_path / "whole"
+    main_phase1.main(phase1(other, "--epochs", "6"))
+    whole = other / "digits/sym-0.4/seed0/deft"
+    assert same(checkpoint(log.parent)["model"], checkpoint(whole)["model"])
+    assert (log.parent / "clean_mask.npz").read_bytes() == (whole / "clean_mask.npz").read_bytes()
+
+
+def test_files_are_whole_or_not_there(tmp_path):
+    (tmp_path / "a").write_text("old")
+    with pytest.raises(ZeroDivisionError):
+        with write_whole(tmp_path / "a") as file:
+            file.write(b"new")
+            1 / 0
+    assert (tmp_path / "a").read_text() == "old" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path):
+    with pytest.raises(UserError, match="checkpoint.pt: not a checkpoint of this run"):
+        main_phase1.main(phase1(tmp_path, "--epochs", "1"))
+        folder = tmp_path / "digits/sym-0.4/seed0/deft"
+        (folder / "summary.json").unlink()
+        (folder / "checkpoint.pt").write_bytes((folder / "checkpoint.pt").read_bytes()[:1000])
+        main_phase1.main(phase1(tmp_path, "--epochs", "1"))
+
+
+def test_elr_targets_survive_a_stop(tmp_path, monkeypatch):
+    flags = ["--lnl_methods", "ELR"]
+    main_baseline.main(phase2(tmp_path / "whole", *flags))
+    real, calls = main_phase2.evaluate_all, []
+    with monkeypatch.context() as patch:
+        patch.setattr(main_phase2, "evaluate_all", lambda *a, **k: calls.append(1) or real(*a, **k) if not calls
+                      else (_ for _ in ()).throw(Killed()))
+        with pytest.raises(Killed):
+            main_baseline.main(phase2(tmp_path / "cut", *flags))
+    main_baseline.main(phase2(tmp_path / "cut", *flags))
+    a, b = (checkpoint(tmp_path / d / "digits/sym-0.4/seed0/elr-tiny-clip-digits") for d in ("whole", "cut"))
+    assert a["method"]["target"].abs().sum() > 0 and same(a["method"], b["method"]) and same(a["model"], b["model"])
+
+
+def test_nan_stops_the_run_and_nothing_of_it_is_kept(tmp_path):
+    with pytest.raises(UserError, match=r"epoch 1/2, batch \d+ of 6: the loss is (nan|inf)"):
+        main_phase1.main(phase1(tmp_path, "--lr", "1e30"))
+    assert not list(tmp_path.rglob("checkpoint.pt"))
