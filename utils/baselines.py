@@ -21,8 +21,8 @@ class Method(nn.Module):
         self.cfg = cfg
 
     def forward(self, logits, labels, index):
-        """Losses (B,) of logits (B, K), given labels (B,) and positions in the training set (B,)."""
-        raise NotImplementedError
+        """Losses (B,) of logits (B, K), given labels (B,) and positions in the training set (B,); here cross-entropy."""
+        return cross_entropy(logits, labels)
 
     def epoch_selection(self, epoch, score):
         """Before an epoch: `kept` (N,) bool, the samples to train on, with p_clean and predicted (N,); or None for all.
@@ -38,9 +38,6 @@ class Method(nn.Module):
 
 class CE(Method):
     """Cross-entropy on all given labels."""
-
-    def forward(self, logits, labels, index):
-        return cross_entropy(logits, labels)
 
 
 class SCE(Method):
@@ -74,7 +71,7 @@ class ELR(Method):
         return cross_entropy(logits, labels) + 5 * (1 - (self.target[index] * p).sum(1)).log()
 
 
-class GMM(CE):
+class GMM(Method):
     """Cross-entropy on the samples of small loss: a two-component mixture on the losses before each epoch after warm-up.
 
     As DivideMix (Li et al., ICLR 2020) selects; see utils.selection.gmm_clean_probability.
@@ -91,7 +88,7 @@ class GMM(CE):
         return {"kept": p_clean > 0.5, "p_clean": p_clean, "predicted": predicted}
 
 
-class SmallLoss(CE):
+class SmallLoss(Method):
     """Cross-entropy on the int((1 - rate) n) smallest losses of each batch (as in Co-teaching, Han et al., NeurIPS 2018)."""
 
     selects = True
