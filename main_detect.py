@@ -9,17 +9,15 @@ from dataloader.datasets import load_data
 from dataloader.loaders import make_loaders
 from model.clip import cosine_logits, image_statistics, load_clip, resolution
 from model.prompts import zero_shot_features
-from utils.checkpoint import save_mask
 from utils.config import load_config, pick, run_main
 from utils.engine import autocast, evaluate_all
 from utils.runs import Run, show
-from utils.selection import precision_recall
 
 
 def label_match(probabilities, labels):
-    """Clean where the zero-shot prediction is the given label: mask (N,), score of the label (N,), prediction (N,)."""
-    predicted = probabilities.argmax(1)
-    return predicted == labels, probabilities.gather(1, labels[:, None])[:, 0], predicted
+    """Clean where the zero-shot prediction is the given label: mask (N,), score of the label, prediction, its probability."""
+    confidence, predicted = probabilities.max(1)
+    return predicted == labels, probabilities.gather(1, labels[:, None])[:, 0], predicted, confidence
 
 
 DETECTORS = {"label-match": label_match}
@@ -54,14 +52,12 @@ def main(argv=None, **settings):
     train, tests = make_loaders(data, cfg, resolution(clip, cfg), image_statistics(clip), run.device)
     labels = data.train.labels
     probabilities = zero_shot_probabilities(clip, tokenizer, data.classnames, train, cfg.prec)
-    mask, p_clean, predicted = (x.numpy() for x in detector(probabilities, torch.from_numpy(labels)))
+    mask, *scores = (x.numpy() for x in detector(probabilities, torch.from_numpy(labels)))
     with torch.no_grad(), autocast(run.device, cfg.prec):
         predict = zero_shot_classifier(clip, tokenizer, data.classnames)
     accuracy = evaluate_all(predict, tests, data.num_classes, lambda: autocast(run.device, cfg.prec))
-    save_mask(run.folder / "clean_mask.npz", mask, p_clean, predicted, labels,
-              dataset=cfg.dataset, noise=data.noise_name, seed=cfg.seed)
-    quality = {} if data.true_labels is None else precision_recall(mask, data.true_labels == labels)
-    summary = run.finish(data, {**quality, "selected": float(mask.mean()), **accuracy["accs"],
+    quality = run.save_selection(data, mask, *scores)
+    summary = run.finish(data, {**quality, **accuracy["accs"],
                                 "acc_last": accuracy["accs"]["acc_test"], "acc_best": accuracy["accs"]["acc_test"],
                                 "acc_per_class": accuracy["acc_per_class"]})
     show(summary)

@@ -2,7 +2,6 @@
 
     python main_phase1.py --cfg config/PEFT/cifar100.yaml --noise_mode sym --noise_ratio 0.2
 """
-import numpy as np
 import torch
 
 from dataloader.datasets import load_data
@@ -10,7 +9,6 @@ from dataloader.loaders import EpochRandomness, make_loaders
 from model.clip import image_statistics, load_clip, resolution
 from model.detector import Detector
 from model.tuners import tune
-from utils.checkpoint import save_mask
 from utils.config import load_config, run_main
 from utils.engine import (
     autocast,
@@ -23,6 +21,7 @@ from utils.losses import cross_entropy, symmetric_cross_entropy
 from utils.runs import Run, show, torch_generator
 from utils.selection import precision_recall
 
+RECORDS = ("selected", "p_clean", "predicted", "confidence")  # of each sample, made on line
 WARMUP_LOSS = {"ce": cross_entropy, "sce": symmetric_cross_entropy}
 
 
@@ -50,7 +49,7 @@ def main(argv=None, **settings):
         return autocast(device, cfg.prec)
 
     first, saved = run.resume(model, optimizer, scaler)
-    records = {k: saved.get(k) for k in ("p_clean", "selected", "predicted")}
+    records = {k: saved.get(k) for k in RECORDS}
     for epoch in range(first, cfg.epochs + 1):
         randomness = EpochRandomness(cfg.seed, epoch, labels, data.num_classes)
         optimizer.param_groups[0]["lr"] = learning_rate(cfg.lr, epoch, cfg.epochs, cfg.schedule)
@@ -75,11 +74,8 @@ def main(argv=None, **settings):
                       model, optimizer, scaler, **records, acc_per_class=accuracy["acc_per_class"])
         saved = {"acc_per_class": accuracy["acc_per_class"]}
 
-    mask = records["selected"].numpy()
-    save_mask(run.folder / "clean_mask.npz", mask, records["p_clean"].numpy(), records["predicted"].numpy(), labels,
-              dataset=cfg.dataset, noise=data.noise_name, seed=cfg.seed)
-    quality = {} if is_clean is None else precision_recall(mask, is_clean)
-    summary = run.finish(data, {**quality, "selected": float(np.mean(mask)), "acc_per_class": saved["acc_per_class"]})
+    quality = run.save_selection(data, *(records[k].numpy() for k in RECORDS))
+    summary = run.finish(data, {**quality, "acc_per_class": saved["acc_per_class"]})
     show(summary)
     print(f"clean mask: {run.folder / 'clean_mask.npz'}")
     return summary

@@ -10,7 +10,7 @@ from dataloader.datasets import load_data
 from dataloader.loaders import EpochRandomness, make_loaders
 from model.classifier import build_classifier, build_optimizer, frozen
 from utils.baselines import METHODS
-from utils.checkpoint import find_mask, load_mask, save_mask
+from utils.checkpoint import find_mask, load_mask
 from utils.config import load_config, run_main
 from utils.engine import (
     autocast,
@@ -80,10 +80,12 @@ def fine_tune(cfg, data, run, method, clean_mask=None, numbers=None):
         result = train_classifier_epoch(model, train.train(randomness, keep), optimizer, method, clean_mask=in_loss,
                                         batch_mask=method.batch_mask(epoch), amp=amp, scaler=scaler,
                                         title=f"epoch {epoch}/{cfg.epochs}")
-        index, kept, losses, predicted = (result.pop(k) for k in ("index", "kept", "losses", "predicted"))
+        index, kept, losses, predicted, confidence = (
+            result.pop(k) for k in ("index", "kept", "losses", "predicted", "confidence"))
         if method.selects and selection is None:  # the choices made batch by batch; p_clean is the label's probability
             back = index.argsort()
-            selection = {"kept": kept[back], "p_clean": (-losses[back]).exp(), "predicted": predicted[back]}
+            selection = {"kept": kept[back], "p_clean": (-losses[back]).exp(), "predicted": predicted[back],
+                         "confidence": confidence[back]}
         with amp():
             predict = frozen(model)
         accuracy = evaluate_all(predict, tests, data.num_classes, amp)
@@ -93,12 +95,7 @@ def fine_tune(cfg, data, run, method, clean_mask=None, numbers=None):
                       model, optimizer, scaler, method=method.state_dict(), selection=selection, **saved)
     numbers = dict(numbers or {})
     if method.selects:
-        mask, p_clean, predicted = (selection[k].numpy() for k in ("kept", "p_clean", "predicted"))
-        save_mask(run.folder / "clean_mask.npz", mask, p_clean, predicted, labels,
-                  dataset=cfg.dataset, noise=data.noise_name, seed=cfg.seed)
-        numbers["selected"] = float(mask.mean())
-        if data.true_labels is not None:
-            numbers |= precision_recall(mask, data.true_labels == labels)
+        numbers |= run.save_selection(data, *(selection[k].numpy() for k in ("kept", "p_clean", "predicted", "confidence")))
     summary = run.finish(data, {**numbers, "acc_per_class": saved["acc_per_class"]})
     show(summary)
     print(f"results: {run.folder}")

@@ -25,9 +25,10 @@ class Method(nn.Module):
         return cross_entropy(logits, labels)
 
     def epoch_selection(self, epoch, score):
-        """Before an epoch: `kept` (N,) bool, the samples to train on, with p_clean and predicted (N,); or None for all.
+        """Before an epoch: `kept` (N,) bool, the samples to train on, with p_clean, predicted and
+        confidence (N,); or None for all.
 
-        score() runs the network over the un-augmented training set: losses (N,), predicted (N,), CPU tensors.
+        score() runs the network over the un-augmented training set: losses, predicted, confidence, CPU tensors (N,).
         """
         return None
 
@@ -82,10 +83,10 @@ class GMM(Method):
     def epoch_selection(self, epoch, score):
         if epoch <= self.cfg.warmup:
             return None
-        losses, predicted = score()
+        losses, predicted, confidence = score()
         seed = np.random.default_rng([self.cfg.seed, epoch, 1]).integers(2**31)
         p_clean = torch.from_numpy(gmm_clean_probability(losses.numpy(), int(seed)))
-        return {"kept": p_clean > 0.5, "p_clean": p_clean, "predicted": predicted}
+        return {"kept": p_clean > 0.5, "p_clean": p_clean, "predicted": predicted, "confidence": confidence}
 
 
 class SmallLoss(Method):

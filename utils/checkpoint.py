@@ -74,10 +74,11 @@ def load_checkpoint(path, model, optimizer=None, scaler=None):
     return saved
 
 
-def save_mask(path, mask, p_clean, predicted, labels, *, dataset, noise, seed):
-    """The clean mask, npz: mask (N,) bool, p_clean (N,), predicted (N,) and the given labels (N,) it was made for."""
+def save_mask(path, mask, p_clean, predicted, confidence, labels, *, dataset, noise, seed):
+    """The clean mask, npz: mask (N,) bool, p_clean (N,), the predicted class (N,) with the detector's probability of it,
+    confidence (N,), and the given labels (N,) it was made for."""
     with write_whole(path) as file:
-        np.savez_compressed(file, mask=mask, p_clean=p_clean, predicted=predicted, labels=labels,
+        np.savez_compressed(file, mask=mask, p_clean=p_clean, predicted=predicted, confidence=confidence, labels=labels,
                             dataset=dataset, noise=noise, seed=seed)
 
 

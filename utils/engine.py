@@ -73,7 +73,8 @@ def train_detector_epoch(model, batches, complementary_labels, optimizer, *, war
     argmax logits_pos; without, the label. is_clean (N,) bool is only for the progress bar.
 
     Returns averages (`loss`, `loss_cls`, `loss_neg` over batches, weighted by size) and, in visiting order, the CPU
-    tensors `index`, `p_clean`, `selected`, `predicted` (n,). Raises NonFinite.
+    tensors `index`, `p_clean`, `selected`, `predicted` and `confidence` (n,), the softmax of logits_pos at the
+    predicted class. Raises NonFinite.
     """
     model.train()
     start, losses, seen = time.perf_counter(), [], []
@@ -83,7 +84,7 @@ def train_detector_epoch(model, batches, complementary_labels, optimizer, *, war
             logits_pos, logits_neg = model(images)  # (B, K)
         p_yes = clean_probability(logits_pos, logits_neg)
         selected, p_clean = select_clean(p_yes.detach(), labels, require_agreement)
-        predicted = logits_pos.detach().argmax(1)
+        confidence, predicted = logits_pos.detach().softmax(1).max(1)
         if warm:
             loss_cls = warmup_loss(logits_pos, labels).mean()
         else:
@@ -93,20 +94,20 @@ def train_detector_epoch(model, batches, complementary_labels, optimizer, *, war
         loss = loss_cls + loss_neg
         _step(loss, optimizer, scaler)
         losses.append(torch.stack([loss, loss_cls, loss_neg]).detach() * len(labels))
-        seen.append((index, p_clean, selected, predicted))
+        seen.append((index, p_clean, selected, predicted, confidence))
         if _watched(bar, step):
             numbers = {"loss": f"{loss.item():.3f}"}
             if is_clean is not None:
-                clean, kept = (torch.cat(x) for x in zip(*((is_clean[i], s) for i, _, s, _ in seen)))
+                clean, kept = (torch.cat(x) for x in zip(*((is_clean[i], s) for i, _, s, *_ in seen)))
                 hits = (clean & kept).sum()
                 numbers |= {"precision": f"{hits / kept.sum():.3f}", "recall": f"{hits / clean.sum():.3f}"}
             bar.set_postfix(numbers)
-    index, p_clean, selected, predicted = (torch.cat(column).cpu() for column in zip(*seen))
+    index, p_clean, selected, predicted, confidence = (torch.cat(column).cpu() for column in zip(*seen))
     losses = torch.stack(losses).cpu()
     _check_finite(losses[:, 0], title)
     loss, loss_cls, loss_neg = (losses.sum(0) / len(index)).tolist()
     return {"loss": loss, "loss_cls": loss_cls, "loss_neg": loss_neg, "seconds": time.perf_counter() - start,
-            "index": index, "p_clean": p_clean, "selected": selected, "predicted": predicted}
+            "index": index, "p_clean": p_clean, "selected": selected, "predicted": predicted, "confidence": confidence}
 
 
 def train_classifier_epoch(model, batches, optimizer, loss, *, clean_mask=None, batch_mask=None, amp=None, scaler=None,
@@ -118,7 +119,8 @@ def train_classifier_epoch(model, batches, optimizer, loss, *, clean_mask=None, 
     sample has loss 0 and the step is still taken: momentum and weight decay act.
 
     Returns `loss` (mean over the batches with a clean sample), `samples` trained on, `seconds` and, in visiting order,
-    the CPU tensors `index`, `kept`, `losses` (per sample), `predicted` (n,). Raises NonFinite.
+    the CPU tensors `index`, `kept`, `losses` (per sample), `predicted` and its probability `confidence` (n,).
+    Raises NonFinite.
     """
     model.train()
     start, batch_losses, counts, seen = time.perf_counter(), [], [], []
@@ -132,7 +134,8 @@ def train_classifier_epoch(model, batches, optimizer, loss, *, clean_mask=None, 
             if batch_mask is not None:
                 kept = kept & batch_mask(losses)
             batch_loss = masked_mean(losses, kept)
-            seen.append((index, kept, losses.detach(), logits.detach().argmax(1)))
+            confidence, predicted = logits.detach().float().softmax(1).max(1)
+            seen.append((index, kept, losses.detach(), predicted, confidence))
         else:  # a network cannot run on nothing; its gradients are zero, not absent
             batch_loss = sum(p.sum() for p in model.parameters() if p.requires_grad) * 0
             kept = labels.bool()
@@ -143,26 +146,27 @@ def train_classifier_epoch(model, batches, optimizer, loss, *, clean_mask=None, 
             bar.set_postfix(loss=f"{batch_loss.item():.3f}")
     batch_losses, counts = torch.stack(batch_losses).cpu(), torch.stack(counts).cpu()
     _check_finite(batch_losses, title)
-    columns = (torch.cat(column).cpu() for column in zip(*seen)) if seen else (torch.empty(0),) * 4
+    columns = (torch.cat(column).cpu() for column in zip(*seen)) if seen else (torch.empty(0),) * 5
     return {"loss": batch_losses.sum().item() / max(int((counts > 0).sum()), 1), "samples": int(counts.sum()),
-            "seconds": time.perf_counter() - start, **dict(zip(("index", "kept", "losses", "predicted"), columns))}
+            "seconds": time.perf_counter() - start,
+            **dict(zip(("index", "kept", "losses", "predicted", "confidence"), columns))}
 
 
 @torch.no_grad()
 def score_samples(predict, batches, amp=None, title="score"):
-    """Cross-entropy (N,) with the given labels and predicted class (N,) of every sample of un-augmented, ordered batches.
+    """Losses, predicted class and its probability, (N,) each, of every sample of un-augmented, ordered batches.
 
-    The caller puts the model into eval mode. CPU tensors.
+    The losses are cross-entropy with the given labels. The caller puts the model into eval mode. CPU tensors.
     """
-    losses, predicted = [], []
+    seen = []
     for images, labels, _ in _bar(batches, title):
         with amp() if amp else autocast(images.device, "fp32"):
             logits = predict(images).float()
-        losses.append(cross_entropy(logits, labels))
-        predicted.append(logits.argmax(1))
-    losses = torch.cat(losses).cpu()
+        confidence, predicted = logits.softmax(1).max(1)
+        seen.append((cross_entropy(logits, labels), predicted, confidence))
+    losses, predicted, confidence = (torch.cat(column).cpu() for column in zip(*seen))
     _check_finite(losses, title)
-    return losses, torch.cat(predicted).cpu()
+    return losses, predicted, confidence
 
 
 @torch.no_grad()

@@ -11,8 +11,15 @@ import numpy as np
 import torch
 import yaml
 
-from utils.checkpoint import label_hash, load_checkpoint, save_checkpoint, write_text
+from utils.checkpoint import (
+    label_hash,
+    load_checkpoint,
+    save_checkpoint,
+    save_mask,
+    write_text,
+)
 from utils.config import UserError, default_values
+from utils.selection import precision_recall
 
 # where and on what a run is made, not what it is: may change between start and resume
 FREE_KEYS = {"device", "gpuid", "num_workers", "cache_gb", "output_dir", "data_path", "model"}
@@ -147,6 +154,14 @@ class Run:
         self._write_log()
         shown = ", ".join(f"{k} {v:.4g}" for k, v in line.items() if isinstance(v, float))
         print(f"epoch {line['epoch']}/{self.cfg.epochs}: {shown}", flush=True)
+
+    def save_selection(self, data, mask, p_clean, predicted, confidence):
+        """Write clean_mask.npz, (N,) numpy arrays each; returns what the summary says of it."""
+        labels = data.train.labels
+        save_mask(self.folder / "clean_mask.npz", mask, p_clean, predicted, confidence, labels,
+                  dataset=self.cfg.dataset, noise=data.noise_name, seed=self.cfg.seed)
+        quality = {} if data.true_labels is None else precision_recall(mask, data.true_labels == labels)
+        return {**quality, "selected": float(mask.mean())}
 
     def finish(self, data, numbers):
         """Write summary.json: `numbers`, what the data were, and where and how long the run was made."""
