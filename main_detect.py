@@ -15,7 +15,7 @@ from utils.runs import Run, show
 
 
 def label_match(probabilities, labels):
-    """Clean where the zero-shot prediction is the given label: mask (N,), score of the label, prediction, its probability."""
+    """Clean where the zero-shot prediction is the given label: mask (N,), score of the label, prediction, its chance."""
     confidence, predicted = probabilities.max(1)
     return predicted == labels, probabilities.gather(1, labels[:, None])[:, 0], predicted, confidence
 
