@@ -5,7 +5,7 @@
 from dataloader.datasets import load_data
 from main_phase2 import fine_tune
 from utils.baselines import METHODS
-from utils.config import load_config, pick, run_main
+from utils.config import UserError, load_config, pick, run_main
 from utils.runs import Run, backbone_name, show
 
 
@@ -13,9 +13,11 @@ def main(argv=None, method=None, **settings):
     """Train the method that the flags name, or `method`; returns the summary. `settings` are the script's defaults."""
     cfg = load_config(argv, __doc__, **settings)
     cfg.lnl_methods = method or cfg.lnl_methods
+    if cfg.adaptation == "none":
+        raise UserError("adaptation: none belongs to phase 2; a baseline needs peft or fft.")
     build = pick(METHODS, cfg.lnl_methods, "lnl_methods")
     data = load_data(cfg)
-    run = Run(cfg, data, f"{cfg.lnl_methods.lower()}-{backbone_name(cfg)}")
+    run = Run(cfg, data, "-".join(filter(None, [cfg.lnl_methods.lower(), backbone_name(cfg), cfg.adaptation])))
     if run.summary:
         show(run.summary)
         return run.summary

@@ -2,6 +2,7 @@
 
     python main_phase2.py --cfg config/FFT/cifar100.yaml --noise_mode sym --noise_ratio 0.2
 """
+import json
 from pathlib import Path
 
 import torch
@@ -11,7 +12,7 @@ from dataloader.loaders import EpochRandomness, make_loaders
 from model.classifier import build_classifier, build_optimizer, frozen
 from utils.baselines import METHODS
 from utils.checkpoint import find_mask, load_mask
-from utils.config import load_config, run_main
+from utils.config import UserError, load_config, run_main
 from utils.engine import (
     autocast,
     evaluate_all,
@@ -32,7 +33,7 @@ def main(argv=None, **settings):
     source = named.parent.name if named.name == "clean_mask.npz" else named.stem if named.suffix else cfg.mask
     path = find_mask(cfg.mask, seed_folder(cfg, data))
     mask = load_mask(path, data.train.labels, cfg.dataset, data.noise_name, cfg.seed)
-    run = Run(cfg, data, f"phase2-{slug(source)}-{backbone_name(cfg)}", mask)
+    run = Run(cfg, data, "-".join(filter(None, ["phase2", slug(source), backbone_name(cfg), cfg.adaptation])), mask)
     if run.summary:
         show(run.summary)
         return run.summary
@@ -40,8 +41,21 @@ def main(argv=None, **settings):
     numbers = {"mask": str(path), "selected": float(mask.mean())}
     if data.true_labels is not None:
         numbers |= precision_recall(mask, data.true_labels == data.train.labels)
+    if cfg.adaptation == "none":
+        summary = run.finish(data, {**numbers, **text_classifier(path)})
+        show(summary)
+        return summary
     print(f"training on {mask.sum()} of {len(mask)} samples ({path})")
     return fine_tune(cfg, data, run, METHODS["CE"](cfg, len(mask), data.num_classes), mask, numbers)
+
+
+def text_classifier(mask_path):
+    """The test accuracies of phase 1's text classifier, from the record of the run that made the mask."""
+    record = mask_path.parent / "summary.json"
+    if not record.is_file():
+        raise UserError(f"adaptation: none shows the accuracy of phase 1, but there is no finished run beside {mask_path}.")
+    summary = json.loads(record.read_text(encoding="utf-8"))
+    return {k: v for k, v in summary.items() if k.startswith("acc_")}
 
 
 def fine_tune(cfg, data, run, method, clean_mask=None, numbers=None):
@@ -68,6 +82,8 @@ def fine_tune(cfg, data, run, method, clean_mask=None, numbers=None):
     first, saved = run.resume(model, optimizer, scaler)
     if saved:
         method.load_state_dict(saved["method"])
+    else:
+        method.prepare(model, train, cfg.seed, amp)
     selection = saved.get("selection")
     for epoch in range(first, cfg.epochs + 1):
         selection = method.epoch_selection(epoch, score)

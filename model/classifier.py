@@ -90,6 +90,24 @@ def _timm_classifier(cfg, num_classes):
     return model, pixels, (model.pretrained_cfg["mean"], model.pretrained_cfg["std"])
 
 
+def linear_head(model):
+    """The linear layer that gives the logits: `.head` of a CLIP classifier, or what timm calls the classifier."""
+    return model.head if isinstance(model, Classifier) else model.get_classifier()
+
+
+@torch.no_grad()
+def image_features(model, loader, amp):
+    """What the linear head sees of every image of a loader, un-augmented, in order: (N, width) float32."""
+    def features(images):
+        if isinstance(model, Classifier):
+            return model.backbone(images)
+        return model.forward_head(model.forward_features(images), pre_logits=True)
+
+    model.eval()
+    with amp():
+        return torch.cat([features(images).float() for images, _, _ in loader.eval()])
+
+
 def build_optimizer(model, cfg):
     """The optimizer over the trained parameters: SGD, or AdamW for the timm backbones that the paper trains with it."""
     trained = [p for p in model.parameters() if p.requires_grad]

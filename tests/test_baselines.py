@@ -1,10 +1,16 @@
 """Baselines against numbers of the official code."""
+from contextlib import nullcontext
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
+from model.classifier import Classifier
 from tests.helpers import golden
+from utils import baselines
 from utils.baselines import ELR, METHODS, forget_rates, smallest
+from utils.config import UserError, load_config
 from utils.losses import (
     cross_entropy,
     generalized_cross_entropy,
@@ -92,8 +98,41 @@ def test_gce_lies_between_ce_and_mae():
     assert torch.isfinite(hopeless.grad).all()
 
 
+def test_turn_probes_the_head_and_cleans_class_by_class(monkeypatch):
+    rng, n = np.random.default_rng(0), 2000
+    truth = np.arange(n) % 2
+    given = np.where(rng.random(n) < 0.3, 1 - truth, truth)
+    images = torch.from_numpy((np.eye(4)[truth] * 3 + 0.5 * rng.standard_normal((n, 4))).astype(np.float32))
+    torch.manual_seed(0)
+    model = Classifier(Body(), 2)
+    before, sizes = [p.clone() for p in model.parameters()], []
+    monkeypatch.setattr(baselines, "gmm_clean_probability",
+                        lambda losses, seed: (sizes.append(len(losses)), gmm_clean_probability(losses, seed))[1])
+    method = METHODS["TURN"](load_config([]), n, 2)
+    method.prepare(model, SimpleNamespace(labels=torch.from_numpy(given), eval=lambda: [(images, None, None)]), 0, nullcontext)
+    assert sizes == np.bincount(given).tolist()  # a mixture of its own for every given class
+    body, head = zip(*[(torch.equal(a, b), "head" in name) for a, (name, b) in zip(before, model.named_parameters())])
+    assert body == tuple(not is_head for is_head in head)  # the head learned, the rest did not
+    selection = method.epoch_selection(1, None)
+    assert precision_recall(selection["kept"].numpy(), truth == given)["f1"] > 0.97
+    assert (selection["predicted"].numpy() == truth).mean() > 0.97
+    assert torch.equal(selection["kept"], selection["p_clean"] > 0.5)
+    with pytest.raises(UserError, match="is_coop"):
+        METHODS["TURN"](load_config(["--is_coop"]), n, 2)
+
+
+class Body(torch.nn.Module):
+    """A stand-in for a CLIP image tower of width 4."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.scale = SimpleNamespace(out_channels=4), torch.nn.Parameter(torch.ones(4))
+
+    def forward(self, images):
+        return images * self.scale
+
+
 def test_every_method_gives_one_loss_a_sample():
-    from utils.config import load_config
     for name, method in METHODS.items():
         losses = method(load_config([]), 20, 4)(torch.randn(5, 4), torch.arange(5) % 4, torch.arange(5))
         assert losses.shape == (5,) and torch.isfinite(losses).all(), name

@@ -59,7 +59,7 @@ def test_untrained_vit_b16_takes_a_step_through_both_scripts(tmp_path):
 
 
 @pytest.mark.parametrize("script, method", [(main_baseline, "SCE"), (main_baseline, "GCE"), (main_baseline, "ELR"),
-                                            (main_baseline, "GMM"), (main_small_loss, "small-loss"),
+                                            (main_baseline, "GMM"), (main_baseline, "TURN"), (main_small_loss, "small-loss"),
                                             (main_real_baseline, "GMM")])
 def test_baselines_leave_the_same_record(cell, tmp_path, script, method):
     flags = [] if script is main_small_loss else ["--lnl_methods", method]
@@ -68,7 +68,7 @@ def test_baselines_leave_the_same_record(cell, tmp_path, script, method):
     assert json.loads((folder / "summary.json").read_text()) == summary and summary["epochs"] == 2
     lrs = {json.loads(line)["lr"] for line in (folder / "log.jsonl").read_text().splitlines()}
     assert len(lrs) == (1 if script is main_real_baseline else 2)
-    if method in ("GMM", "small-loss"):  # detectors too: their mask trains phase 2
+    if method in ("GMM", "TURN", "small-loss"):  # detectors too: their mask trains phase 2
         assert 0 < summary["selected"] < 1 and summary["precision"] > 1 - summary["noise_rate"]
         again = main_phase2.main(phase2(tmp_path, "--mask", folder.name, "--epochs", "1"))
         assert again["selected"] == summary["selected"]
@@ -87,11 +87,31 @@ def test_peft_and_text_classifier_as_adaptation(cell, tmp_path, flags, parameter
     assert parameter in saved and "detector.prompts.neg_ctx" not in saved
 
 
+def test_adaptation_none_peft_and_fft(cell, tmp_path):
+    out, finished = cell
+    mask = ["--mask", str(out / "digits/sym-0.4/seed0/deft/clean_mask.npz"), "--epochs", "1", "--vpt_len", "2"]
+    none = main_phase2.main(phase2(tmp_path, *mask, "--adaptation", "none"))
+    assert none["name"] == "phase2-deft-tiny-clip-digits-none" and none["acc_last"] == finished["deft"]["acc_last"]
+    for adaptation, trained in (("peft", 2 + 4), ("fft", 2 + 4 * 12)):  # the head, and prompts or blocks
+        main_phase2.main(phase2(tmp_path, *mask, "--adaptation", adaptation))
+        run = tmp_path / f"digits/sym-0.4/seed0/phase2-deft-tiny-clip-digits-{adaptation}"
+        assert len(checkpoint(run)["model"]) == trained
+    assert load_config(phase2(tmp_path, "--adaptation", "peft")).lr == 0.03
+    assert load_config(phase2(tmp_path, "--adaptation", "peft", "--lr", "0.5")).lr == 0.5
+    np.save(tmp_path / "mask.npy", np.ones(359, dtype=bool))
+    with pytest.raises(UserError, match="no finished run beside"):
+        main_phase2.main(phase2(tmp_path, "--mask", str(tmp_path / "mask.npy"), "--adaptation", "none"))
+    with pytest.raises(UserError, match="belongs to phase 2"):
+        main_baseline.main(phase2(tmp_path, "--adaptation", "none"))
+
+
 def test_timm_backbones(cell, tmp_path):
     out, _ = cell
     mask = ["--mask", str(out / "digits/sym-0.4/seed0/deft/clean_mask.npz"), "--epochs", "1", "--pretrained", "none"]
     summary = main_phase2.main(phase2(tmp_path, *mask, "--backbone", "timm:test_vit"))
     assert summary["name"] == "phase2-deft-timm-test_vit"
+    turn = main_baseline.main(phase2(tmp_path, *mask[2:], "--backbone", "timm:test_vit", "--lnl_methods", "TURN"))
+    assert 0 < turn["selected"] < 1
     with pytest.raises(UserError, match="timm knows no model 'test_vitt'. Did you mean test_vit"):
         main_phase2.main(phase2(tmp_path, *mask, "--backbone", "timm:test_vitt"))
     (tmp_path / "mae.yaml").write_text("backbone: mae\nlr: 0.5\n")

@@ -3,6 +3,8 @@ import numpy as np
 import torch
 import torch.nn as nn
 
+from model.classifier import image_features, linear_head
+from utils.config import UserError
 from utils.losses import (
     cross_entropy,
     generalized_cross_entropy,
@@ -23,6 +25,9 @@ class Method(nn.Module):
     def forward(self, logits, labels, index):
         """Losses (B,) of logits (B, K), given labels (B,) and positions in the training set (B,); here cross-entropy."""
         return cross_entropy(logits, labels)
+
+    def prepare(self, model, loader, seed, amp):
+        """Before the first epoch: what the method does with the pre-trained network and the un-augmented training set."""
 
     def epoch_selection(self, epoch, score):
         """Before an epoch: `kept` (N,) bool, the samples to train on, with p_clean, predicted and
@@ -89,6 +94,58 @@ class GMM(Method):
         return {"kept": p_clean > 0.5, "p_clean": p_clean, "predicted": predicted, "confidence": confidence}
 
 
+class TURN(Method):
+    """Probe, clean, fine-tune (Ahn et al., IJCAI 2024): a linear head is trained with GCE on the frozen network, so that
+    wrong labels cannot distort its features; per class, a two-component mixture on the head's losses tells the clean
+    samples; the whole network is then fine-tuned on them, from that head on.
+
+    The steps are the paper's. Its settings were not at hand, these are ours: features of un-augmented images, computed
+    once; PROBE_EPOCHS of AdamW; clean where P(lower mean) > 0.5, the threshold of GMM above.
+    """
+
+    selects = True
+    PROBE_EPOCHS, PROBE_LR = 20, 1e-3
+
+    def __init__(self, cfg, num_samples, num_classes):
+        super().__init__(cfg, num_samples, num_classes)
+        if cfg.is_coop:
+            raise UserError("is_coop: TURN probes a linear head; the text classifier has none.")
+        self.register_buffer("kept", torch.zeros(num_samples, dtype=torch.bool))
+        self.register_buffer("predicted", torch.zeros(num_samples, dtype=torch.int64))
+        for name in ("p_clean", "confidence"):
+            self.register_buffer(name, torch.zeros(num_samples))
+
+    def prepare(self, model, loader, seed, amp):
+        features, labels = image_features(model, loader, amp), loader.labels
+        head = linear_head(model)
+        with torch.enable_grad():
+            linear_probe(head, features, labels, self.PROBE_EPOCHS, self.PROBE_LR, seed)
+        with torch.no_grad():
+            logits = head(features)
+            losses = generalized_cross_entropy(logits, labels).cpu().numpy()
+            confidence, predicted = logits.softmax(1).max(1)
+        p_clean = np.ones(len(losses))
+        for k in np.unique(given := labels.cpu().numpy()):
+            if len(np.unique(losses[given == k])) > 1:  # a mixture of two needs two points
+                p_clean[given == k] = gmm_clean_probability(losses[given == k], seed)
+        for buffer, value in ((self.p_clean, torch.from_numpy(p_clean)), (self.kept, torch.from_numpy(p_clean > 0.5)),
+                              (self.predicted, predicted), (self.confidence, confidence)):
+            buffer.copy_(value)
+
+    def epoch_selection(self, epoch, score):
+        return {k: v.cpu() for k, v in self.named_buffers()}
+
+
+def linear_probe(head, features, labels, epochs, lr, seed, batch_size=64):
+    """Train a linear head with GCE on fixed features (N, D) and labels (N,); AdamW, orders fixed by `seed`."""
+    optimizer, order = torch.optim.AdamW(head.parameters(), lr=lr), torch.Generator().manual_seed(seed)
+    for _ in range(epochs):
+        for index in torch.randperm(len(labels), generator=order).to(labels.device).split(batch_size):
+            optimizer.zero_grad()
+            generalized_cross_entropy(head(features[index]), labels[index]).mean().backward()
+            optimizer.step()
+
+
 class SmallLoss(Method):
     """Cross-entropy on the int((1 - rate) n) smallest losses of each batch (as in Co-teaching, Han et al., NeurIPS 2018)."""
 
@@ -117,4 +174,4 @@ def smallest(losses, rate):
     return torch.zeros_like(losses, dtype=torch.bool).index_fill_(0, kept, True)
 
 
-METHODS = {"CE": CE, "SCE": SCE, "GCE": GCE, "ELR": ELR, "GMM": GMM, "small-loss": SmallLoss}
+METHODS = {"CE": CE, "SCE": SCE, "GCE": GCE, "ELR": ELR, "GMM": GMM, "TURN": TURN, "small-loss": SmallLoss}

@@ -16,6 +16,9 @@ BACKBONES = {
     "convnext": ("convnext_tiny.fb_in1k", {"optimizer": "adamw", "lr": 1e-4, "weight_decay": 1e-4}),
     "mae": ("vit_base_patch16_224.mae", {"optimizer": "adamw", "lr": 1e-4, "weight_decay": 1e-3}),
 }
+# how phase 2 adapts (DeFT, section 4.4): the phase 1 text classifier as it is, visual prompts and a head, or all blocks
+ADAPTATIONS = {"none": {}, "peft": {"finetune": False, "vpt_deep": True, "lr": 0.03},
+               "fft": {"finetune": True, "vpt_deep": False}}
 DEFAULTS = Path(__file__).resolve().parents[1] / "config" / "default.yaml"
 
 
@@ -116,6 +119,11 @@ def _read_yaml(path):
     return content
 
 
+def _implied(backbone, adaptation):
+    """The settings that go with a backbone and with an adaptation."""
+    return BACKBONES.get(backbone, ("", {}))[1] | ADAPTATIONS.get(adaptation, {})
+
+
 def load_config(argv=None, description="", **settings):
     """The resolved configuration as a namespace with one attribute per key of default.yaml.
 
@@ -136,13 +144,13 @@ def load_config(argv=None, description="", **settings):
     resolved = {**defaults, **settings}
     if flags.cfg:
         content = _read_yaml(flags.cfg)
-        resolved |= BACKBONES.get(content.get("backbone"), ("", {}))[1]
+        resolved |= _implied(content.get("backbone"), content.get("adaptation"))
         for key, value in content.items():
             name = str(key).lower()
             if name not in defaults:
                 raise UserError(f"{flags.cfg}: there is no key '{key}'.{nearest(key, defaults)}")
             resolved[name] = _coerce(key, value, defaults[name], comments[name], flags.cfg)
-    resolved |= BACKBONES.get(flags.backbone, ("", {}))[1]
+    resolved |= _implied(flags.backbone, flags.adaptation)
     for key, default in defaults.items():
         text = getattr(flags, key)
         if text is not None:
