@@ -13,8 +13,9 @@ from open_clip.pretrained import (
     get_pretrained_cfg,
     list_pretrained_tags_by_model,
 )
-from open_clip.transformer import VisionTransformer
+from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 
+from model.blocks import ClassTokenBlock, speed_up
 from utils.config import UserError, nearest
 
 TINY_CLIP = Path(__file__).parent / "tiny-clip-digits"
@@ -128,6 +129,8 @@ def _check_supported(clip, backbone):
     if getattr(text, "attn_mask", None) is None or getattr(text, "cls_emb", None) is not None or pool != "argmax":
         raise UserError(f"backbone: the text tower of {backbone} is not causal with an end-of-text token; "
                         "learned contexts need one.")
+    if any(type(block) is not ResidualAttentionBlock for tower in (visual, text) for block in tower.transformer.resblocks):
+        raise UserError(f"backbone: {backbone} has transformer blocks of its own make; prompts need CLIP's.")
 
 
 @contextlib.contextmanager
@@ -169,6 +172,9 @@ def load_clip(backbone, pretrained=""):
     _check_supported(clip, backbone)
     gelu = type(clip.visual.transformer.resblocks[0].mlp.gelu).__name__
     print(f"CLIP {name.removeprefix('local-dir:')}, weights {pretrained or 'its own'}, {gelu}")
+    speed_up(getattr(clip, "text", clip).transformer)
+    speed_up(clip.visual.transformer)
+    clip.visual.transformer.resblocks[-1].__class__ = ClassTokenBlock
     return clip.eval().requires_grad_(False), tokenizer
 
 

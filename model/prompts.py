@@ -18,9 +18,11 @@ def encode_prompts(clip, prompts, eos):
     length: attention is causal, so nothing behind the last end-of-text token is ever looked at.
     """
     text, length = text_tower(clip), prompts.shape[1]
-    x = prompts + text.positional_embedding[:length]
-    x = text.transformer(x, attn_mask=text.attn_mask[:length, :length])  # (P, L, width)
-    x = text.ln_final(x[torch.arange(len(x), device=x.device), eos])  # (P, width)
+    x = prompts + text.positional_embedding[:length]  # (P, L, width)
+    *blocks, last = text.transformer.resblocks
+    for block in blocks:
+        x = block(x, attn_mask=text.attn_mask)
+    x = text.ln_final(last(x, attn_mask=text.attn_mask, read=eos)[:, 0])  # (P, width)
     if isinstance(text.text_projection, nn.Linear):
         return text.text_projection(x)
     return x @ text.text_projection

@@ -41,7 +41,7 @@ def tune(visual, cfg, generator=None):
         if cfg.adaptformer:
             block.mlp = AdaptFormer(block.mlp, block.ln_2.normalized_shape[0], cfg.adapter_dim, generator)
     if cfg.vpt_deep or cfg.vpt_shallow:
-        add_visual_prompts(visual, cfg.vpt_len, range(first, len(blocks)) if cfg.vpt_deep else [0], generator)
+        add_visual_prompts(visual, cfg.vpt_len, range(first, len(blocks)) if cfg.vpt_deep else [0], cfg.vpt_deep, generator)
 
 
 # --- visual prompts
@@ -49,21 +49,22 @@ def tune(visual, cfg, generator=None):
 class PromptedBlock(nn.Module):
     """A transformer block that sees its own learned prompts behind the image's tokens (VPT, Jia et al., ECCV 2022).
 
-    The sequence (B, tokens + …, width) is first cut back to the class token and the patches, which drops the prompts
-    of the block before.
+    Deep prompts are cut off again behind their block, so they are keys and values alone; shallow ones (`pass_on`)
+    go through the blocks that follow as further tokens.
     """
 
-    def __init__(self, block, prompts, num_tokens):
+    def __init__(self, block, prompts, pass_on):
         super().__init__()
-        self.block, self.prompts, self.num_tokens = block, prompts, num_tokens
+        self.block, self.prompts, self.pass_on = block, prompts, pass_on
 
     def forward(self, x, attn_mask=None):
-        x = torch.cat([x[:, :self.num_tokens], self.prompts.expand(len(x), -1, -1)], 1)
-        return self.block(x, attn_mask=attn_mask)
+        if self.pass_on:
+            return self.block(torch.cat([x, self.prompts.expand(len(x), -1, -1)], 1))
+        return self.block(x, prompts=self.prompts)
 
 
-def add_visual_prompts(visual, vpt_len, layers, generator=None):
-    """Give each block in `layers` of an open_clip ViT `vpt_len` learned prompts, which pass on until the next such block.
+def add_visual_prompts(visual, vpt_len, layers, deep=True, generator=None):
+    """Give each block in `layers` of an open_clip ViT `vpt_len` learned prompts; they end with it, or pass on unless `deep`.
 
     They start uniform in ±sqrt(6 / (3 patch_h patch_w + width)).
     """
@@ -71,7 +72,7 @@ def add_visual_prompts(visual, vpt_len, layers, generator=None):
     bound = math.sqrt(6 / (3 * math.prod(visual.patch_size) + width))
     for i in layers:
         prompts = _uniform((vpt_len, width), bound, generator).to(weight.device)
-        blocks[i] = PromptedBlock(blocks[i], nn.Parameter(prompts), len(visual.positional_embedding))
+        blocks[i] = PromptedBlock(blocks[i], nn.Parameter(prompts), pass_on=not deep)
 
 
 # --- adapters

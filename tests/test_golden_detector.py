@@ -158,7 +158,7 @@ def test_other_sizes(tmp_path, seed, width, heads_text, K, n_ctx, vpt_len, csc):
     clip, tokenizer = load_clip(write_clip(tmp_path, recipe.clip_weights(seed, **cfg), cfg))
     generator = torch.Generator().manual_seed(seed)
     clip.visual.requires_grad_(False)
-    add_visual_prompts(clip.visual, vpt_len, range(3), generator)
+    add_visual_prompts(clip.visual, vpt_len, range(3), generator=generator)
     detector = Detector(clip, tokenizer, [f"class {i}" for i in range(K)], n_ctx, csc=csc, generator=generator)
     images = torch.from_numpy(recipe.images(seed, 12, 48, np.arange(12) % K))
     with torch.no_grad():
