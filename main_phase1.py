@@ -6,10 +6,12 @@ import torch
 
 from dataloader.datasets import load_data
 from dataloader.loaders import EpochRandomness, make_loaders
+from model.classifier import build_optimizer
 from model.clip import image_statistics, load_clip, resolution
 from model.detector import Detector
 from model.tuners import tune
 from utils.config import load_config, run_main
+from utils.distributed import parallel
 from utils.engine import (
     autocast,
     evaluate_all,
@@ -39,9 +41,11 @@ def main(argv=None, **settings):
     train, tests = make_loaders(data, cfg, resolution(clip, cfg), image_statistics(clip), device)
     generator = torch_generator(cfg.seed, 0)
     tune(clip.visual, cfg, generator)
-    model = Detector(clip, tokenizer, data.classnames, cfg.n_ctx, cfg.class_token_position, cfg.csc, generator).to(device)
-    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=cfg.lr,
-                                momentum=cfg.momentum, weight_decay=cfg.weight_decay)
+    model = Detector(clip, tokenizer, data.classnames, cfg.n_ctx, cfg.class_token_position, cfg.csc, generator,
+                     cfg.micro_batch, cfg.checkpoint_text).to(device)
+    if cfg.compile:
+        clip.visual.compile()
+    optimizer = build_optimizer(model, cfg)
     scaler, labels = grad_scaler(device, cfg.prec), data.train.labels
     is_clean = None if data.true_labels is None else data.true_labels == labels
 
@@ -49,12 +53,13 @@ def main(argv=None, **settings):
         return autocast(device, cfg.prec)
 
     first, saved = run.resume(model, optimizer, scaler)
+    trained = parallel(model)
     records = {k: saved.get(k) for k in RECORDS}
     for epoch in range(first, cfg.epochs + 1):
         randomness = EpochRandomness(cfg.seed, epoch, labels, data.num_classes)
         optimizer.param_groups[0]["lr"] = learning_rate(cfg.lr, epoch, cfg.epochs, cfg.schedule)
         result = train_detector_epoch(
-            model, train.train(randomness), randomness.complementary.to(device), optimizer, warm=epoch <= cfg.warmup,
+            trained, train.train(randomness), randomness.complementary.to(device), optimizer, warm=epoch <= cfg.warmup,
             use_pseudo_labels=epoch >= (cfg.pseudo_from or cfg.warmup + 1), warmup_loss=WARMUP_LOSS[cfg.warmup_loss],
             neg_weight=cfg.neg_weight, require_agreement=cfg.require_agreement,
             is_clean=None if is_clean is None else torch.from_numpy(is_clean).to(device),

@@ -13,6 +13,7 @@ from model.classifier import build_classifier, build_optimizer, frozen
 from utils.baselines import METHODS
 from utils.checkpoint import find_mask, load_mask
 from utils.config import UserError, load_config, run_main
+from utils.distributed import merged_buffers, parallel
 from utils.engine import (
     autocast,
     evaluate_all,
@@ -68,6 +69,8 @@ def fine_tune(cfg, data, run, method, clean_mask=None, numbers=None):
     model, pixels, statistics = build_classifier(cfg, data, torch_generator(cfg.seed, 0))
     train, tests = make_loaders(data, cfg, pixels, statistics, device)
     model.to(device)
+    if cfg.compile:
+        model.compile()
     method.to(device)
     optimizer, scaler = build_optimizer(model, cfg), grad_scaler(device, cfg.prec)
 
@@ -84,7 +87,7 @@ def fine_tune(cfg, data, run, method, clean_mask=None, numbers=None):
         method.load_state_dict(saved["method"])
     else:
         method.prepare(model, train, cfg.seed, amp)
-    selection = saved.get("selection")
+    trained, selection = parallel(model), saved.get("selection")
     for epoch in range(first, cfg.epochs + 1):
         selection = method.epoch_selection(epoch, score)
         mask = clean_mask if selection is None else selection["kept"].numpy()
@@ -93,9 +96,10 @@ def fine_tune(cfg, data, run, method, clean_mask=None, numbers=None):
             group["lr"] = learning_rate(cfg.lr, epoch, cfg.epochs, cfg.schedule)
         # unselected samples need not run through the network, unless its batch-norm statistics are to see them
         keep, in_loss = (None, torch.from_numpy(mask).to(device)) if cfg.full_batch and mask is not None else (mask, None)
-        result = train_classifier_epoch(model, train.train(randomness, keep), optimizer, method, clean_mask=in_loss,
-                                        batch_mask=method.batch_mask(epoch), amp=amp, scaler=scaler,
-                                        title=f"epoch {epoch}/{cfg.epochs}")
+        with merged_buffers(method):
+            result = train_classifier_epoch(trained, train.train(randomness, keep), optimizer, method, clean_mask=in_loss,
+                                            batch_mask=method.batch_mask(epoch), amp=amp, scaler=scaler,
+                                            title=f"epoch {epoch}/{cfg.epochs}")
         index, kept, losses, predicted, confidence = (
             result.pop(k) for k in ("index", "kept", "losses", "predicted", "confidence"))
         if method.selects and selection is None:  # the choices made batch by batch; p_clean is the label's probability

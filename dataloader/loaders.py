@@ -2,11 +2,12 @@
 import os
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
+from dataloader.cache import decoded_files
 from dataloader.transforms import (
     centre_crop,
     decode,
@@ -15,6 +16,7 @@ from dataloader.transforms import (
     random_flip,
     resize,
 )
+from utils.distributed import first_alone, rank, world_size
 
 ON_DEVICE_GB = 8  # decoded pixels up to this size live on the device
 
@@ -38,20 +40,24 @@ class EpochRandomness:
 
 def make_loaders(data, cfg, resolution, statistics, device):
     """Loader of the training set, and {name: Loader} of the test sets; statistics: the backbone's (mean, std)."""
-    rest = (data.view, cfg.batch_size, resolution, statistics, device)
-    splits = {"test": data.test, **data.more_tests}
-    return (Loader(data.train, *rest, True, cfg.num_workers, cfg.cache_gb),
-            {name: Loader(split, *rest, False, cfg.num_workers, cfg.cache_gb) for name, split in splits.items()})
+    def loader(split, augmented):
+        return Loader(split, data.view, cfg.batch_size, resolution, statistics, device, augmented, cfg.num_workers,
+                      cfg.cache_gb, Path(cfg.output_dir) / "cache")
+
+    return (loader(data.train, True),
+            {name: loader(split, False) for name, split in {"test": data.test, **data.more_tests}.items()})
 
 
 class Loader:
     """One split: `train(randomness)` gives augmented batches in random order, `eval()` plain ones in order.
 
-    Array data and files whose decoded pixels fit into `cache_gb` are held as one uint8 tensor, on the device up to
-    ON_DEVICE_GB; larger file sets, and those resized by their short side, are decoded by threads, a few batches ahead.
+    Array data, and files whose decoded pixels fit into `cache_gb` GB of the folder `cache`, are one uint8 tensor, on the
+    device up to ON_DEVICE_GB; larger file sets, and those resized by their short side, are decoded by threads, a few
+    batches ahead.
     """
 
-    def __init__(self, split, view, batch_size, resolution, statistics, device, augmented, num_workers=8, cache_gb=4.0):
+    def __init__(self, split, view, batch_size, resolution, statistics, device, augmented,
+                 num_workers=8, cache_gb=0.0, cache=None):
         self.labels = torch.from_numpy(split.labels).to(device)
         self.view, self.batch_size, self.resolution, self.device = view, batch_size, resolution, device
         self.mean = torch.tensor(view.mean or statistics[0], device=device)
@@ -63,45 +69,45 @@ class Loader:
             self.images = torch.from_numpy(np.ascontiguousarray(self.images.transpose(0, 3, 1, 2)))
         else:
             self.pool = ThreadPoolExecutor(max(1, min(num_workers, os.cpu_count() or 1)))
-            if not view.short_side and len(self.images) * 3 * self.size**2 <= cache_gb * 2**30:
-                self.images = self._decode_all()
+            if not view.short_side:
+                with first_alone():
+                    kept = decoded_files(split.images, self.size, cache, cache_gb, self.pool)
+                self.images = split.images if kept is None else kept
         if isinstance(self.images, torch.Tensor) and self.images.nbytes <= ON_DEVICE_GB * 2**30:
             self.images = self.images.to(device)
 
     def __len__(self):
         return len(self.labels)
 
-    def _decode_all(self):
-        out = torch.empty(len(self.images), 3, self.size, self.size, dtype=torch.uint8)
-        decoded = self.pool.map(lambda path: decode(path, self.size), self.images)
-        for i, image in enumerate(tqdm(decoded, "decoding", len(out), leave=False, disable=None)):
-            out[i] = image
-        return out
-
-    def _pixels(self, batches, randomness):
-        """uint8 pixels of each batch of indices, on the device."""
+    def _fetch(self, index, u):
+        """uint8 pixels of the samples index (B,), on the host unless they live on the device; u: where crops lie."""
         if isinstance(self.images, torch.Tensor):
-            for index in batches:
-                yield self.images[torch.from_numpy(index).to(self.images.device)].to(self.device, non_blocking=True)
-            return
+            return self.images[index.to(self.images.device)]
         crop = self.resolution if self.view.short_side else None
-        empty = torch.empty(0, 3, crop or self.size, crop or self.size, dtype=torch.uint8)
-        ahead, batches = deque(), iter(batches)
-        while True:
-            while len(ahead) < 4 and (index := next(batches, None)) is not None:
-                u = [None] * len(index) if randomness is None else randomness.crop[torch.from_numpy(index)].numpy()
-                ahead.append([self.pool.submit(decode, self.images[i], self.size, crop, u_i) for i, u_i in zip(index, u)])
-            if not ahead:
-                return
-            images = [future.result() for future in ahead.popleft()]
-            yield (torch.stack(images) if images else empty).to(self.device, non_blocking=True)
+        paths, places = [self.images[i] for i in index], [None] * len(index) if u is None else u[index.cpu()].numpy()
+        images = list(self.pool.map(lambda path, place: decode(path, self.size, crop, place), paths, places))
+        return torch.stack(images) if images else torch.empty(0, 3, crop or self.size, crop or self.size, dtype=torch.uint8)
 
-    def _augmented(self, images, randomness, index):
+    def _pixels(self, batches, u):
+        """uint8 pixels of each batch of indices, on the device; host memory and files are read two batches ahead."""
+        if isinstance(self.images, torch.Tensor) and self.images.device == self.device:
+            yield from (self._fetch(index, u) for index in batches)
+            return
+        pin, ahead = self.device.type == "cuda", deque()
+        with ThreadPoolExecutor(2) as fetchers:
+            for index in [*batches, None, None]:
+                if index is not None:
+                    ahead.append(fetchers.submit(self._fetch, index.cpu(), u))
+                if ahead and (len(ahead) > 2 or index is None):
+                    images = ahead.popleft().result()
+                    yield (images.pin_memory() if pin else images).to(self.device, non_blocking=True)
+
+    def _augmented(self, images, u, flip):
         crop = images.shape[2] if self.is_array else self.resolution
         if self.view.pad or crop != images.shape[2]:
-            images = random_crop(images, crop, self.view.pad, randomness.crop[index].to(self.device))
+            images = random_crop(images, crop, self.view.pad, u)
         images = resize(images, self.resolution)
-        return random_flip(images, randomness.flip[index].to(self.device)) if self.view.flip else images
+        return random_flip(images, flip) if self.view.flip else images
 
     def _plain(self, images):
         if self.view.test_enlarge > 1 and not self.is_array:
@@ -109,27 +115,29 @@ class Loader:
         return resize(images, self.resolution)
 
     def train(self, randomness, keep=None):
-        """Batches of one epoch. With `keep` (N,) bool numpy, every batch holds only its kept samples; it may be empty.
+        """Batches of one epoch, of which every process gets its share.
 
-        The batches, and so the number of steps, are those of the whole set.
+        With `keep` (N,) bool numpy, every batch holds only its kept samples; it may be empty. The batches, and so the
+        number of steps, are those of the whole set.
         """
         splits = [randomness.order[i:i + self.batch_size] for i in range(0, len(self), self.batch_size)]
         if keep is not None:
             splits = [index[keep[index]] for index in splits]
-        return _Sized(len(splits), self._batches(splits, randomness))
+        return _Sized(len(splits), self._batches([index[rank()::world_size()] for index in splits], randomness))
 
     def eval(self):
-        """Un-augmented batches of the whole split, in order."""
+        """Un-augmented batches of the whole split, in order; of several processes each has its share of each batch."""
         index = np.arange(len(self))
-        splits = [index[i:i + self.batch_size] for i in range(0, len(self), self.batch_size)]
+        splits = [index[i:i + self.batch_size][rank()::world_size()] for i in range(0, len(self), self.batch_size)]
         return _Sized(len(splits), self._batches(splits, None))
 
     def _batches(self, splits, randomness):
-        for index, pixels in zip(splits, self._pixels(splits, randomness)):
-            index = torch.from_numpy(index)
-            pixels = self._plain(pixels) if randomness is None else self._augmented(pixels, randomness, index)
-            index = index.to(self.device, non_blocking=True)
-            yield normalise(pixels, self.mean, self.std), self.labels[index], index
+        # everything random goes to the device once an epoch: a step waits for nothing
+        index = torch.from_numpy(np.concatenate(splits)).to(self.device).split([len(part) for part in splits])
+        crop, flip = (None, None) if randomness is None else (u.to(self.device) for u in (randomness.crop, randomness.flip))
+        for here, pixels in zip(index, self._pixels(index, None if randomness is None else randomness.crop)):
+            pixels = self._plain(pixels) if randomness is None else self._augmented(pixels, crop[here], flip[here])
+            yield normalise(pixels, self.mean, self.std), self.labels[here], here
 
 
 class _Sized:

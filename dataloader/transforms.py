@@ -15,6 +15,7 @@ def decode(path, size, crop=None, u=None):
     """
     try:
         with Image.open(path) as image:
+            image.draft("RGB", (2 * size, 2 * size))  # a JPEG far larger than needed is decoded at a half, a quarter …
             image = image.convert("RGB")
             scale = size / min(image.size)
             shape = (size, size) if crop is None else tuple(max(size, int(side * scale)) for side in image.size)

@@ -3,6 +3,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from open_clip.transformer import QuickGELU, ResidualAttentionBlock
+from torch.utils.checkpoint import checkpoint
 
 
 class Block(ResidualAttentionBlock):
@@ -52,6 +53,16 @@ class QuickMLP(nn.Sequential):
     def forward(self, x):
         fc, proj = self.c_fc, self.c_proj
         return F.linear(F.silu(F.linear(x, fc.weight * 1.702, fc.bias * 1.702)), proj.weight / 1.702, proj.bias)
+
+
+def in_pieces(function, x, size):
+    """function(x) for x (B, …), `size` samples at a time (0: all at once); the result and the gradients are the same.
+
+    Of each piece only the input is kept; it is computed again in the backward pass.
+    """
+    if not size or len(x) <= size or not torch.is_grad_enabled():
+        return function(x)
+    return torch.cat([checkpoint(function, piece, use_reentrant=False) for piece in x.split(size)])
 
 
 def speed_up(transformer):

@@ -5,20 +5,23 @@ import timm
 import torch
 import torch.nn as nn
 
+from model.blocks import in_pieces
 from model.clip import image_statistics, load_clip, resolution
 from model.detector import Detector
 from model.tuners import tune
 from utils.config import BACKBONES, UserError, nearest
+from utils.distributed import in_order
 
 
 class Classifier(nn.Module):
     """images (B, 3, H, W) -> logits (B, K): the pooled feature before CLIP's projection, then a linear head.
 
-    The head starts as nn.Linear does, uniform in ±1/sqrt(width).
+    The head starts as nn.Linear does, uniform in ±1/sqrt(width). micro_batch images go through the tower at once, 0: all.
     """
 
-    def __init__(self, visual, num_classes, generator=None):
+    def __init__(self, visual, num_classes, generator=None, micro_batch=0):
         super().__init__()
+        self.micro_batch = micro_batch
         visual.proj = None  # open_clip then returns the pooled feature after ln_post
         self.backbone = visual
         self.head = nn.Linear(visual.conv1.out_channels, num_classes)
@@ -27,7 +30,7 @@ class Classifier(nn.Module):
             nn.init.uniform_(parameter, -bound, bound, generator=generator)
 
     def forward(self, images):
-        return self.head(self.backbone(images))
+        return self.head(in_pieces(self.backbone, images, self.micro_batch))
 
 
 class TextClassifier(nn.Module):
@@ -57,9 +60,9 @@ def build_classifier(cfg, data, generator=None):
     tune(clip.visual, cfg, generator)
     if cfg.is_coop:
         model = TextClassifier(Detector(clip, tokenizer, data.classnames, cfg.n_ctx, cfg.class_token_position, cfg.csc,
-                                        generator))
+                                        generator, cfg.micro_batch, cfg.checkpoint_text))
     else:
-        model = Classifier(clip.visual, data.num_classes, generator)
+        model = Classifier(clip.visual, data.num_classes, generator, cfg.micro_batch)
     return model, resolution(clip, cfg), image_statistics(clip)
 
 
@@ -68,10 +71,10 @@ def _timm_classifier(cfg, num_classes):
     name = BACKBONES[cfg.backbone][0] if cfg.backbone in BACKBONES else cfg.backbone.removeprefix("timm:")
     if not timm.is_model(name):
         raise UserError(f"backbone: timm knows no model '{name}'.{nearest(name, timm.list_models())}")
-    ignored = [k for k in ("vpt_deep", "vpt_shallow", "lora", "adapter", "adaptformer", "ssf", "bias_tuning", "is_coop")
-               if getattr(cfg, k)]
+    ignored = [k for k in ("vpt_deep", "vpt_shallow", "lora", "adapter", "adaptformer", "ssf", "bias_tuning", "is_coop",
+                           "micro_batch") if getattr(cfg, k)]
     if ignored:
-        raise UserError(f"{ignored[0]}: works with CLIP backbones only; {cfg.backbone} is trained whole.")
+        raise UserError(f"{ignored[0]}: works with CLIP backbones only, not with {cfg.backbone}.")
     is_file = bool(cfg.pretrained) and cfg.pretrained != "none"
     if is_file and not Path(cfg.pretrained).is_file():
         raise UserError(f"pretrained: there is no weight file {cfg.pretrained}; for {cfg.backbone} it is a file, none, or "
@@ -105,12 +108,13 @@ def image_features(model, loader, amp):
 
     model.eval()
     with amp():
-        return torch.cat([features(images).float() for images, _, _ in loader.eval()])
+        return in_order([(index, features(images).float()) for images, _, index in loader.eval()])[0].to(loader.device)
 
 
 def build_optimizer(model, cfg):
     """The optimizer over the trained parameters: SGD, or AdamW for the timm backbones that the paper trains with it."""
     trained = [p for p in model.parameters() if p.requires_grad]
+    rest = {"lr": cfg.lr, "weight_decay": cfg.weight_decay, "fused": trained[0].is_cuda}
     if cfg.optimizer == "adamw":
-        return torch.optim.AdamW(trained, lr=cfg.lr, weight_decay=cfg.weight_decay)
-    return torch.optim.SGD(trained, lr=cfg.lr, momentum=cfg.momentum, weight_decay=cfg.weight_decay)
+        return torch.optim.AdamW(trained, **rest)
+    return torch.optim.SGD(trained, momentum=cfg.momentum, **rest)

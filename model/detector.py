@@ -3,6 +3,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+from model.blocks import in_pieces
 from model.clip import cosine_logits
 from model.prompts import DualPrompts, encode_prompts
 
@@ -12,21 +13,24 @@ class Detector(nn.Module):
 
     Trainable: pos_ctx, neg_ctx, and what model.tuners.tune has added to the image tower (the paper: deep visual
     prompts). The negative logits see the image features detached, so the negative loss trains neg_ctx alone.
+    micro_batch images go through the image tower at once, 0 for all; checkpoint_text keeps less of the text tower.
     """
 
-    def __init__(self, clip, tokenizer, classnames, n_ctx=16, class_token_position="end", csc=False, generator=None):
+    def __init__(self, clip, tokenizer, classnames, n_ctx=16, class_token_position="end", csc=False, generator=None,
+                 micro_batch=0, checkpoint_text=False):
         super().__init__()
-        self.clip = clip
+        self.clip, self.micro_batch, self.checkpoint_text = clip, micro_batch, checkpoint_text
         self.prompts = DualPrompts(clip, tokenizer, classnames, n_ctx, class_token_position, csc, generator)
 
     def image_features(self, images):
         """Unit-length image features (B, D)."""
-        return F.normalize(self.clip.encode_image(images).float(), dim=-1)
+        return F.normalize(in_pieces(self.clip.encode_image, images, self.micro_batch).float(), dim=-1)
 
     def text_features(self, *contexts):
         """Unit-length features (K, D) of the prompts around each context, all encoded in one batch."""
         prompts, eos = torch.cat([self.prompts(ctx) for ctx in contexts]), self.prompts.eos.repeat(len(contexts))
-        return F.normalize(encode_prompts(self.clip, prompts, eos).float(), dim=-1).chunk(len(contexts))
+        features = encode_prompts(self.clip, prompts, eos, self.checkpoint_text)
+        return F.normalize(features.float(), dim=-1).chunk(len(contexts))
 
     def forward(self, images):
         """logits_pos = s f T+, logits_neg = s stop_grad(f) T- with s the checkpoint's logit scale; (B, K) each."""

@@ -109,7 +109,8 @@ def test_turn_probes_the_head_and_cleans_class_by_class(monkeypatch):
     monkeypatch.setattr(baselines, "gmm_clean_probability",
                         lambda losses, seed: (sizes.append(len(losses)), gmm_clean_probability(losses, seed))[1])
     method = METHODS["TURN"](load_config([]), n, 2)
-    loader = SimpleNamespace(labels=torch.from_numpy(given), eval=lambda: [(images, None, None)])
+    loader = SimpleNamespace(labels=torch.from_numpy(given), device=torch.device("cpu"),
+                             eval=lambda: [(images, None, torch.arange(n))])
     method.prepare(model, loader, 0, nullcontext)
     assert sizes == np.bincount(given).tolist()  # a mixture of its own for every given class
     body, head = zip(*[(torch.equal(a, b), "head" in name) for a, (name, b) in zip(before, model.named_parameters())])

@@ -1,6 +1,7 @@
 import json
 import pickle
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,9 +10,10 @@ import torch
 import torchvision.transforms as T
 from PIL import Image
 
+from dataloader import cache
 from dataloader.datasets import Split, View, load_data
 from dataloader.loaders import EpochRandomness, Loader
-from dataloader.transforms import normalise, random_crop, random_flip, resize
+from dataloader.transforms import decode, normalise, random_crop, random_flip, resize
 from tests.helpers import write_cifar, write_folder
 from utils.config import UserError, load_config
 
@@ -74,12 +76,43 @@ def test_files_in_memory_and_streamed_give_the_same_batches(tmp_path):
     labels = np.arange(9) % 3
     randomness = EpochRandomness(0, 1, labels, 3)
     for augmented in (True, False):
-        loaders = [Loader(Split(paths, labels), View(enlarge=8 / 7), 4, 28, HALF, CPU, augmented, cache_gb=gb)
+        loaders = [Loader(Split(paths, labels), View(enlarge=8 / 7), 4, 28, HALF, CPU, augmented, cache_gb=gb,
+                          cache=tmp_path / "cache")
                    for gb in (1.0, 0.0)]
         runs = [list(x.train(randomness, labels != 1) if augmented else x.eval()) for x in loaders]
         for a, b in zip(*runs, strict=True):
             assert a[0].shape[2:] == (28, 28)
             assert all(torch.equal(p, q) for p, q in zip(a, b, strict=True))
+
+
+def test_decoded_files_are_kept_checked_and_bounded(tmp_path, monkeypatch):
+    rng, paths, calls = np.random.default_rng(0), [], []
+    for i in range(5):
+        paths.append(str(tmp_path / f"{i}.png"))
+        Image.fromarray(rng.integers(0, 256, (20, 30, 3), dtype=np.uint8)).save(paths[-1])
+    monkeypatch.setattr(cache, "decode", lambda path, size: calls.append(path) or decode(path, size))
+
+    def read(limit_gb=1.0, paths=paths, size=16):
+        calls.clear()
+        with ThreadPoolExecutor(2) as pool:
+            return cache.decoded_files(paths, size, tmp_path / "cache", limit_gb, pool)
+
+    expected = torch.stack([decode(path, 16) for path in paths])
+    assert torch.equal(read(), expected) and sorted(calls) == paths
+    assert torch.equal(read(), expected) and calls == []
+    file = next(p for p in (tmp_path / "cache").glob("*-16.npy"))
+    with file.open("r+b") as damaged:  # one pixel of the third image
+        damaged.seek(file.stat().st_size - 2 * 3 * 16 * 16 - 7)
+        damaged.write(bytes([int(expected[2].flatten()[-7]) ^ 1]))
+    assert torch.equal(read(), expected) and calls == [paths[2]]
+    file.write_bytes(file.read_bytes()[:500])
+    assert torch.equal(read(), expected) and len(calls) == 5
+    Image.new("RGB", (8, 8)).save(paths[0])  # another image under the same name is another set
+    assert read()[0].sum() == 0 and len(list((tmp_path / "cache").glob("*-16.npy"))) == 2
+    room = 2.5 * 5 * 3 * 16 * 16 / 2**30  # a third set of this size makes the oldest give way
+    assert read(room, paths[::-1]).shape == (5, 3, 16, 16) and not file.exists()
+    assert len(list((tmp_path / "cache").glob("*-16.npy"))) == 2
+    assert read(limit_gb=0) is None and read(1e-6) is None
 
 
 # --- data sets
@@ -177,7 +210,7 @@ def test_a_corrupt_image_is_named(tmp_path):
     data = load_data(folder_cfg(tmp_path, "--test_fraction", "0.34"))
     paths = [*data.train.images, *data.test.images]
     with pytest.raises(UserError, match="0003.png: not a readable image"):
-        Loader(Split(paths, np.zeros(6, dtype=np.int64)), data.view, 4, 28, HALF, CPU, augmented=False)
+        list(Loader(Split(paths, np.zeros(6, dtype=np.int64)), data.view, 4, 28, HALF, CPU, augmented=False).eval())
 
 
 def test_unknown_data_set():

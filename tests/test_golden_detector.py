@@ -66,7 +66,7 @@ def test_forward(random_clip, case):
         selected, p_clean = select_clean(p_yes, labels, agreement)
         np.testing.assert_array_equal(selected, g[name].astype(bool))
         close(p_clean, g["p_clean"], 1e-5)
-    loss_neg = negative_prompt_loss(p_yes, comple, labels)
+    loss_neg = negative_prompt_loss(p_yes, comple, labels).mean()
     for script, warmup_loss in (("synthetic", cross_entropy), ("real", symmetric_cross_entropy)):
         loss_cls = warmup_loss(logits_pos, labels).mean()
         close(loss_cls, g[f"loss_cls_{script}_warmup"][0], 1e-4)
@@ -81,8 +81,9 @@ def test_forward(random_clip, case):
     close(classifier(images), g["logits_head"], 1e-4)
 
 
-@pytest.mark.parametrize("script", ["synthetic", "real"])
-def test_training(random_clip, script):
+@pytest.mark.parametrize("script, saving", [("synthetic", False), ("real", False), ("synthetic", True)])
+def test_training(random_clip, script, saving):
+    """`saving`: in micro-batches and with recomputed text activations, the same numbers."""
     g, meta = golden(f"detector_train_{script}")
     D, n, n_test, K, B = meta["data_seed"], meta["n"], meta["n_test"], 10, meta["batch_size"]
     patterns, _ = recipe.labels(D, n, K, meta["noise_ratio"])
@@ -92,6 +93,8 @@ def test_training(random_clip, script):
     assert recipe.digest(both[:n]) == meta["digests"]["images"]
     images, labels = torch.from_numpy(both), torch.from_numpy(g["labels_noisy"])
     detector = build_detector(random_clip, meta, g, "init.")
+    if saving:
+        detector.micro_batch, detector.checkpoint_text = 3, True
     real = script == "real"
     optimizer = torch.optim.SGD([p for p in detector.parameters() if p.requires_grad], lr=meta["lr"],
                                 momentum=meta["momentum"], weight_decay=meta["weight_decay"])

@@ -12,10 +12,10 @@ from utils.config import load_config
 from utils.engine import learning_rate, train_classifier_epoch
 
 
-@pytest.mark.parametrize("full_batch", [False, True])
+@pytest.mark.parametrize("full_batch, micro_batch", [(False, 0), (True, 0), (False, 3)])
 @pytest.mark.parametrize("prefix", ["", "empty."])
-def test_finetune(random_clip, prefix, full_batch):
-    """Only the selected samples, or all with the others masked: the same steps. `empty.`: a batch with none."""
+def test_finetune(random_clip, prefix, full_batch, micro_batch):
+    """Only the selected samples, or all with the others masked, or in pieces: the same steps. `empty.`: one has none."""
     g, meta = golden("finetune")
     D, n, n_test, K, B = meta["data_seed"], meta["n"], meta["n_test"], 10, meta["batch_size"]
     clean, noisy = recipe.labels(D, n, K, 0.35)
@@ -27,7 +27,7 @@ def test_finetune(random_clip, prefix, full_batch):
 
     clip, _ = random_clip(meta)
     tune(clip.visual, load_config(["--finetune", "true"]))
-    model = Classifier(clip.visual, K)
+    model = Classifier(clip.visual, K, micro_batch=micro_batch)
     with torch.no_grad():
         model.head.weight.copy_(torch.from_numpy(g["init.head_weight"]))
         model.head.bias.copy_(torch.from_numpy(g["init.head_bias"]))

@@ -5,6 +5,7 @@ import torch.nn as nn
 
 from model.classifier import image_features, linear_head
 from utils.config import UserError
+from utils.distributed import gather_parts, rank
 from utils.losses import (
     cross_entropy,
     generalized_cross_entropy,
@@ -170,8 +171,11 @@ def forget_rates(noise_mode, noise_ratio, epochs, warmup):
 
 def smallest(losses, rate):
     """(B,) bool: the int((1 - rate) B) smallest of the losses (B,)."""
-    kept = losses.detach().argsort(stable=True)[: int((1 - rate) * len(losses))]
-    return torch.zeros_like(losses, dtype=torch.bool).index_fill_(0, kept, True)
+    parts = gather_parts(losses.detach())  # the whole batch, of which other processes hold their shares
+    whole, before = torch.cat(parts), sum(len(part) for part in parts[:rank()])
+    kept = whole.argsort(stable=True)[: int((1 - rate) * len(whole))]
+    mask = torch.zeros_like(whole, dtype=torch.bool).index_fill_(0, kept, True)
+    return mask[before:before + len(losses)].to(losses.device)
 
 
 METHODS = {"CE": CE, "SCE": SCE, "GCE": GCE, "ELR": ELR, "GMM": GMM, "TURN": TURN, "small-loss": SmallLoss}

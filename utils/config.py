@@ -28,8 +28,10 @@ class UserError(Exception):
 
 def run_main(main):
     """Run a script's main(); a UserError ends it with one line on stderr and exit code 2."""
+    from utils.distributed import processes  # imports torch, which reading a configuration does not need
     try:
-        main()
+        with processes():
+            main()
     except UserError as error:
         print("error: " + " ".join(str(error).split()), file=sys.stderr)
         sys.exit(2)

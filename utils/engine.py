@@ -6,7 +6,8 @@ import torch
 from tqdm import tqdm
 
 from utils.config import UserError
-from utils.losses import cross_entropy, masked_mean, negative_prompt_loss
+from utils.distributed import gather, in_order, total, world_size
+from utils.losses import batch_mean, cross_entropy, negative_prompt_loss
 from utils.selection import clean_probability, select_clean
 
 
@@ -34,7 +35,18 @@ def grad_scaler(device, prec):
     return torch.amp.GradScaler(device.type) if prec == "fp16" else None
 
 
+def _run(model, images):
+    """model(images (B, 3, H, W)); for B = 0 a blank image goes through, so that every gradient is zero, not absent."""
+    if len(images):
+        return model(images)
+    model.eval()  # batch statistics must not see it
+    out = model(images.new_zeros(1, *images.shape[1:]))
+    model.train()
+    return tuple(x[:0] for x in out) if isinstance(out, tuple) else out[:0]
+
+
 def _step(loss, optimizer, scaler):
+    loss = loss * world_size()  # gradients are averaged over the processes, whose losses add up
     optimizer.zero_grad()
     if scaler is None:
         loss.backward()
@@ -81,19 +93,17 @@ def train_detector_epoch(model, batches, complementary_labels, optimizer, *, war
     bar = _bar(batches, title)
     for step, (images, labels, index) in enumerate(bar):
         with amp() if amp else autocast(images.device, "fp32"):
-            logits_pos, logits_neg = model(images)  # (B, K)
+            logits_pos, logits_neg = _run(model, images)  # (B, K)
         p_yes = clean_probability(logits_pos, logits_neg)
         selected, p_clean = select_clean(p_yes.detach(), labels, require_agreement)
         confidence, predicted = logits_pos.detach().softmax(1).max(1)
-        if warm:
-            loss_cls = warmup_loss(logits_pos, labels).mean()
-        else:
-            loss_cls = masked_mean(cross_entropy(logits_pos, labels), selected)
+        everyone = torch.ones_like(selected)
+        loss_cls = batch_mean((warmup_loss if warm else cross_entropy)(logits_pos, labels), everyone if warm else selected)
         targets = torch.where(selected, labels, predicted) if use_pseudo_labels else labels
-        loss_neg = negative_prompt_loss(p_yes, complementary_labels[index], targets, neg_weight)
+        loss_neg = batch_mean(negative_prompt_loss(p_yes, complementary_labels[index], targets, neg_weight), everyone)
         loss = loss_cls + loss_neg
         _step(loss, optimizer, scaler)
-        losses.append(torch.stack([loss, loss_cls, loss_neg]).detach() * len(labels))
+        losses.append(torch.stack([loss, loss_cls, loss_neg]).detach() * total(everyone.sum()))
         seen.append((index, p_clean, selected, predicted, confidence))
         if _watched(bar, step):
             numbers = {"loss": f"{loss.item():.3f}"}
@@ -102,8 +112,8 @@ def train_detector_epoch(model, batches, complementary_labels, optimizer, *, war
                 hits = (clean & kept).sum()
                 numbers |= {"precision": f"{hits / kept.sum():.3f}", "recall": f"{hits / clean.sum():.3f}"}
             bar.set_postfix(numbers)
-    index, p_clean, selected, predicted, confidence = (torch.cat(column).cpu() for column in zip(*seen))
-    losses = torch.stack(losses).cpu()
+    index, p_clean, selected, predicted, confidence = gather(*(torch.cat(column).cpu() for column in zip(*seen)))
+    losses = total(torch.stack(losses)).cpu()
     _check_finite(losses[:, 0], title)
     loss, loss_cls, loss_neg = (losses.sum(0) / len(index)).tolist()
     return {"loss": loss, "loss_cls": loss_cls, "loss_neg": loss_neg, "seconds": time.perf_counter() - start,
@@ -126,27 +136,23 @@ def train_classifier_epoch(model, batches, optimizer, loss, *, clean_mask=None, 
     start, batch_losses, counts, seen = time.perf_counter(), [], [], []
     bar = _bar(batches, title)
     for step, (images, labels, index) in enumerate(bar):
-        if len(labels):
-            with amp() if amp else autocast(images.device, "fp32"):
-                logits = model(images)  # (B, K)
-            losses = loss(logits.float(), labels, index)
-            kept = torch.ones_like(labels, dtype=torch.bool) if clean_mask is None else clean_mask[index]
-            if batch_mask is not None:
-                kept = kept & batch_mask(losses)
-            batch_loss = masked_mean(losses, kept)
-            confidence, predicted = logits.detach().float().softmax(1).max(1)
-            seen.append((index, kept, losses.detach(), predicted, confidence))
-        else:  # a network cannot run on nothing; its gradients are zero, not absent
-            batch_loss = sum(p.sum() for p in model.parameters() if p.requires_grad) * 0
-            kept = labels.bool()
+        with amp() if amp else autocast(images.device, "fp32"):
+            logits = _run(model, images).float()  # (B, K)
+        losses = loss(logits, labels, index)
+        kept = torch.ones_like(labels, dtype=torch.bool) if clean_mask is None else clean_mask[index]
+        if batch_mask is not None:
+            kept = kept & batch_mask(losses)
+        batch_loss = batch_mean(losses, kept)
+        confidence, predicted = logits.detach().softmax(1).max(1)
+        seen.append((index, kept, losses.detach(), predicted, confidence))
         _step(batch_loss, optimizer, scaler)
         batch_losses.append(batch_loss.detach())
         counts.append(kept.sum())
         if _watched(bar, step):
             bar.set_postfix(loss=f"{batch_loss.item():.3f}")
-    batch_losses, counts = torch.stack(batch_losses).cpu(), torch.stack(counts).cpu()
+    batch_losses, counts = total(torch.stack(batch_losses)).cpu(), total(torch.stack(counts)).cpu()
     _check_finite(batch_losses, title)
-    columns = (torch.cat(column).cpu() for column in zip(*seen)) if seen else (torch.empty(0),) * 5
+    columns = gather(*(torch.cat(column).cpu() for column in zip(*seen)))
     return {"loss": batch_losses.sum().item() / max(int((counts > 0).sum()), 1), "samples": int(counts.sum()),
             "seconds": time.perf_counter() - start,
             **dict(zip(("index", "kept", "losses", "predicted", "confidence"), columns))}
@@ -159,12 +165,12 @@ def score_samples(predict, batches, amp=None, title="score"):
     The losses are cross-entropy with the given labels. The caller puts the model into eval mode. CPU tensors.
     """
     seen = []
-    for images, labels, _ in _bar(batches, title):
+    for images, labels, index in _bar(batches, title):
         with amp() if amp else autocast(images.device, "fp32"):
             logits = predict(images).float()
         confidence, predicted = logits.softmax(1).max(1)
-        seen.append((cross_entropy(logits, labels), predicted, confidence))
-    losses, predicted, confidence = (torch.cat(column).cpu() for column in zip(*seen))
+        seen.append((index, cross_entropy(logits, labels), predicted, confidence))
+    losses, predicted, confidence = in_order(seen)
     _check_finite(losses, title)
     return losses, predicted, confidence
 
@@ -175,18 +181,16 @@ def evaluate(predict, batches, num_classes, amp=None, title="test"):
 
     The caller puts the model into eval mode. Returns {"acc", "acc_per_class" (None for a class without images)}.
     """
-    correct = total = None
+    seen = []
     for images, labels, _ in _bar(batches, title):
         with amp() if amp else autocast(images.device, "fp32"):
             logits = predict(images)
-        hits = (logits.argmax(1) == labels).float()
-        if correct is None:
-            correct, total = torch.zeros(2, num_classes, device=labels.device)
-        correct.index_add_(0, labels, hits)
-        total.index_add_(0, labels, torch.ones_like(hits))
-    _check_finite(logits.float().sum(1).cpu(), title)  # weights that went bad in the last step show in every batch
-    per_class = [100 * c / t if t else None for c, t in zip(correct.tolist(), total.tolist())]
-    return {"acc": 100 * (correct.sum() / total.sum()).item(), "acc_per_class": per_class}
+        seen.append((labels, logits.argmax(1) == labels, logits.float().sum(1)))
+    labels, hits, sums = gather(*(torch.cat(column).cpu() for column in zip(*seen)))
+    _check_finite(sums, title)  # weights that went bad in the last step
+    total_hits, count = (torch.bincount(labels, weights, num_classes).tolist() for weights in (hits.double(), None))
+    return {"acc": 100 * hits.double().mean().item(),
+            "acc_per_class": [100 * h / n if n else None for h, n in zip(total_hits, count)]}
 
 
 def evaluate_all(predict, loaders, num_classes, amp=None):

@@ -1,6 +1,8 @@
 """Losses, one value per sample: logits (B, K), labels (B,) int64 -> (B,)."""
 import torch.nn.functional as F
 
+from utils.distributed import total
+
 
 def cross_entropy(logits, labels):
     """-log softmax(logits)[y]."""
@@ -14,23 +16,25 @@ def symmetric_cross_entropy(logits, labels, alpha=1.0, beta=1.0):
     return alpha * cross_entropy(logits, labels) - beta * (p * onehot.log()).sum(1)
 
 
-def negative_prompt_loss(p_yes, complementary_labels, targets, weight=1.0):
-    """DeFT's loss of the negative prompt, a scalar (DeFT, eq. 7).
-
-    mean(-log p_no[i, c_i]) + weight * mean(-log p_yes[i, t_i]) for p_yes (B, K), p_no = 1 - p_yes, complementary
-    labels c (B,) and targets t (B,); probabilities clamped to [1e-5, 1].
-    """
-    p_no_c = (1 - p_yes.gather(1, complementary_labels[:, None])).clamp(1e-5, 1.0)
-    p_yes_t = p_yes.gather(1, targets[:, None]).clamp(1e-5, 1.0)
-    return -p_no_c.log().mean() - weight * p_yes_t.log().mean()
-
-
-def masked_mean(values, mask):
-    """Mean of values (B,) over mask (B,) bool; 0, with zero gradient, where the mask is empty."""
-    return (values * mask).sum() / mask.sum().clamp(min=1)
-
-
 def generalized_cross_entropy(logits, labels, q=0.7):
     """GCE (Zhang and Sabuncu, NeurIPS 2018): (1 - p_y^q) / q; between CE (q -> 0) and the mean absolute error (q = 1)."""
     log_p = F.log_softmax(logits, 1).gather(1, labels[:, None])[:, 0]
     return (1 - (q * log_p).exp()) / q
+
+
+def negative_prompt_loss(p_yes, complementary_labels, targets, weight=1.0):
+    """DeFT's loss of the negative prompt (DeFT, eq. 7): -log p_no[i, c_i] - weight log p_yes[i, t_i], (B,).
+
+    p_yes (B, K), p_no = 1 - p_yes, complementary labels c (B,), targets t (B,); probabilities clamped to [1e-5, 1].
+    """
+    p_no_c = (1 - p_yes.gather(1, complementary_labels[:, None])[:, 0]).clamp(1e-5, 1.0)
+    p_yes_t = p_yes.gather(1, targets[:, None])[:, 0].clamp(1e-5, 1.0)
+    return -p_no_c.log() - weight * p_yes_t.log()
+
+
+def batch_mean(values, mask):
+    """Mean of values (B,) over mask (B,) bool; 0, with zero gradient, where the mask is empty.
+
+    Under torchrun values and mask are this process's share of a batch; the shares' results add up to the batch's mean.
+    """
+    return (values * mask).sum() / total(mask.sum()).clamp(min=1)

@@ -19,10 +19,12 @@ from utils.checkpoint import (
     write_text,
 )
 from utils.config import UserError, default_values
+from utils.distributed import rank, world_size
 from utils.selection import precision_recall
 
 # where and on what a run is made, not what it is: may change between start and resume
-FREE_KEYS = {"device", "gpuid", "num_workers", "cache_gb", "output_dir", "data_path", "model"}
+FREE_KEYS = {"device", "gpuid", "num_workers", "cache_gb", "output_dir", "data_path", "model", "micro_batch",
+             "checkpoint_text", "compile"}
 
 
 def slug(text):
@@ -38,6 +40,8 @@ def backbone_name(cfg):
 def pick_device(cfg):
     """torch.device from `device` and `gpuid`; a gpuid in a YAML falls back to the CPU where there is no CUDA."""
     wanted = cfg.device
+    if world_size() > 1 and wanted in ("auto", "cuda"):
+        wanted = f"cuda:{os.environ['LOCAL_RANK']}" if torch.cuda.is_available() else "cpu"
     if wanted == "auto":
         if cfg.gpuid >= 0 and not torch.cuda.is_available():
             print(f"gpuid {cfg.gpuid}: no CUDA here, running on the CPU")
@@ -137,7 +141,8 @@ class Run:
         saved = load_checkpoint(path, model, optimizer, scaler)
         self._check_same_data(saved["identity"])
         self.history = json.loads(saved["history"])
-        self._write_log()  # a kill between checkpoint and log leaves the log a line short
+        if rank() == 0:
+            self._write_log()  # a kill between checkpoint and log leaves the log a line short
         print(f"going on after epoch {len(self.history)}: {self.folder}")
         return len(self.history) + 1, saved
 
@@ -147,6 +152,8 @@ class Run:
     def end_epoch(self, line, model, optimizer, scaler=None, **extra):
         """Record an epoch: the checkpoint first, since it holds the log as well."""
         self.history.append(line)
+        if rank() > 0:
+            return
         if not (self.folder / "config.yaml").is_file():
             write_text(self.folder / "config.yaml", yaml.safe_dump(vars(self.cfg), sort_keys=False, allow_unicode=True))
         save_checkpoint(self.folder / "checkpoint.pt", model, optimizer, scaler, identity=self.identity,
@@ -158,8 +165,9 @@ class Run:
     def save_selection(self, data, mask, p_clean, predicted, confidence):
         """Write clean_mask.npz, (N,) numpy arrays each; returns what the summary says of it."""
         labels = data.train.labels
-        save_mask(self.folder / "clean_mask.npz", mask, p_clean, predicted, confidence, labels,
-                  dataset=self.cfg.dataset, noise=data.noise_name, seed=self.cfg.seed)
+        if rank() == 0:
+            save_mask(self.folder / "clean_mask.npz", mask, p_clean, predicted, confidence, labels,
+                      dataset=self.cfg.dataset, noise=data.noise_name, seed=self.cfg.seed)
         quality = {} if data.true_labels is None else precision_recall(mask, data.true_labels == labels)
         return {**quality, "selected": float(mask.mean())}
 
@@ -180,11 +188,13 @@ class Run:
         if data.skipped:
             summary["skipped"] = data.skipped
         summary |= environment(self.device)
+        self.summary = summary
+        if rank() > 0:
+            return summary
         if not (self.folder / "config.yaml").is_file():
             write_text(self.folder / "config.yaml", yaml.safe_dump(vars(cfg), sort_keys=False, allow_unicode=True))
         lines = ",\n ".join(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in summary.items())  # one line a key
         write_text(self.folder / "summary.json", f"{{\n {lines}\n}}\n")
-        self.summary = summary
         return summary
 
 

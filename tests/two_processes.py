@@ -1,0 +1,34 @@
+"""What test_distributed runs under torchrun: phase 1, phase 2 and baselines on the digits, all in the same processes."""
+import os
+import sys
+
+import main_baseline
+import main_phase1
+import main_phase2
+import main_small_loss
+from tests.helpers import phase1, phase2
+from utils.config import run_main
+from utils.runs import Run
+
+
+def train(out):
+    """One cell; whole batches of 64 of 359 images, so that the last batch is ragged."""
+    quick = ["--vpt_len", "4", "--batch_size", "64", "--epochs", "2"]
+    return {"deft": main_phase1.main(phase1(out, *quick)),
+            "phase2": main_phase2.main(phase2(out, *quick, "--mask", "deft")),
+            "elr": main_baseline.main(phase2(out, *quick, "--lnl_methods", "ELR")),
+            "gmm": main_baseline.main(phase2(out, *quick, "--lnl_methods", "GMM")),
+            "turn": main_baseline.main(phase2(out, *quick, "--lnl_methods", "TURN")),
+            "small-loss": main_small_loss.main(phase2(out, *quick))}
+
+
+def die_after_the_first_epoch(self, line, *args, **rest):
+    end_epoch(self, line, *args, **rest)
+    if os.environ["RANK"] == "1":
+        os._exit(9)
+
+
+if __name__ == "__main__":
+    if sys.argv[2:] == ["--die"]:
+        end_epoch, Run.end_epoch = Run.end_epoch, die_after_the_first_epoch
+    run_main(lambda: train(sys.argv[1]))
