@@ -19,8 +19,10 @@ def decoded_files(paths, size, folder, limit_gb, pool):
     recently used first, until all fit into limit_gb GB; None where this one does not fit, there or on the disk.
     """
     shape = (len(paths), 3, size, size)
+    if np.prod(shape) > limit_gb * 2**30:
+        return None
     file = Path(folder) / f"{_identity(paths)}-{size}.npy"
-    if not _make_room(file, int(np.prod(shape)), limit_gb):
+    if not file.is_file() and not _make_room(file.parent, int(np.prod(shape)), limit_gb):
         return None
     pixels, sums = _open(file, np.uint8, shape), _open(file.with_suffix(".crc.npy"), np.uint32, shape[:1])
 
@@ -52,20 +54,16 @@ def _checksum(row):
     return zlib.crc32(np.ascontiguousarray(row)) or 1  # 0 is a row never written
 
 
-def _make_room(file, size, limit_gb):
-    if size > limit_gb * 2**30:
-        return False
-    if file.is_file():
-        return True
-    file.parent.mkdir(parents=True, exist_ok=True)
-    others = sorted(file.parent.glob("*[0-9].npy"), key=lambda p: p.stat().st_mtime)
+def _make_room(folder, size, limit_gb):
+    folder.mkdir(parents=True, exist_ok=True)
+    others = sorted(folder.glob("*[0-9].npy"), key=lambda p: p.stat().st_mtime)
     used = sum(p.stat().st_size for p in others)
     for other in others:
         if used + size > limit_gb * 2**30:
             used -= other.stat().st_size
             other.unlink()
             other.with_suffix(".crc.npy").unlink(missing_ok=True)
-    return shutil.disk_usage(file.parent).free > 1.05 * size
+    return shutil.disk_usage(folder).free > 1.05 * size
 
 
 def _open(file, dtype, shape):

@@ -69,7 +69,7 @@ class Loader:
             self.images = torch.from_numpy(np.ascontiguousarray(self.images.transpose(0, 3, 1, 2)))
         else:
             self.pool = ThreadPoolExecutor(max(1, min(num_workers, os.cpu_count() or 1)))
-            if not view.short_side:
+            if cache_gb and not view.short_side:
                 with first_alone():
                     kept = decoded_files(split.images, self.size, cache, cache_gb, self.pool)
                 self.images = split.images if kept is None else kept
