@@ -1,0 +1,92 @@
+"""What the benchmarks share: timing in turns, tables, JSON, untrained models on synthetic pixels."""
+import argparse
+import json
+import platform
+import resource
+import statistics
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from dataloader.datasets import Dataset, Split, View
+from utils.config import load_config
+from utils.runs import git_commit
+
+
+def parser(doc):
+    """Flags that every benchmark has; its docstring is the help."""
+    p = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    p.add_argument("--repeats", type=int, default=3, help="rounds; in each, every variant runs once")
+    p.add_argument("--json", default="", help="write the figures to this file")
+    return p
+
+
+def synchronize(device):
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize()
+
+
+def in_turns(variants, repeats, device="cpu", warm=True):
+    """{name: seconds of each round}: the functions run one after the other in every round, since machines are noisy."""
+    seconds = {name: [] for name in variants}
+    for round_ in range(repeats + warm):
+        for name, function in variants.items():
+            synchronize(device)
+            start = time.perf_counter()
+            function()
+            synchronize(device)
+            if round_ >= warm:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def median(values):
+    return statistics.median(values)
+
+
+def peak_gb(device):
+    """Peak memory so far in GB: of the card, or of this process."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def machine(device):
+    """On what the figures were taken."""
+    where = torch.cuda.get_device_name() if torch.device(device).type == "cuda" else platform.processor() or "CPU"
+    return {"device": where, "threads": torch.get_num_threads(), "torch": torch.__version__, "commit": git_commit(),
+            "date": time.strftime("%Y-%m-%d")}
+
+
+def report(rows, args, **more):
+    """Print rows (dicts with the same keys) as a Markdown table and write them, with the machine, to --json."""
+    def cell(value):
+        return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+    table = [keys, *([cell(row.get(key, "")) for key in keys] for row in rows)]
+    width = [max(len(row[i]) for row in table) for i in range(len(keys))]
+    lines = ["| " + " | ".join(text.ljust(w) for text, w in zip(row, width)) + " |" for row in table]
+    print("\n".join([lines[0], "|" + "|".join("-" * (w + 2) for w in width) + "|", *lines[1:]]))
+    if args.json:
+        Path(args.json).write_text(json.dumps({**machine(getattr(args, "device", "cpu")), "arguments": vars(args), **more,
+                                               "rows": rows}, indent=1, default=str) + "\n")
+
+
+def synthetic(num_train, num_test, num_classes, seed=0):
+    """A data set of CIFAR's shape from random pixels, K classes named after numbers; labels are noise, no truth known."""
+    rng = np.random.default_rng(seed)
+
+    def split(n):
+        return Split(rng.integers(0, 256, (n, 32, 32, 3), dtype=np.uint8), rng.integers(0, num_classes, n))
+
+    names = [f"thing number {k}" for k in range(num_classes)]
+    return Dataset("synthetic", split(num_train), split(num_test), names, View(pad=4))
+
+
+def settings(*flags):
+    """A configuration from flags alone."""
+    return load_config([str(flag) for flag in flags])
