@@ -56,6 +56,8 @@ class Dataset:
     test: Split
     classnames: list
     view: View
+    label_names: list = field(default_factory=list)  # the classes as the data's own files call them
+    ids: list | None = None  # names of the training images, where a table gives them
     trusted: bool = True  # the labels on disk are taken for the truth
     more_tests: dict = field(default_factory=dict)  # further test sets, name -> Split
     skipped: list = field(default_factory=list)  # broken files that were left out
@@ -189,7 +191,7 @@ def imagefolder(cfg):
                             f"{nearest(unknown[0], classes)}")
         to_train = np.array([classes.index(c) for c in test_classes])
         splits = [Split(paths, labels), Split(test_paths, to_train[test_labels])]
-    return Dataset("imagefolder", *splits, classnames=classes, view=view, trusted=False)
+    return Dataset("imagefolder", *splits, classnames=classes, label_names=classes, view=view, trusted=False)
 
 
 # --- the paper's image sets, each in its official layout
@@ -430,6 +432,7 @@ def load_data(cfg):
             dataset.more_tests[name], broken = _without_broken(split)
             dataset.skipped += broken
     dataset.classnames = _classnames(cfg, dataset)
+    dataset.label_names = dataset.label_names or dataset.classnames
     K = dataset.num_classes
     if cfg.num_class and cfg.num_class != K:
         raise UserError(f"num_class: is {cfg.num_class}, but {cfg.dataset} has {K} classes.")

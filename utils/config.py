@@ -116,6 +116,17 @@ def _read_yaml(path):
     return content
 
 
+def parse_flags(parser, argv=None):
+    """The flags of a small command, by its argparse parser; what is wrong with them is a UserError."""
+    def fail(message):
+        raise UserError(f"{message}; {' '.join(parser.format_usage().split())}")
+    parser.error, parser.allow_abbrev = fail, False
+    flags, unknown = parser.parse_known_args(argv)
+    for word in unknown:
+        fail(f"{word}: no such flag.{nearest(word, re.findall(r'--[a-z_]+', parser.format_usage()))}")
+    return flags
+
+
 def load_config(argv=None, description="", **settings):
     """The resolved configuration as a namespace with one attribute per key of default.yaml.
 

@@ -20,6 +20,7 @@ from utils.checkpoint import (
 )
 from utils.config import UserError, default_values
 from utils.selection import precision_recall
+from utils.suspects import write_scores
 
 # where and on what a run is made, not what it is: may change between start and resume
 FREE_KEYS = {"device", "gpuid", "num_workers", "cache_gb", "output_dir", "data_path", "model"}
@@ -156,8 +157,10 @@ class Run:
         print(f"epoch {line['epoch']}/{self.cfg.epochs}: {shown}", flush=True)
 
     def save_selection(self, data, mask, p_clean, predicted, confidence):
-        """Write clean_mask.npz, (N,) numpy arrays each; returns what the summary says of it."""
+        """Write clean_mask.npz, (N,) numpy arrays each, and the same as CSV; returns what the summary says of it."""
         labels = data.train.labels
+        write_scores(self.folder, data, {"mask": mask, "p_clean": p_clean, "predicted": predicted,
+                                         "confidence": confidence, "labels": labels})
         save_mask(self.folder / "clean_mask.npz", mask, p_clean, predicted, confidence, labels,
                   dataset=self.cfg.dataset, noise=data.noise_name, seed=self.cfg.seed)
         quality = {} if data.true_labels is None else precision_recall(mask, data.true_labels == labels)
