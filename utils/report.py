@@ -10,6 +10,7 @@ import argparse
 import base64
 import io
 import json
+import warnings
 from html import escape
 from pathlib import Path
 from string import Template
@@ -74,7 +75,8 @@ def draw_suspects(data, arrays, path, count=40, columns=10):
     order = ranking(arrays["p_clean"], arrays["mask"])[:min(count, number)]
     rows = max(1, -(-len(order) // columns))
     headline = f"{number} of {len(arrays['mask'])} labels look wrong; the most suspect: given label → the detector's"
-    with matplotlib.rc_context({"text.parse_math": False}):
+    with matplotlib.rc_context({"text.parse_math": False}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # the picture shows boxes for letters its font lacks; the page does not
         figure = Figure(figsize=(1.15 * columns, 1.62 * rows + 0.6))
         axes, right = figure.subplots(rows, columns, squeeze=False), 0
         for ax, i in zip(axes.flat, order):
@@ -243,10 +245,11 @@ def confusions(data, arrays):
     counts = np.zeros((K, K), dtype=np.int64)
     np.add.at(counts, (arrays["labels"][~arrays["mask"]], arrays["predicted"][~arrays["mask"]]), 1)
     order = [divmod(int(flat), K) for flat in np.argsort(-counts, axis=None, kind="stable")[:PAIRS]]
+    order = [(i, j) for i, j in order if counts[i, j]]
     pairs = _table(["given", "suggestion", "suspects"], [
-        [names[i], names[j] if i != j else "no other fits better", f"{counts[i, j]:,}"] for i, j in order if counts[i, j]], 2)
-    parts = ["<p class=soft>Of the suspects only. Where given and suggestion are the same, the label is not believed, yet no "
-             "other fits better.</p><div class=pair>"]
+        [names[i], names[j] if i != j else "no other fits better", f"{counts[i, j]:,}"] for i, j in order], 2)
+    parts = ["<p class=soft>Of the suspects only. Where given and suggestion are the same, the label is not believed, yet "
+             "no other fits better.</p><div class=pair>"]
     if K <= MATRIX:
         head = "".join(f'<th scope=col title="{name}">{name}</th>' for name in names)
         body = "".join(f"<tr><th scope=row>{names[i]}</th>" + "".join(
@@ -254,8 +257,7 @@ def confusions(data, arrays):
             for c in counts[i]) + "</tr>" for i in range(K))
         parts.append(f'<div><h3>Given (rows) and suggestion (columns)</h3><div class="scroll matrix" tabindex=0><table>'
                      f"<thead><tr><td></td>{head}</tr></thead><tbody>{body}</tbody></table></div></div>")
-    shown, total = sum(counts[i, j] > 0 for i, j in order), int((counts > 0).sum())
-    parts.append(f"<div><h3>The {shown} largest of {total:,} pairs</h3>{pairs}</div></div>")
+    parts.append(f"<div><h3>The {len(order)} largest of {(counts > 0).sum():,} pairs</h3>{pairs}</div></div>")
     return _section("confusions", "What is taken for what", *parts)
 
 
@@ -266,19 +268,19 @@ def training(history):
 
 def settings(cfg, summary):
     """Every key of the configuration, those that differ from the defaults first."""
-    defaults = default_values()
-
-    def lines(keys):
-        return [[key, escape(str(getattr(cfg, key))), escape(str(defaults.get(key, "")))] for key in keys]
-
-    keys = [key for key in vars(cfg) if not callable(getattr(cfg, key))]
+    defaults, keys = default_values(), list(vars(cfg))
     other = [key for key in keys if getattr(cfg, key) != defaults.get(key)]
+
+    def values(keys):
+        return [[key, escape(str(getattr(cfg, key)))] for key in keys]
+
+    changed = [[*line, escape(str(defaults.get(line[0], "")))] for line in values(other)]
     facts = [f"{what}: {escape(str(summary[key]))}" for key, what in (
         ("epochs", "epochs"), ("seconds", "seconds"), ("device", "device"), ("git_commit", "commit")) if summary.get(key)]
     return _section("settings", "Settings", f"<p class=soft>{'; '.join(facts)}</p>",
-                    _table(["key", "value", "default"], lines(other), 3), "<details><summary>Settings left at their default"
-                    "</summary>", _table(["key", "value"], [line[:2] for line in lines(k for k in keys if k not in other)], 2),
-                    "</details>")
+                    _table(["key", "value", "default"], changed, 3),
+                    "<details><summary>Settings left at their default</summary>",
+                    _table(["key", "value"], values(key for key in keys if key not in other), 2), "</details>")
 
 
 # --- the gallery
@@ -289,7 +291,7 @@ def _card(data, arrays, i):
     path = file_path(data, i) or f"image {i}"
     name = escape(data.ids[i] if data.ids else Path(path).name)
     truth = "" if data.true_labels is None else f"<br>is {escape(data.label_names[data.true_labels[i]])}"
-    boxes = "".join(f'<label><input type="checkbox" value="{value}"> label is {value}</label>' for value in ("wrong", "right"))
+    boxes = "".join(f'<label><input type="checkbox" value="{it}"> label is {it}</label>' for it in ("wrong", "right"))
     return (f'<article data-index="{i}" data-given="{arrays["labels"][i]}" data-suggested="{arrays["predicted"][i]}" '
             f'aria-label="{name}: {what}"><img alt="{what}" src="{_data_uri(thumbnail(data.train.images, i, THUMBNAIL))}">'
             f"<p><b>{what}</b></p><p class=soft>p_clean {arrays['p_clean'][i]:.3f} · "
@@ -319,7 +321,7 @@ def write_page(folder, cfg, data, arrays, summary, relabel_above):
     rows = json.dumps({"key": f"{name}-{label_hash(arrays['labels'])}", "name": f"{name}-decisions.csv", "header": header,
                        "rows": rows}, ensure_ascii=False).replace("<", "\\u003c")
     page = Template((Path(__file__).with_suffix(".html")).read_text(encoding="utf-8")).substitute(
-        title=escape(f"Suspect labels: {name}"), heading=escape(f"{suspects:,} of {len(arrays['mask']):,} labels look wrong"),
+        title=escape(f"Suspect labels: {name}"), heading=f"{suspects:,} of {len(arrays['mask']):,} labels look wrong",
         subtitle=escape(f"{summary['dataset']}, noise {summary['noise']}, seed {summary['seed']}: {summary['name']} with "
                         f"{summary['backbone']}"),
         links="".join(f'<a href="#{name}">{title}</a>' for name, title in links),
