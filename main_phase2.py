@@ -9,6 +9,7 @@ import torch
 from dataloader.datasets import load_data
 from dataloader.loaders import EpochRandomness, make_loaders
 from model.classifier import build_classifier, build_optimizer, frozen
+from model.saved import save_classifier
 from utils.baselines import METHODS
 from utils.checkpoint import find_mask, load_mask
 from utils.config import load_config, run_main
@@ -96,6 +97,7 @@ def fine_tune(cfg, data, run, method, clean_mask=None, numbers=None):
     numbers = dict(numbers or {})
     if method.selects:
         numbers |= run.save_selection(data, *(selection[k].numpy() for k in ("kept", "p_clean", "predicted", "confidence")))
+    save_classifier(run.folder, model, cfg, data, pixels, statistics)
     summary = run.finish(data, {**numbers, "acc_per_class": saved["acc_per_class"]})
     show(summary)
     print(f"results: {run.folder}")
