@@ -174,6 +174,9 @@ def _class_folders(root):
 
 # --- a person's own
 
+OWN_VIEW = View(enlarge=ENLARGE, flip=False)  # mirrored, a letter or a left hand is something else
+
+
 def own(cfg):
     """A folder of class folders or a table (dataloader/own.py); without a test split `test_fraction` is held out by `seed`.
 
@@ -197,7 +200,7 @@ def own(cfg):
         test_split = Split([row.path for row in test], _numbers([_corrected(row) for row in test], classes)[0])
     print(f"{cfg.data_path}: {len(train)} training images of {len(classes)} classes, {len(test)} for testing")
     return Dataset("own", Split([row.path for row in train], labels), test_split, classnames=tidy_names(classes),
-                   label_names=classes, view=View(enlarge=ENLARGE), trusted=False, true_labels=true_labels,
+                   label_names=classes, view=OWN_VIEW, trusted=False, true_labels=true_labels,
                    ids=[row.id for row in train] if train[0].id else None, skipped=skipped, duplicates=duplicates)
 
 
@@ -269,7 +272,7 @@ def in_memory(images, labels, classnames=None):
     words = list(classnames) if classnames else tidy_names([str(name) for name in names])
     say_names(words, names.tolist())
     return Dataset("own", Split(images, np.searchsorted(names, labels).astype(np.int64)), None, words,
-                   View(enlarge=ENLARGE), names.tolist(), trusted=False, fingerprint=images_identity(images)[:8])
+                   OWN_VIEW, names.tolist(), trusted=False, fingerprint=images_identity(images)[:8])
 
 
 def _scored(cfg, data):
