@@ -5,7 +5,7 @@
 from dataloader.datasets import load_data
 from main_phase2 import fine_tune
 from utils.baselines import METHODS
-from utils.config import load_config, pick, run_main
+from utils.config import load_config, pick, run_main, settle_epochs
 from utils.runs import Run, backbone_name, show
 
 
@@ -15,6 +15,7 @@ def main(argv=None, method=None, **settings):
     cfg.lnl_methods = method or cfg.lnl_methods
     build = pick(METHODS, cfg.lnl_methods, "lnl_methods")
     data = load_data(cfg)
+    settle_epochs(cfg, len(data.train.labels))
     run = Run(cfg, data, f"{cfg.lnl_methods.lower()}-{backbone_name(cfg)}")
     if run.summary:
         show(run.summary)

@@ -37,9 +37,9 @@ class EpochRandomness:
 
 
 def make_loaders(data, cfg, resolution, statistics, device):
-    """Loader of the training set, and {name: Loader} of the test sets; statistics: the backbone's (mean, std)."""
+    """Loader of the training set, and {name: Loader} of the test sets, if any; statistics: the backbone's (mean, std)."""
     rest = (data.view, cfg.batch_size, resolution, statistics, device)
-    splits = {"test": data.test, **data.more_tests}
+    splits = {"test": data.test, **data.more_tests} if data.test else data.more_tests
     return (Loader(data.train, *rest, True, cfg.num_workers, cfg.cache_gb),
             {name: Loader(split, *rest, False, cfg.num_workers, cfg.cache_gb) for name, split in splits.items()})
 

@@ -80,7 +80,7 @@ def test_started_again_a_finished_run_prints_its_summary(cell, capsys):
 
 
 def test_other_data_under_the_same_settings_are_refused(tmp_path):
-    flags = ["--dataset", "imagefolder", "--backbone", "tiny-clip-digits", "--output_dir", str(tmp_path / "runs"),
+    flags = ["--dataset", "own", "--backbone", "tiny-clip-digits", "--output_dir", str(tmp_path / "runs"),
              "--device", "cpu", "--data_path"]
     for name, counts in (("a", {"x": 6, "y": 6}), ("b", {"x": 6, "z": 6})):
         write_folder(tmp_path / name, counts)

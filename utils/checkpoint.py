@@ -1,5 +1,7 @@
 """Files that are whole or not there: checkpoints, and the clean mask that phase 1 hands to phase 2."""
+import csv
 import hashlib
+import io
 import os
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,6 +38,13 @@ def write_text(path, text):
     """A whole UTF-8 text file."""
     with write_whole(path) as file:
         file.write(text.encode("utf-8"))
+
+
+def write_csv(path, rows):
+    """A whole CSV file; the first of the rows is the heading."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    write_text(path, text.getvalue())
 
 
 def label_hash(labels):

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import torch
 
-from dataloader.datasets import IMAGE_SUFFIXES
+from dataloader.own import IMAGE_SUFFIXES
 from dataloader.transforms import centre_crop, decode, normalise
 from model.saved import load_classifier
 from utils.config import UserError, parse_flags, run_main

@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from scipy.stats import binomtest
 
+from dataloader.transforms import to_rgb
 from utils.checkpoint import label_hash, write_text, write_whole
 from utils.config import UserError, default_values, parse_flags, run_main
 from utils.selection import precision_recall
@@ -55,7 +56,7 @@ def thumbnail(images, i, size):
         try:
             with Image.open(images[i]) as file:
                 file.draft("RGB", (size, size))
-                image = file.convert("RGB")
+                image = to_rgb(file)
         except Exception as error:  # Pillow's plugins raise anything on a damaged file
             raise UserError(f"{images[i]}: not a readable image ({error}).") from None
     image.thumbnail((size, size))
@@ -316,7 +317,7 @@ def write_page(folder, cfg, data, arrays, summary, relabel_above):
     sections += [training(history)] if history else []
     sections += [settings(cfg, summary)]
     links = [(name, title) for name, title, _ in sections] + [("gallery", "The worst, to review")]
-    header, rows = score_rows(data, arrays, order)
+    header, *rows = score_rows(data, arrays, order)
     name = f"{summary['dataset']}-{summary['noise']}-seed{summary['seed']}-{folder.resolve().name}"
     rows = json.dumps({"key": f"{name}-{label_hash(arrays['labels'])}", "name": f"{name}-decisions.csv", "header": header,
                        "rows": rows}, ensure_ascii=False).replace("<", "\\u003c")

@@ -1,7 +1,5 @@
 """What a detector's selection says of each sample, as CSV files. Their columns are described in the README."""
 import argparse
-import csv
-import io
 import json
 import os
 from pathlib import Path
@@ -11,7 +9,7 @@ import numpy as np
 import yaml
 
 from dataloader.datasets import load_data
-from utils.checkpoint import write_text
+from utils.checkpoint import write_csv
 from utils.config import UserError, default_values
 
 RELABEL_ABOVE = 0.9  # a choice: the probability is the detector's own, and not calibrated
@@ -70,19 +68,14 @@ def fixed_labels(arrays, relabel_above):
     return np.where(sure, arrays["predicted"], arrays["labels"]), sure
 
 
-def _write_csv(path, header, rows):
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([header, *rows])
-    write_text(path, text.getvalue())
-
-
 def file_path(data, i):
-    """The path of training sample i, '' where the data set is an array."""
-    return "" if isinstance(data.train.images, np.ndarray) else data.train.images[i]
+    """The path of training sample i, '' where the data set is no files."""
+    image = data.train.images[i]
+    return image if isinstance(image, str) else ""
 
 
 def score_rows(data, arrays, order):
-    """(header, rows as text) of the samples `order`; given_label … is_label_issue are cleanlab's names and meanings."""
+    """A heading and a row of text for each of the samples `order`; given_label … are cleanlab's names and meanings."""
     names, known = data.label_names, data.true_labels is not None
     header = ["rank", "index", "id", "path", "given_label", "predicted_label", "predicted_probability", "label_score",
               "is_label_issue"] + ["true_label"] * known
@@ -91,14 +84,14 @@ def score_rows(data, arrays, order):
     rows = [[str(rank[i]), str(i), data.ids[i] if data.ids else "", file_path(data, i), names[arrays["labels"][i]],
              names[arrays["predicted"][i]], f"{arrays['confidence'][i]:.6f}", f"{arrays['p_clean'][i]:.6f}",
              str(not arrays["mask"][i])] + ([names[data.true_labels[i]]] if known else []) for i in order]
-    return header, rows
+    return [header, *rows]
 
 
 def write_scores(folder, data, arrays):
     """suspects.csv, the samples outside the clean mask, worst first; scores.csv, all samples in their order."""
     suspects = ranking(arrays["p_clean"], arrays["mask"])[:np.sum(~arrays["mask"])]
     for name, order in (("suspects.csv", suspects), ("scores.csv", range(len(arrays["mask"])))):
-        _write_csv(Path(folder) / name, *score_rows(data, arrays, order))
+        write_csv(Path(folder) / name, score_rows(data, arrays, order))
 
 
 def write_labels(folder, data, arrays, relabel_above):
@@ -116,7 +109,7 @@ def write_labels(folder, data, arrays, relabel_above):
         if data.ids:
             columns["id"] = [data.ids[i] for i in samples]
         columns["index"] = samples.tolist()
-        return columns, zip(*columns.values())
+        return [columns, *zip(*columns.values())]
 
-    _write_csv(Path(folder) / "labels_clean.csv", *table(np.flatnonzero(arrays["mask"]), False))
-    _write_csv(Path(folder) / "labels_fixed.csv", *table(np.flatnonzero(arrays["mask"] | sure), True))
+    write_csv(Path(folder) / "labels_clean.csv", table(np.flatnonzero(arrays["mask"]), False))
+    write_csv(Path(folder) / "labels_fixed.csv", table(np.flatnonzero(arrays["mask"] | sure), True))
