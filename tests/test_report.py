@@ -19,7 +19,7 @@ from utils.suspects import fixed_labels, ranking, read_run
 
 COLUMNS = ["rank", "index", "id", "path", "given_label", "predicted_label", "predicted_probability", "label_score",
            "is_label_issue"]
-NASTY = ["<script>", "\"quo'te\" & $x$", "plain, with comma", "Ünï 数字"]
+NASTY = ["<script>", "ends<", "\"quo'te\" & $x$", "plain, with comma", "Ünï 数字"]
 
 
 def rows_of(path):
@@ -42,8 +42,8 @@ def nasty_run(tmp_path_factory):
     root = tmp_path_factory.mktemp("nasty")
     write_folder(root / "data", {name: 6 for name in NASTY})
     for folder in (root / "data").iterdir():
-        first = sorted(folder.iterdir())[0]
-        first.rename(folder / "\"><script>alert(1)<!--'.png")
+        for i, file in enumerate(sorted(folder.iterdir())[:4]):  # with the folder before: ends</script>
+            file.rename(folder / f"script>\"><!--<script>alert({i})'.png")
     main_detect.main(["--cfg", "config/PEFT/own.yaml", "--data_path", str(root / "data"), "--backbone", "tiny-clip-digits",
                       "--test_fraction", "0", "--device", "cpu", "--output_dir", str(root / "runs")])
     folder = root / "runs/own/none/seed0/label-match"
@@ -148,6 +148,8 @@ def test_the_page_holds_everything_and_loads_nothing(digits_run, cell):
 def test_names_are_text_and_not_markup(nasty_run):
     page = Page(nasty_run / "report.html")
     assert page.tags.count("script") == 2  # the page's own: its rows, its code
+    suspects = rows_of(nasty_run / "suspects.csv")
+    assert page.tags.count("article") == len(suspects) and any("</script>" in row["path"] for row in suspects)
     for name in NASTY:
         assert name in page.texts
     assert "Training" not in page.texts and "Against the truth" not in page.texts  # neither is there
@@ -297,7 +299,8 @@ def test_export_copies_what_is_trusted(nasty_run, tmp_path, capsys):
     assert f"{len(kept)} of {len(data.train.labels)} training images" in capsys.readouterr().out
     copied = tree(tmp_path / "clean")
     assert sorted(copied.values()) == sorted(Path(data.train.images[i]).read_bytes() for i in kept)
-    assert {name.split("/")[0] for name in copied} <= {"_script_", "_quo'te_ & $x$", "plain, with comma", "Ünï 数字"}
+    folders = {"_script_", "ends_", "_quo'te_ & $x$", "plain, with comma", "Ünï 数字"}
+    assert {name.split("/")[0] for name in copied} <= folders
     export.main([str(nasty_run), "--to", str(tmp_path / "links"), "--link"])
     links = [p for p in (tmp_path / "links").rglob("*") if p.is_symlink()]
     assert tree(tmp_path / "links") == copied and len(links) == len(kept)

@@ -75,6 +75,8 @@ def draw_suspects(data, arrays, path, count=40, columns=10):
     number = int(np.sum(~arrays["mask"]))
     order = ranking(arrays["p_clean"], arrays["mask"])[:min(count, number)]
     rows = max(1, -(-len(order) // columns))
+    names = [name if len(name) <= 16 else name[:15] + "…" for name in data.label_names]
+    arrow = " → " if max(map(len, names)) <= 8 else "\n→ "
     headline = f"{number} of {len(arrays['mask'])} labels look wrong; the most suspect: given label → the detector's"
     with matplotlib.rc_context({"text.parse_math": False}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph")  # the picture shows boxes for letters its font lacks; the page does not
@@ -82,12 +84,12 @@ def draw_suspects(data, arrays, path, count=40, columns=10):
         axes, right = figure.subplots(rows, columns, squeeze=False), 0
         for ax, i in zip(axes.flat, order):
             given, believed = arrays["labels"][i], arrays["predicted"][i]
-            title, colour = f"{data.label_names[given]} → {data.label_names[believed]}", "black"
+            title, colour = f"{names[given]}{arrow}{names[believed]}", "black"
             if data.true_labels is not None:
                 truth = data.true_labels[i]
                 right += truth == believed
                 colour = "tab:green" if truth == believed else "tab:orange" if truth != given else "tab:red"
-                title += f"\nis {data.label_names[truth]}"
+                title += f"\nis {names[truth]}"
             ax.imshow(thumbnail(data.train.images, i, THUMBNAIL))
             ax.set_title(f"{title}\n{arrays['p_clean'][i]:.3f}", fontsize=7, color=colour)
         for ax in axes.flat:
