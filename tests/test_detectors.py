@@ -22,7 +22,7 @@ from utils.config import UserError, load_config
 from utils.selection import clean_probability, detection_quality, precision_recall
 
 TINY = ["--backbone", "tiny-clip-digits", "--device", "cpu"]
-SMALL = ["--n_ctx", "4", "--vpt_len", "4", "--batch_size", "16", "--epochs", "8"]
+SMALL = ["--n_ctx", "4", "--vpt_len", "4", "--batch_size", "16", "--epochs", "6"]
 
 
 def quality(summary, cfg, truth):
@@ -37,19 +37,19 @@ def quality(summary, cfg, truth):
 @pytest.mark.parametrize("ratio, table", [(0.2, False), (0.4, True)])
 def test_mislabelled_digits(tmp_path, ratio, table):
     """Detectors, phase 1 and phase 2 find the right labels among files as a person has them."""
-    path, truth, given = write_digits(tmp_path / "data", ratio, every=2, table=table)
+    path, truth, given = write_digits(tmp_path / "data", ratio, every=3, table=table)
     flags = ["--data_path", str(path), "--output_dir", str(tmp_path / "runs"), *TINY]
     peft, fft = ["--cfg", "config/PEFT/own.yaml", *flags], ["--cfg", "config/FFT/own.yaml", *flags]
     found = {name: main_detect.main([*peft, "--detector", name]) for name in DETECTORS}
     found["deft"] = main_real_phase1.main([*peft, *SMALL])
     f1 = {name: quality(summary, load_config(peft), truth)[0]["f1"] for name, summary in found.items()}
-    assert f1["label-match"] > 0.9 and f1["clip-margin"] > 0.92 and f1["confident-learning"] > 0.92 and f1["deft"] > 0.9, f1
+    assert f1["label-match"] > 0.9 and min(f1["clip-margin"], f1["confident-learning"], f1["deft"]) > 0.94, f1
     assert len(list((tmp_path / "runs" / "cache").glob("features-*"))) == 2  # training and test images, once
     for name, summary in found.items():
         assert ("f1" in summary) == table  # the table has the truth
         if table:
             assert summary["f1"] == f1[name] and 0.3 < summary["noise_rate"] < 0.5 and summary["auroc"] > 0.95
-    trained = main_real_phase2.main([*fft, "--batch_size", "16", "--epochs", "6", "--lr", "0.01"])
+    trained = main_real_phase2.main([*fft, "--batch_size", "16", "--epochs", "4", "--lr", "0.01"])
     other = main_real_phase2.main([*fft, "--mask", "confident-learning", "--batch_size", "16", "--epochs", "1"])
     assert other["name"] == "phase2-confident-learning-tiny-clip-digits"
     # of test images of a folder the labels are as wrong as those of the others
