@@ -174,7 +174,7 @@ def _class_folders(root):
 
 # --- a person's own
 
-OWN_VIEW = View(enlarge=ENLARGE, flip=False)  # mirrored, a letter or a left hand is something else
+OWN_VIEW = View(flip=False)  # neither cut nor mirrored: what fills the frame stays whole, and letters what they are
 
 
 def own(cfg):

@@ -11,7 +11,7 @@ from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from dataloader.transforms import to_rgb
-from utils.checkpoint import write_text
+from utils.checkpoint import write_whole
 
 
 def inspect_file(path):
@@ -56,7 +56,8 @@ def inspect_files(paths, cache):
                                           disable=None)):
             known[path] = [*(identity[path] or (None, None)), *result]
     if new:
-        write_text(cache, json.dumps(known))
+        with write_whole(cache, shared=True) as file:
+            file.write(json.dumps(known).encode())
     return [known[path][2] for path in paths], [known[path][3] for path in paths]
 
 

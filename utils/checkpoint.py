@@ -14,12 +14,16 @@ from utils.safe_pickle import load_arrays
 
 
 @contextmanager
-def write_whole(path):
-    """A binary file to write to; it takes the name `path` only when the block ends without an error."""
+def write_whole(path, shared=False):
+    """A binary file to write to; it takes the name `path` only when the block ends without an error.
+
+    shared: other processes may be writing the same file, as those in the cache.
+    """
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.parent / f".{path.name}.tmp"  # a name of its own: the next try writes over what a kill left
+        # a name of its own: the next try writes over what a kill left
+        temporary = path.parent / f".{path.name}{os.getpid() if shared else ''}.tmp"
         file = temporary.open("wb")
     except OSError as error:
         raise UserError(f"output_dir: {path.parent} cannot be written to ({error.strerror}).") from None

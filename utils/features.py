@@ -39,7 +39,7 @@ def image_features(clip, split, view, cfg, device):
     with autocast(device, cfg.prec):
         features = torch.cat([F.normalize(clip.encode_image(images).float(), dim=-1).cpu()
                               for images, _, _ in tqdm(loader.eval(), "image features", leave=False, disable=None)])
-    with write_whole(path) as file:
+    with write_whole(path, shared=True) as file:
         np.savez(file, features=features.numpy())
     return features
 
