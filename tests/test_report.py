@@ -163,6 +163,17 @@ def test_many_classes_make_a_list_instead_of_a_matrix(digits_run):
     assert "matrix" not in html and html.count("<tr>") == 1 + report.PAIRS
 
 
+@pytest.mark.parametrize("trusted", [True, False])
+def test_nothing_or_everything_may_be_suspect(digits_run, tmp_path, trusted):
+    cfg, arrays, data, summary = read_run(digits_run)
+    arrays["mask"][:] = trusted
+    report.draw_suspects(data, arrays, tmp_path / "suspects.png")
+    report.write_page(tmp_path, cfg, data, arrays, summary, 0.9)
+    page = Page(tmp_path / "report.html")
+    assert page.tags.count("article") == (0 if trusted else report.GALLERY)
+    assert f"{0 if trusted else 359} of 359 labels look wrong" in page.texts
+
+
 def test_the_interval_is_wilsons():
     assert report._interval(10, 100) == "5.5–17.4 %"  # Wilson score interval without continuity correction
     assert report._interval(0, 5) == "0.0–43.4 %"
