@@ -5,7 +5,7 @@
 from dataloader.datasets import load_data
 from main_phase2 import fine_tune
 from utils.baselines import METHODS
-from utils.config import UserError, load_config, pick, run_main
+from utils.config import UserError, load_config, pick, run_main, settle_epochs
 from utils.runs import Run, backbone_name, show
 
 
@@ -17,6 +17,7 @@ def main(argv=None, method=None, **settings):
         raise UserError("adaptation: none belongs to phase 2; a baseline needs peft or fft.")
     build = pick(METHODS, cfg.lnl_methods, "lnl_methods")
     data = load_data(cfg)
+    settle_epochs(cfg, len(data.train.labels))
     run = Run(cfg, data, "-".join(filter(None, [cfg.lnl_methods.lower(), backbone_name(cfg), cfg.adaptation])))
     if run.summary:
         show(run.summary)

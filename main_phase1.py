@@ -5,13 +5,14 @@
 import torch
 
 from dataloader.datasets import load_data
-from dataloader.loaders import EpochRandomness, make_loaders
+from dataloader.loaders import EpochRandomness, make_loader, make_loaders
 from model.classifier import build_optimizer
 from model.clip import image_statistics, load_clip, resolution
 from model.detector import Detector
 from model.tuners import tune
-from utils.config import load_config, run_main
-from utils.distributed import parallel
+from utils.checkpoint import load_checkpoint
+from utils.config import load_config, run_main, settle_epochs
+from utils.distributed import in_order, parallel
 from utils.engine import (
     autocast,
     evaluate_all,
@@ -21,30 +22,48 @@ from utils.engine import (
 )
 from utils.losses import cross_entropy, symmetric_cross_entropy
 from utils.runs import Run, show, torch_generator
-from utils.selection import precision_recall
+from utils.selection import clean_probability, precision_recall, select_clean
 
 RECORDS = ("selected", "p_clean", "predicted", "confidence")  # of each sample, made on line
 WARMUP_LOSS = {"ce": cross_entropy, "sce": symmetric_cross_entropy}
 
 
 def main(argv=None, **settings):
-    """Train the detector that the flags describe; returns the summary. `settings` are the script's own defaults."""
+    """Train the detector that the flags describe; returns the summary. `settings` are the script's own defaults.
+
+    With `score`, the finished detector scores other labels and the summary is of those.
+    """
     cfg = load_config(argv, __doc__, **settings)
-    data = load_data(cfg)
+    score, cfg.score = cfg.score, ""
+    summary = train_detector(cfg, load_data(cfg))
+    if score:
+        cfg.score = score
+        summary = score_labels(cfg, load_data(cfg))
+    return summary
+
+
+def build_detector(cfg, classnames, device):
+    """The untrained Detector that `cfg` describes, on the device."""
+    clip, tokenizer = load_clip(cfg.backbone, cfg.pretrained)
+    generator = torch_generator(cfg.seed, 0)
+    tune(clip.visual, cfg, generator)
+    return Detector(clip, tokenizer, classnames, cfg.n_ctx, cfg.class_token_position, cfg.csc, generator, cfg.micro_batch,
+                    cfg.checkpoint_text).to(device)
+
+
+def train_detector(cfg, data):
+    """Train the detector on a Dataset and write its clean mask; returns the summary."""
+    settle_epochs(cfg, len(data.train.labels))
     run = Run(cfg, data, "deft")
     if run.summary:
         show(run.summary)
         return run.summary
 
-    clip, tokenizer = load_clip(cfg.backbone, cfg.pretrained)
     device = run.device
-    train, tests = make_loaders(data, cfg, resolution(clip, cfg), image_statistics(clip), device)
-    generator = torch_generator(cfg.seed, 0)
-    tune(clip.visual, cfg, generator)
-    model = Detector(clip, tokenizer, data.classnames, cfg.n_ctx, cfg.class_token_position, cfg.csc, generator,
-                     cfg.micro_batch, cfg.checkpoint_text).to(device)
+    model = build_detector(cfg, data.classnames, device)
+    train, tests = make_loaders(data, cfg, resolution(model.clip, cfg), image_statistics(model.clip), device)
     if cfg.compile:
-        clip.visual.compile()
+        model.clip.visual.compile()
     optimizer = build_optimizer(model, cfg)
     scaler, labels = grad_scaler(device, cfg.prec), data.train.labels
     is_clean = None if data.true_labels is None else data.true_labels == labels
@@ -83,6 +102,36 @@ def main(argv=None, **settings):
     summary = run.finish(data, {**quality, "acc_per_class": saved["acc_per_class"]})
     show(summary)
     print(f"clean mask: {run.folder / 'clean_mask.npz'}")
+    return summary
+
+
+@torch.no_grad()
+def score_labels(cfg, data):
+    """The finished detector's opinion of the labels of a Dataset that it was not trained on, on un-augmented images.
+
+    Written as a run is, to <run>/score-<name>/; returns the summary.
+    """
+    run = Run(cfg, data, "deft")
+    if run.summary:
+        show(run.summary)
+        return run.summary
+    model = build_detector(cfg, data.classnames, run.device)
+    load_checkpoint(run.folder.parent / "checkpoint.pt", model)
+    model.eval()
+    loader = make_loader(data.train, data.view, cfg, resolution(model.clip, cfg), image_statistics(model.clip), run.device,
+                         augmented=False)
+    seen = []
+    with autocast(run.device, cfg.prec):
+        predict = model.pair_classifier()
+        for images, labels, index in loader.eval():
+            logits_pos, logits_neg = predict(images)
+            p_yes = clean_probability(logits_pos, logits_neg)
+            confidence, predicted = logits_pos.softmax(1).max(1)
+            seen.append((index, *select_clean(p_yes, labels, cfg.require_agreement), predicted, confidence))
+    quality = run.save_selection(data, *(column.numpy() for column in in_order(seen)))
+    summary = run.finish(data, quality)
+    show(summary)
+    print(f"scores: {run.folder / 'clean_mask.npz'}")
     return summary
 
 

@@ -10,9 +10,10 @@ import torch
 from dataloader.datasets import load_data
 from dataloader.loaders import EpochRandomness, make_loaders
 from model.classifier import build_classifier, build_optimizer, frozen
+from model.saved import save_classifier
 from utils.baselines import METHODS
 from utils.checkpoint import find_mask, load_mask
-from utils.config import UserError, load_config, run_main
+from utils.config import UserError, load_config, run_main, settle_epochs
 from utils.distributed import merged_buffers, parallel
 from utils.engine import (
     autocast,
@@ -30,6 +31,7 @@ def main(argv=None, **settings):
     """Fine-tune on the mask that the flags name; returns the summary. `settings` are the script's own defaults."""
     cfg = load_config(argv, __doc__, **settings)
     data = load_data(cfg)
+    settle_epochs(cfg, len(data.train.labels))
     named = Path(cfg.mask)
     source = named.parent.name if named.name == "clean_mask.npz" else named.stem if named.suffix else cfg.mask
     path = find_mask(cfg.mask, seed_folder(cfg, data))
@@ -65,6 +67,8 @@ def fine_tune(cfg, data, run, method, clean_mask=None, numbers=None):
     method: a utils.baselines.Method; clean_mask (N,) bool numpy: the samples to train on, None for all; `numbers` go
     into the summary as they are. A method that selects also leaves its last epoch's selection as clean_mask.npz.
     """
+    if cfg.score:
+        raise UserError("score: only a detector scores labels (main_phase1.py, main_detect.py).")
     device, labels = run.device, data.train.labels
     model, pixels, statistics = build_classifier(cfg, data, torch_generator(cfg.seed, 0))
     train, tests = make_loaders(data, cfg, pixels, statistics, device)
@@ -116,6 +120,7 @@ def fine_tune(cfg, data, run, method, clean_mask=None, numbers=None):
     numbers = dict(numbers or {})
     if method.selects:
         numbers |= run.save_selection(data, *(selection[k].numpy() for k in ("kept", "p_clean", "predicted", "confidence")))
+    save_classifier(run.folder, model, cfg, data, pixels, statistics)
     summary = run.finish(data, {**numbers, "acc_per_class": saved["acc_per_class"]})
     show(summary)
     print(f"results: {run.folder}")

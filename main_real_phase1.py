@@ -8,10 +8,12 @@ the warm-up loss is SCE, pseudo-labels start in epoch 2 whatever the warm-up, th
 from main_phase1 import main as phase1
 from utils.config import run_main
 
+REAL_WORLD = {"require_agreement": True, "warmup": 5, "warmup_loss": "sce", "pseudo_from": 2, "schedule": "constant"}
+
 
 def main(argv=None):
     """Phase 1 with the real-world settings; a YAML or flag may still change each."""
-    return phase1(argv, require_agreement=True, warmup=5, warmup_loss="sce", pseudo_from=2, schedule="constant")
+    return phase1(argv, **REAL_WORLD)
 
 
 if __name__ == "__main__":

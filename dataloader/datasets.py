@@ -3,20 +3,21 @@ import hashlib
 import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from dataloader.files import images_identity, inspect_files
 from dataloader.noise import DRAWN, make_noise
+from dataloader.own import IMAGE_SUFFIXES, read_rows, say_names, shortened, tidy_names
 from dataloader.transforms import decode
 from utils.checkpoint import label_hash
 from utils.config import UserError, nearest, pick, read_lines
 from utils.safe_pickle import load_arrays
 
 CLASSNAMES = Path(__file__).resolve().parents[1] / "config" / "classnames"
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
 @dataclass
 class Split:
-    """images: uint8 (N, H, W, 3) or a list of N paths; labels (N,) int64."""
+    """images: uint8 (N, H, W, 3) or a list of N paths or Pillow images; labels (N,) int64."""
     images: object
     labels: np.ndarray
 
@@ -53,12 +54,15 @@ class Dataset:
     """What a run works on. train.labels are the given labels; true_labels (N,) what they should be, where known."""
     name: str
     train: Split
-    test: Split
-    classnames: list
+    test: Split | None  # None: nothing to test on
+    classnames: list  # the words CLIP reads
     view: View
+    label_names: list = field(default_factory=list)  # the classes as the data's own files call them
+    ids: list | None = None  # names of the training images, where a table gives them
     trusted: bool = True  # the labels on disk are taken for the truth
     more_tests: dict = field(default_factory=dict)  # further test sets, name -> Split
-    skipped: list = field(default_factory=list)  # broken files that were left out
+    skipped: dict = field(default_factory=dict)  # files that were left out, path -> why
+    duplicates: list = field(default_factory=list)  # identical files, (group, path, label, whether labels differ)
     fingerprint: str = ""  # of the images: their pixels, or their paths below data_path
     true_labels: np.ndarray | None = None
     noise_name: str = field(default="none")  # of the run's folder
@@ -69,13 +73,14 @@ class Dataset:
 
 
 def hold_out(labels, fraction, seed):
-    """Indices of a stratified (train, test) split, both sorted."""
+    """Indices of a stratified (train, test) split, both sorted; a class too small to be split stays in training."""
     from sklearn.model_selection import train_test_split
-    try:
-        train, test = train_test_split(np.arange(len(labels)), test_size=fraction, random_state=seed, stratify=labels)
-    except ValueError as error:
-        raise UserError(f"test_fraction: {fraction} of {len(labels)} images cannot be held out ({error})") from None
-    return np.sort(train), np.sort(test)
+    # within a class `fraction` and the rest must come to one image or more
+    splittable = np.flatnonzero(min(fraction, 1 - fraction) * np.bincount(labels)[labels] >= 1 - 1e-9)
+    if not len(splittable):
+        return np.arange(len(labels)), splittable
+    _, test = train_test_split(splittable, test_size=fraction, random_state=seed, stratify=labels[splittable])
+    return np.setdiff1d(np.arange(len(labels)), test), np.sort(test)
 
 
 # --- digits
@@ -99,7 +104,7 @@ def digits(cfg):
     levels, labels = load_digits_8x8()
     images = enlarge_digits(levels)
     train, test = hold_out(labels, cfg.test_fraction, cfg.seed)
-    return Dataset("digits", Split(images[train], labels[train]), Split(images[test], labels[test]),
+    return Dataset("digits", Split(images[train], labels[train]), Split(images[test], labels[test]) if len(test) else None,
                    classnames=[str(i) for i in range(10)], view=View(flip=False))
 
 
@@ -167,29 +172,129 @@ def _class_folders(root):
     return paths, np.array(labels, dtype=np.int64), classes
 
 
-def imagefolder(cfg):
-    """A folder of class folders; with train/ and test/ (or val/) inside, or `test_fraction` held out by `seed`."""
-    root = Path(cfg.data_path)
-    if not root.is_dir():
-        raise UserError(f"data_path: there is no folder {root}.")
-    view = View(enlarge=ENLARGE)
-    has_train = (root / "train").is_dir()
-    paths, labels, classes = _class_folders(root / "train" if has_train else root)
-    if len(classes) < 2:
-        raise UserError(f"data_path: {root} holds {len(classes)} class folders, expected two or more.")
-    test_root = next((root / d for d in ("test", "val") if has_train and (root / d).is_dir()), None)
-    if test_root is None:
-        train, test = hold_out(labels, cfg.test_fraction, cfg.seed)
-        splits = [Split([paths[i] for i in part], labels[part]) for part in (train, test)]
+# --- a person's own
+
+OWN_VIEW = View(flip=False)  # neither cut nor mirrored: what fills the frame stays whole, and letters what they are
+
+
+def own(cfg):
+    """A folder of class folders or a table (dataloader/own.py); without a test split `test_fraction` is held out by `seed`.
+
+    Where true labels are given, those of the training images are true_labels, and those of the test images its labels.
+    """
+    rows, skipped, duplicates = _sound_rows(cfg.data_path, cfg)
+    train, test = ([row for row in rows if (row.split == "train") == is_train] for is_train in (True, False))
+    classes = sorted({row.label for row in train} | {row.true_label for row in train} - {""})
+    if len({row.label for row in train}) < 2:
+        raise UserError(f"data_path: {cfg.data_path} holds training images of {len(classes)} class, expected two or more.")
+    labels, true_labels = _numbers(train, classes)
+    if not test:
+        kept, held_out = hold_out(labels, cfg.test_fraction, cfg.seed)
+        few = [classes[k] for k in np.setdiff1d(labels, labels[held_out])]
+        if few and cfg.test_fraction:
+            print(f"too few images to hold one out for testing: {shortened(few)}")
+        train, test = [train[i] for i in kept], [train[i] for i in held_out]
+        labels, true_labels = labels[kept], None if true_labels is None else true_labels[kept]
+    test_split = None
+    if test:
+        test_split = Split([row.path for row in test], _numbers([_corrected(row) for row in test], classes)[0])
+    print(f"{cfg.data_path}: {len(train)} training images of {len(classes)} classes, {len(test)} for testing")
+    return Dataset("own", Split([row.path for row in train], labels), test_split, classnames=tidy_names(classes),
+                   label_names=classes, view=OWN_VIEW, trusted=False, true_labels=true_labels,
+                   ids=[row.id for row in train] if train[0].id else None, skipped=skipped, duplicates=duplicates)
+
+
+def _corrected(row):
+    """The row with its true label, where it has one, for its label: what a classifier should say."""
+    return replace(row, label=row.true_label or row.label)
+
+
+def _numbers(rows, classes):
+    """labels and true_labels of rows, (N,) int64; None for the latter unless every row has one."""
+    number = {name: i for i, name in enumerate(classes)}
+    for row in rows:
+        for label in (row.label, row.true_label or row.label):
+            if label not in number:
+                raise UserError(f"{row.where}: {label!r} is no class of the training images.{nearest(label, classes)}")
+    labels = np.array([number[row.label] for row in rows], dtype=np.int64)
+    known = [row.true_label for row in rows if row.true_label]
+    if len(known) < len(rows):
+        if known:
+            print(f"true labels: given for {len(known)} of {len(rows)} images only, not used")
+        return labels, None
+    return labels, np.array([number[name] for name in known], dtype=np.int64)
+
+
+def _sound_rows(source, cfg, key="data_path"):
+    """The rows of a folder or table whose files can be read, {path: reason} of the others, and the identical files.
+
+    Of these, which stay, (group, path, label, whether the labels of the group differ).
+    """
+    rows = read_rows(source, cfg, key)
+    digests, reasons = inspect_files([row.path for row in rows], _inspection_cache(cfg))
+    skipped = {row.path: reason for row, reason in zip(rows, reasons) if reason}
+    groups = {}
+    for row, digest, reason in zip(rows, digests, reasons):
+        if not reason:
+            groups.setdefault(digest, []).append(row)
+    twins = [group for group in groups.values() if len(group) > 1]
+    duplicates = [(i, row.path, row.label, len({r.label for r in group}) > 1)
+                  for i, group in enumerate(twins, 1) for row in group]
+    if skipped:
+        reasons_given = [f"{path} ({reason})" for path, reason in skipped.items()]
+        print(f"left out {len(skipped)} of {len(rows)} images: {shortened(reasons_given, 5)}")
+    if len(skipped) == len(rows):
+        raise UserError(f"{key}: none of the {len(rows)} images of {source} can be read.")
+    if duplicates:
+        differ = sum(len({row.label for row in group}) > 1 for group in twins)
+        print(f"{len(duplicates)} images are {len(twins)} files more than once"
+              + (f", {differ} of them with different labels" if differ else "") + "; all are kept")
+    return [row for row in rows if row.path not in skipped], skipped, duplicates
+
+
+def in_memory(images, labels, classnames=None):
+    """A Dataset without a test split from what a notebook has: paths, Pillow images or uint8 (N, H, W, 3); N labels.
+
+    classnames are in the order of the sorted labels; with whole numbers as labels, label k is classnames[k].
+    """
+    is_array, labels = isinstance(images, np.ndarray), np.asarray(labels)
+    if is_array and (images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3):
+        raise UserError(f"images: expected uint8 (N, H, W, 3), found {images.dtype} of shape {images.shape}.")
+    if labels.shape != (len(images),) or labels.dtype.kind not in "iuU":
+        raise UserError(f"labels: expected {len(images)} strings or whole numbers, one an image, found {labels.dtype} of "
+                        f"shape {labels.shape}.")
+    images = images if is_array else [x if isinstance(x, Image.Image) else str(x) for x in images]
+    names = np.arange(len(classnames)) if classnames and labels.dtype.kind != "U" else np.unique(labels)
+    unknown = np.setdiff1d(labels, names)
+    if len(unknown) or len(names) < 2 or (classnames and len(classnames) != len(names)):
+        raise UserError(f"labels: {len(np.union1d(labels, names))} classes, expected two or more, with a name in classnames "
+                        f"each, of which there are {len(classnames or names)}.")
+    words = list(classnames) if classnames else tidy_names([str(name) for name in names])
+    say_names(words, names.tolist())
+    return Dataset("own", Split(images, np.searchsorted(names, labels).astype(np.int64)), None, words,
+                   OWN_VIEW, names.tolist(), trusted=False, fingerprint=images_identity(images)[:8])
+
+
+def _scored(cfg, data):
+    """The labelled images that `score` names, a test set or a folder or table, in place of the training images."""
+    tests = ({"test": data.test} if data.test else {}) | data.more_tests
+    if cfg.score in tests:
+        split = tests[cfg.score]
+        rest = {"true_labels": split.labels if data.trusted else None, "ids": None, "skipped": {}, "duplicates": []}
+    elif cfg.score == "test":
+        raise UserError("score: this data set has no test split.")
     else:
-        test_paths, test_labels, test_classes = _class_folders(test_root)
-        unknown = [c for c in test_classes if c not in classes]
-        if unknown:
-            raise UserError(f"data_path: {test_root / unknown[0]} is no class of {root / 'train'}."
-                            f"{nearest(unknown[0], classes)}")
-        to_train = np.array([classes.index(c) for c in test_classes])
-        splits = [Split(paths, labels), Split(test_paths, to_train[test_labels])]
-    return Dataset("imagefolder", *splits, classnames=classes, view=view, trusted=False)
+        rows, skipped, duplicates = _sound_rows(cfg.score, cfg, "score")
+        labels, true_labels = _numbers(rows, data.label_names)
+        split = Split([row.path for row in rows], labels)
+        rest = {"true_labels": true_labels, "ids": [row.id for row in rows] if rows[0].id else None, "skipped": skipped,
+                "duplicates": duplicates}
+    return replace(data, train=split, test=None, more_tests={}, fingerprint=_fingerprint([split], cfg.data_path), **rest)
+
+
+def _inspection_cache(cfg):
+    """Where what was found out about the files of data_path is kept."""
+    return Path(cfg.output_dir) / "cache" / f"{cfg.dataset}-files.json"
 
 
 # --- the paper's image sets, each in its official layout
@@ -339,7 +444,7 @@ def webvision(cfg):
 
 DATASETS = {"digits": digits, "cifar10": cifar10, "cifar100": cifar100, "tiny_imagenet": tiny_imagenet,
             "stanford_cars": stanford_cars, "cub-200-2011": cub_200_2011, "clothing1m": clothing1m,
-            "webvision": webvision, "imagefolder": imagefolder}
+            "webvision": webvision, "own": own}
 SOURCES = {  # where to get each
     "cifar10": "CIFAR-10, python version, from cs.toronto.edu/~kriz/cifar.html (or by --download)",
     "cifar100": "CIFAR-100, python version, from cs.toronto.edu/~kriz/cifar.html (or by --download)",
@@ -353,21 +458,12 @@ PUBLISHED = {  # (training, test) images as the data sets' authors give them
     "stanford_cars": (8144, 8041), "cub-200-2011": (5994, 5794), "clothing1m": (None, 10526), "webvision": (65944, 2500)}
 
 
-def _is_readable(path):
-    try:
-        with Image.open(path) as image:
-            image.load()
-        return True
-    except Exception:  # Pillow's plugins raise anything on a damaged file
-        return False
-
-
-def _without_broken(split):
-    """The split without files that cannot be decoded, and the list of those."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        good = np.array(list(pool.map(_is_readable, split.images)), dtype=bool)
+def _without_broken(split, cfg):
+    """The split without files that cannot be decoded, and {path: reason} of those."""
+    _, reasons = inspect_files(split.images, _inspection_cache(cfg))
+    good = np.array([not reason for reason in reasons])
     kept = [path for path, ok in zip(split.images, good) if ok]
-    return Split(kept, split.labels[good]), [path for path, ok in zip(split.images, good) if not ok]
+    return Split(kept, split.labels[good]), {path: reason for path, reason in zip(split.images, reasons) if reason}
 
 
 def check_data(cfg):
@@ -377,13 +473,15 @@ def check_data(cfg):
     lines = [f"{cfg.dataset} in {cfg.data_path}"]
     for name, split, expected in (("training", dataset.train, published[0]), ("test", dataset.test, published[1]),
                                   *((n, s, None) for n, s in dataset.more_tests.items())):
+        if split is None:
+            continue
         found = f"{name}: {len(split.labels)} images of {len(np.unique(split.labels))} classes"
         found += f", published {expected}" if expected else ""
         if not isinstance(split.images, np.ndarray):
-            missing = [path for path in split.images if not Path(path).is_file()]
-            _, broken = _without_broken(split)
+            _, broken = _without_broken(split, cfg)
+            missing = [path for path, reason in broken.items() if reason == "missing"]
             found += f"; {len(missing)} files missing, {len(broken) - len(missing)} broken"
-            found += f", first {(missing or broken)[0]}" if broken else ""
+            found += f", first {(missing or list(broken))[0]}" if broken else ""
         lines.append(found)
     return "\n".join(lines)
 
@@ -411,6 +509,7 @@ def _classnames(cfg, dataset):
 def load_data(cfg):
     """The data set that `cfg` names, with class names and the labels to train on; pixels of files not yet decoded.
 
+    With `score`, the images it names stand in place of the training images.
     Raises UserError for an unknown data set or noise, class names or labels that do not match, missing files.
     """
     read = pick(DATASETS, cfg.dataset, "dataset")
@@ -422,33 +521,36 @@ def load_data(cfg):
         print(check_data(cfg))
         sys.exit(0)
     dataset = read(cfg)
-    if cfg.skip_broken and not isinstance(dataset.train.images, np.ndarray):
-        dataset.train, broken = _without_broken(dataset.train)
-        dataset.test, broken_test = _without_broken(dataset.test)
-        dataset.skipped = broken + broken_test
+    if cfg.skip_broken and not isinstance(dataset.train.images, np.ndarray) and cfg.dataset != "own":
+        dataset.train, dataset.skipped = _without_broken(dataset.train, cfg)
+        dataset.test, broken = _without_broken(dataset.test, cfg)
+        dataset.skipped |= broken
         for name, split in dataset.more_tests.items():
-            dataset.more_tests[name], broken = _without_broken(split)
-            dataset.skipped += broken
+            dataset.more_tests[name], broken = _without_broken(split, cfg)
+            dataset.skipped |= broken
     dataset.classnames = _classnames(cfg, dataset)
+    dataset.label_names = dataset.label_names or dataset.classnames
+    if cfg.dataset == "own":
+        say_names(dataset.classnames, dataset.label_names)
     K = dataset.num_classes
     if cfg.num_class and cfg.num_class != K:
         raise UserError(f"num_class: is {cfg.num_class}, but {cfg.dataset} has {K} classes.")
-    for split, labels in (("training", dataset.train.labels), ("test", dataset.test.labels),
-                          *((name, more.labels) for name, more in dataset.more_tests.items())):
+    tests = {"test": dataset.test, **dataset.more_tests} if dataset.test else dataset.more_tests
+    for split, labels in (("training", dataset.train.labels), *((name, more.labels) for name, more in tests.items())):
         if len(labels) == 0:
             raise UserError(f"data_path: the {split} set of {cfg.dataset} in {cfg.data_path} is empty.")
         if labels.min() < 0 or labels.max() >= K:
             row = int(np.flatnonzero((labels < 0) | (labels >= K))[0])
             raise UserError(f"data_path: label {labels[row]} of {split} image {row} is out of range; "
                             f"{cfg.dataset} has {K} class names, so labels go from 0 to {K - 1}.")
-    if dataset.trusted or cfg.noise_mode not in ("", "none"):
+    if dataset.true_labels is None and (dataset.trusted or cfg.noise_mode not in ("", "none")):
         dataset.true_labels = dataset.train.labels
     is_folder = not isinstance(dataset.train.images, np.ndarray)
     noisy = make_noise(cfg, dataset.train.labels, K, is_folder, lambda: raw_pixels(dataset.train.images))
     dataset.train = Split(dataset.train.images, noisy)
     dataset.noise_name = _noise_name(cfg, noisy)
-    dataset.fingerprint = _fingerprint([dataset.train, dataset.test], cfg.data_path)
-    return dataset
+    dataset.fingerprint = _fingerprint([dataset.train, *([dataset.test] if dataset.test else [])], cfg.data_path)
+    return _scored(cfg, dataset) if cfg.score else dataset
 
 
 def _fingerprint(splits, data_path):

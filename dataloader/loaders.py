@@ -39,13 +39,18 @@ class EpochRandomness:
 
 
 def make_loaders(data, cfg, resolution, statistics, device):
-    """Loader of the training set, and {name: Loader} of the test sets; statistics: the backbone's (mean, std)."""
+    """Loader of the training set, and {name: Loader} of the test sets, if any; statistics: the backbone's (mean, std)."""
     def loader(split, augmented):
-        return Loader(split, data.view, cfg.batch_size, resolution, statistics, device, augmented, cfg.num_workers,
-                      cfg.cache_gb, Path(cfg.output_dir) / "cache")
+        return make_loader(split, data.view, cfg, resolution, statistics, device, augmented)
 
-    return (loader(data.train, True),
-            {name: loader(split, False) for name, split in {"test": data.test, **data.more_tests}.items()})
+    tests = {"test": data.test, **data.more_tests} if data.test else data.more_tests
+    return loader(data.train, True), {name: loader(split, False) for name, split in tests.items()}
+
+
+def make_loader(split, view, cfg, resolution, statistics, device, augmented):
+    """Loader of one split, with the batch size, threads and cache that `cfg` names."""
+    return Loader(split, view, cfg.batch_size, resolution, statistics, device, augmented, cfg.num_workers, cfg.cache_gb,
+                  Path(cfg.output_dir) / "cache")
 
 
 class Loader:

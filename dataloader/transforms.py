@@ -2,24 +2,50 @@
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
 from utils.config import UserError
 
 
+def to_rgb(image):
+    """A Pillow image as RGB, upright: EXIF's rotation done, transparency on white, the first frame of many.
+
+    Greys of more than 8 bits, or of fractions, are stretched from the image's darkest to its brightest pixel.
+    """
+    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:  # only then: it copies
+        image = ImageOps.exif_transpose(image)
+    if image.mode.startswith(("I", "F")):
+        levels = np.nan_to_num(np.asarray(image, dtype=np.float64))
+        levels = (levels - levels.min()) / max(np.ptp(levels), 1e-12) * 255
+        image = Image.fromarray(levels.astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def open_image(source, enough=None):
+    """to_rgb of an image file, or of a Pillow image; a JPEG far larger than `enough` pixels square is decoded at a half,
+    a quarter or an eighth of its size, never below."""
+    if isinstance(source, Image.Image):
+        return to_rgb(source)
+    with Image.open(source) as image:
+        if enough:
+            image.draft("RGB", (enough, enough))
+        return to_rgb(image)
+
+
 def decode(path, size, crop=None, u=None):
-    """One image file as uint8 RGB (3, size, size), resized bilinearly to the square.
+    """One image file (or Pillow image) as uint8 RGB (3, size, size), resized bilinearly to the square.
 
     With `crop`, its short side is resized to `size` and a square of `crop` is cut out: at u (2,), uniform in [0, 1),
     or in the centre.
     """
     try:
-        with Image.open(path) as image:
-            image.draft("RGB", (2 * size, 2 * size))  # a JPEG far larger than needed is decoded at a half, a quarter …
-            image = image.convert("RGB")
-            scale = size / min(image.size)
-            shape = (size, size) if crop is None else tuple(max(size, int(side * scale)) for side in image.size)
-            pixels = np.array(image.resize(shape, Image.BILINEAR))
+        image = open_image(path, 2 * size)
+        scale = size / min(image.size)
+        shape = (size, size) if crop is None else tuple(max(size, int(side * scale)) for side in image.size)
+        pixels = np.array(image.resize(shape, Image.BILINEAR))
     except Exception as error:  # Pillow's plugins raise anything on a damaged file
         raise UserError(f"{path}: not a readable image ({error}); --skip_broken leaves such files out.") from None
     if crop is not None:

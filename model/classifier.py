@@ -66,9 +66,14 @@ def build_classifier(cfg, data, generator=None):
     return model, resolution(clip, cfg), image_statistics(clip)
 
 
+def timm_name(cfg):
+    """What timm calls the backbone."""
+    return BACKBONES[cfg.backbone][0] if cfg.backbone in BACKBONES else cfg.backbone.removeprefix("timm:")
+
+
 def _timm_classifier(cfg, num_classes):
     """A timm network with a new head, all of it trained; weights by timm, from a file (`pretrained`), or none."""
-    name = BACKBONES[cfg.backbone][0] if cfg.backbone in BACKBONES else cfg.backbone.removeprefix("timm:")
+    name = timm_name(cfg)
     if not timm.is_model(name):
         raise UserError(f"backbone: timm knows no model '{name}'.{nearest(name, timm.list_models())}")
     ignored = [k for k in ("vpt_deep", "vpt_shallow", "lora", "adapter", "adaptformer", "ssf", "bias_tuning", "is_coop",

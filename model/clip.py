@@ -171,6 +171,9 @@ def load_clip(backbone, pretrained=""):
                         "model's folder (open_clip_config.json and weights) here and pass --backbone FOLDER.") from None
     _check_supported(clip, backbone)
     gelu = type(clip.visual.transformer.resblocks[0].mlp.gelu).__name__
+    config = open_clip.get_model_config(name)
+    clip.visual.config = {"embed_dim": config["embed_dim"], "vision_cfg": config["vision_cfg"],
+                          "quick_gelu": gelu == "QuickGELU"}  # what rebuilds this tower (model/saved.py)
     print(f"CLIP {name.removeprefix('local-dir:')}, weights {pretrained or 'its own'}, {gelu}")
     speed_up(getattr(clip, "text", clip).transformer)
     speed_up(clip.visual.transformer)

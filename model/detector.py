@@ -39,6 +39,15 @@ class Detector(nn.Module):
         return (cosine_logits(self.clip, image_features, text_pos),
                 cosine_logits(self.clip, image_features.detach(), text_neg))
 
+    def pair_classifier(self):
+        """The forward pass as a function, images -> logits_pos, logits_neg, its text features computed once."""
+        text_pos, text_neg = self.text_features(self.prompts.pos_ctx, self.prompts.neg_ctx)
+
+        def predict(images):
+            image_features = self.image_features(images)
+            return tuple(cosine_logits(self.clip, image_features, text) for text in (text_pos, text_neg))
+        return predict
+
     def classifier(self):
         """The positive prompts as a classifier, images -> logits_pos, its text features computed once."""
         (text_pos,) = self.text_features(self.prompts.pos_ctx)

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from dataloader.datasets import load_digits_8x8
+from dataloader.datasets import enlarge_digits, load_digits_8x8
 
 GOLDEN = Path(__file__).parent / "golden"
 CELL = ["--noise_mode", "sym", "--noise_ratio", "0.4"]
@@ -66,6 +66,30 @@ def write_folder(root, counts, suffix="png"):
         for _ in range(count):
             Image.fromarray(levels[i] * 15).save(root / name / f"{i:04d}.{suffix}")
             i += 1
+
+
+DIGITS = "zero one two three four five six seven eight nine".split()
+
+
+def write_digits(root, ratio, every=1, table=False):
+    """Every n-th digit as a PNG file, a share of them mislabelled: in class folders, or below a table with their truth.
+
+    Returns what data_path should be, {path: true label} and {path: given label}.
+    """
+    levels, labels = (x[::every] for x in load_digits_8x8())
+    rng = np.random.default_rng(0)
+    wrong = rng.random(len(labels)) < ratio
+    given = np.where(wrong, (labels + rng.integers(1, 10, len(labels))) % 10, labels)
+    paths = [root / ("img" if table else DIGITS[k]) / f"{i}.png" for i, k in enumerate(given)]
+    for path, pixels in zip(paths, enlarge_digits(levels)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(path)
+    if table:
+        rows = [f"d{i},img/{i}.png,{DIGITS[g]},{DIGITS[t]}" for i, (g, t) in enumerate(zip(given, labels))]
+        (root / "labels.csv").write_text("\n".join(["id,image,label,true_label", *rows, ""]))
+    names = [str(p) for p in paths]
+    return (root / "labels.csv" if table else root, dict(zip(names, (DIGITS[k] for k in labels))),
+            dict(zip(names, (DIGITS[k] for k in given))))
 
 
 def phase1(out, *flags):

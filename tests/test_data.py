@@ -1,8 +1,6 @@
 import json
 import pickle
-from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +12,7 @@ from dataloader import cache
 from dataloader.datasets import Split, View, load_data
 from dataloader.loaders import EpochRandomness, Loader
 from dataloader.transforms import decode, normalise, random_crop, random_flip, resize
-from tests.helpers import write_cifar, write_folder
+from tests.helpers import write_cifar
 from utils.config import UserError, load_config
 
 CPU = torch.device("cpu")
@@ -147,70 +145,6 @@ def test_truncated_or_missing_cifar(tmp_path):
     (tmp_path / "test").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match="test: not a file of CIFAR's python version, or a damaged one"):
         load_data(cfg)
-
-
-def folder_cfg(root, *flags):
-    return load_config(["--dataset", "imagefolder", "--data_path", str(root), *flags])
-
-
-def test_imagefolder(tmp_path):
-    write_folder(tmp_path / "plain", {"b_2": 10, "a": 20})
-    data = load_data(folder_cfg(tmp_path / "plain"))
-    assert data.classnames == ["a", "b_2"] and data.true_labels is None
-    assert Counter(data.train.labels.tolist()) == {0: 16, 1: 8} and len(data.test.images) == 6
-    assert not set(data.train.images) & set(data.test.images)
-    again = load_data(folder_cfg(tmp_path / "plain", "--noise_mode", "sym", "--noise_ratio", "0.5"))
-    assert again.train.images == data.train.images and np.array_equal(again.true_labels, data.train.labels)
-
-    write_folder(tmp_path / "split" / "train", {"a": 3, "b": 4, "c": 2})
-    write_folder(tmp_path / "split" / "val", {"a": 2, "c": 2})
-    data = load_data(folder_cfg(tmp_path / "split"))
-    assert len(data.train.images) == 9 and data.test.labels.tolist() == [0, 0, 2, 2]
-
-
-def test_folder_errors(tmp_path):
-    with pytest.raises(UserError, match="data_path: there is no folder"):
-        load_data(folder_cfg(tmp_path / "nowhere"))
-    write_folder(tmp_path / "one", {"a": 3})
-    with pytest.raises(UserError, match="holds 1 class folders, expected two or more"):
-        load_data(folder_cfg(tmp_path / "one"))
-    write_folder(tmp_path / "hole", {"a": 3, "b": 3})
-    (tmp_path / "hole" / "c").mkdir()
-    with pytest.raises(UserError, match="the class folder .*c holds no image"):
-        load_data(folder_cfg(tmp_path / "hole"))
-    write_folder(tmp_path / "other" / "train", {"cat": 3, "dog": 3})
-    write_folder(tmp_path / "other" / "test", {"cats": 3})
-    with pytest.raises(UserError, match="cats is no class of .*Did you mean cat"):
-        load_data(folder_cfg(tmp_path / "other"))
-
-
-def test_class_names(tmp_path):
-    write_folder(tmp_path / "d", {"n01": 5, "n02": 5})
-    names = tmp_path / "names.txt"
-    names.write_text("tench\ngreat white shark\n")
-    assert load_data(folder_cfg(tmp_path / "d", "--classnames", str(names))).classnames == ["tench", "great white shark"]
-    names.write_text("tench\n")
-    with pytest.raises(UserError, match="names.txt: holds 1 class names, the data set has 2 classes"):
-        load_data(folder_cfg(tmp_path / "d", "--classnames", str(names)))
-    names.write_text("tench\n\nshark\n")
-    with pytest.raises(UserError, match="names.txt: line 2 is empty"):
-        load_data(folder_cfg(tmp_path / "d", "--classnames", str(names)))
-    with pytest.raises(UserError, match="num_class: is 3, but imagefolder has 2 classes"):
-        load_data(folder_cfg(tmp_path / "d", "--num_class", "3"))
-    write_cifar(tmp_path / "c", "cifar100")
-    with pytest.raises(UserError, match="label 2 of training image 2 is out of range"):
-        load_data(SimpleNamespace(**vars(load_config(["--dataset", "cifar100", "--data_path", str(tmp_path / "c")]))
-                                  | {"class_names": ["a", "b"]}))
-
-
-def test_a_corrupt_image_is_named(tmp_path):
-    write_folder(tmp_path, {"a": 3, "b": 3})
-    broken = tmp_path / "b" / "0003.png"
-    broken.write_bytes(broken.read_bytes()[:60])
-    data = load_data(folder_cfg(tmp_path, "--test_fraction", "0.34"))
-    paths = [*data.train.images, *data.test.images]
-    with pytest.raises(UserError, match="0003.png: not a readable image"):
-        list(Loader(Split(paths, np.zeros(6, dtype=np.int64)), data.view, 4, 28, HALF, CPU, augmented=False).eval())
 
 
 def test_unknown_data_set():

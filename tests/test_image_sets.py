@@ -175,15 +175,16 @@ def test_check_data_and_skip_broken(tmp_path, capsys):
     Path(paths[3]).unlink()
     Path(paths[5]).write_bytes(Path(paths[5]).read_bytes()[:300])
     with pytest.raises(SystemExit) as done:
-        load_data(load_config(cfg_of("cub", tmp_path, "--check_data")))
+        load_data(load_config(cfg_of("cub", tmp_path, "--check_data", "--output_dir", str(tmp_path / "runs"))))
     printed = capsys.readouterr().out
     assert done.value.code == 0
     assert f"training: 200 images of 200 classes, published 5994; 1 files missing, 1 broken, first {paths[3]}" in printed
-    data = load_data(load_config(cfg_of("cub", tmp_path, "--skip_broken")))
-    assert data.skipped == [paths[3], paths[5]] and len(data.train.images) == 198 == len(data.train.labels)
+    data = load_data(load_config(cfg_of("cub", tmp_path, "--skip_broken", "--output_dir", str(tmp_path / "runs"))))
+    assert list(data.skipped) == [paths[3], paths[5]] and data.skipped[paths[3]] == "missing"
+    assert len(data.train.images) == 198 == len(data.train.labels)
     summary = main_phase1.main(cfg_of("cub", tmp_path, "--skip_broken", "--backbone", "tiny-clip-digits", "--epochs", "1",
                                       "--output_dir", str(tmp_path / "runs")))
-    assert summary["skipped"] == [paths[3], paths[5]]
+    assert summary["skipped"] == 2
     with pytest.raises(UserError, match="not a readable image.*--skip_broken"):
         main_phase1.main(cfg_of("cub", tmp_path, "--backbone", "tiny-clip-digits", "--output_dir", str(tmp_path / "runs2")))
 

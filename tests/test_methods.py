@@ -24,11 +24,11 @@ from utils.config import UserError, load_config
 
 def test_real_world_scripts_on_a_folder(tmp_path):
     write_folder(tmp_path / "data", {"zero": 30, "one": 30, "two": 30})
-    flags = ["--dataset", "imagefolder", "--data_path", str(tmp_path / "data"), "--backbone", "tiny-clip-digits",
+    flags = ["--dataset", "own", "--data_path", str(tmp_path / "data"), "--backbone", "tiny-clip-digits",
              "--n_ctx", "4", "--output_dir", str(tmp_path / "runs"), "--device", "cpu"]
     summary = main_real_phase1.main([*flags, "--vpt_deep", "--vpt_len", "2", "--epochs", "2", "--warmup", "1"])
     assert "precision" not in summary and "noise_rate" not in summary  # nobody knows the truth
-    config = yaml.safe_load((tmp_path / "runs/imagefolder/none/seed0/deft/config.yaml").read_text())
+    config = yaml.safe_load((tmp_path / "runs/own/none/seed0/deft/config.yaml").read_text())
     assert {k: config[k] for k in ("require_agreement", "warmup_loss", "pseudo_from", "schedule", "warmup")} == {
         "require_agreement": True, "warmup_loss": "sce", "pseudo_from": 2, "schedule": "constant", "warmup": 1}
     if summary["selected"] == 0:  # a mask that selects nothing cannot train anything
@@ -37,7 +37,7 @@ def test_real_world_scripts_on_a_folder(tmp_path):
     else:
         summary = main_real_phase2.main([*flags, "--finetune", "--lr", "0.001"])
         assert summary["epochs"] == 5
-        lines = (tmp_path / "runs/imagefolder/none/seed0/phase2-deft-tiny-clip-digits/log.jsonl").read_text()
+        lines = (tmp_path / "runs/own/none/seed0/phase2-deft-tiny-clip-digits/log.jsonl").read_text()
         assert {json.loads(line)["lr"] for line in lines.splitlines()} == {0.001}
 
 

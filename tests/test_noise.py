@@ -194,8 +194,9 @@ def test_human_labels(tmp_path):
 
 
 def test_idn_on_files_of_any_size(tmp_path):
-    write_folder(tmp_path, {"a": 20, "b": 20, "c": 20})
-    flags = ["--dataset", "imagefolder", "--data_path", str(tmp_path), "--noise_mode", "idn", "--noise_ratio", "0.4"]
+    write_folder(tmp_path / "data", {"a": 20, "b": 20, "c": 20})
+    flags = ["--dataset", "own", "--data_path", str(tmp_path / "data"), "--output_dir", str(tmp_path), "--noise_mode", "idn",
+             "--noise_ratio", "0.4"]
     for rng in ("numpy", "official"):
         data = load_data(load_config([*flags, "--noise_rng", rng]))
         assert 0.1 < np.mean(data.train.labels != data.true_labels) < 0.7

@@ -1,5 +1,4 @@
 """The record of whole runs through the scripts' main(), on the digits with the embedded CLIP, and their masks."""
-import csv
 import json
 import pickle
 from pathlib import Path
@@ -20,7 +19,7 @@ from tests.helpers import (
     write_cifar,
     write_folder,
 )
-from utils import report, tables
+from utils import tables
 from utils.checkpoint import load_mask
 from utils.config import DEFAULTS, UserError, load_config
 from utils.selection import precision_recall
@@ -35,8 +34,10 @@ def test_a_run_leaves_its_record(cell):
         folder = root / name
         files = {p.name for p in folder.iterdir()}
         trained = {"log.jsonl", "checkpoint.pt"} if name != "label-match" else set()
-        mask = {"clean_mask.npz"} if name in ("deft", "label-match") else set()
-        assert files == {"config.yaml", "summary.json"} | trained | mask
+        made = {"clean_mask.npz", "suspects.csv", "scores.csv"}
+        if name not in ("deft", "label-match"):
+            made = {"model.json", "model.safetensors"}
+        assert files == {"config.yaml", "summary.json"} | trained | made
         assert json.loads((folder / "summary.json").read_text()) == summary
         config = yaml.safe_load((folder / "config.yaml").read_text())
         assert config.keys() == yaml.safe_load(DEFAULTS.read_text()).keys() and config["noise_ratio"] == 0.4
@@ -80,7 +81,7 @@ def test_started_again_a_finished_run_prints_its_summary(cell, capsys):
 
 
 def test_other_data_under_the_same_settings_are_refused(tmp_path):
-    flags = ["--dataset", "imagefolder", "--backbone", "tiny-clip-digits", "--output_dir", str(tmp_path / "runs"),
+    flags = ["--dataset", "own", "--backbone", "tiny-clip-digits", "--output_dir", str(tmp_path / "runs"),
              "--device", "cpu", "--data_path"]
     for name, counts in (("a", {"x": 6, "y": 6}), ("b", {"x": 6, "z": 6})):
         write_folder(tmp_path / name, counts)
@@ -116,7 +117,7 @@ def test_tag_makes_another_run_and_phase_2_takes_its_mask(cell):
     assert summary["mask"].endswith("deft-slow/clean_mask.npz") and summary["name"].startswith("phase2-deft-slow-")
 
 
-def test_tables_and_report(cell, capsys):
+def test_tables(cell, capsys):
     out, summaries = cell
     tables.main([str(out)])
     printed = capsys.readouterr().out
@@ -125,20 +126,6 @@ def test_tables_and_report(cell, capsys):
         assert f"{summary['acc_last']:.2f}" in row and f"{100 * summary['noise_rate']:.1f}" in row
     twice = tables.make_table([{**summaries["deft"], "f1": f} for f in (0.9, 0.94)])
     assert "92.00 ± 2.83" in twice[1]
-    folder = out / "digits/sym-0.4/seed0/deft"
-    report.main([str(folder)])
-    assert (folder / "suspects.png").read_bytes().startswith(b"\x89PNG")
-    with (folder / "suspects.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert len(rows) == 359 - round(359 * summaries["deft"]["selected"])
-    scores = [float(row["label_score"]) for row in rows]
-    assert scores == sorted(scores) and rows[0]["rank"] == "1"
-    data = load_data(load_config(phase1(out)))
-    assert all(row["true_label"] == data.classnames[data.true_labels[int(row["index"])]] for row in rows)
-    for name in ("suspects.png", "suspects.csv"):
-        (folder / name).unlink()
-    p_clean, mask = np.array([0.4, 0.9, 0.1, 0.2]), np.array([False, True, False, False])
-    assert report.suspects(p_clean, mask).tolist() == [2, 3, 0]
 
 
 # --- masks

@@ -1,5 +1,7 @@
 """Files that are whole or not there: checkpoints, and the clean mask that phase 1 hands to phase 2."""
+import csv
 import hashlib
+import io
 import os
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,12 +14,16 @@ from utils.safe_pickle import load_arrays
 
 
 @contextmanager
-def write_whole(path):
-    """A binary file to write to; it takes the name `path` only when the block ends without an error."""
+def write_whole(path, shared=False):
+    """A binary file to write to; it takes the name `path` only when the block ends without an error.
+
+    shared: other processes may be writing the same file, as those in the cache.
+    """
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.parent / f".{path.name}.tmp"  # a name of its own: the next try writes over what a kill left
+        # a name of its own: the next try writes over what a kill left
+        temporary = path.parent / f".{path.name}{os.getpid() if shared else ''}.tmp"
         file = temporary.open("wb")
     except OSError as error:
         raise UserError(f"output_dir: {path.parent} cannot be written to ({error.strerror}).") from None
@@ -36,6 +42,13 @@ def write_text(path, text):
     """A whole UTF-8 text file."""
     with write_whole(path) as file:
         file.write(text.encode("utf-8"))
+
+
+def write_csv(path, rows):
+    """A whole CSV file; the first of the rows is the heading."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    write_text(path, text.getvalue())
 
 
 def label_hash(labels):

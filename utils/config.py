@@ -126,6 +126,17 @@ def _implied(backbone, adaptation):
     return BACKBONES.get(backbone, ("", {}))[1] | ADAPTATIONS.get(adaptation, {})
 
 
+def parse_flags(parser, argv=None):
+    """The flags of a small command, by its argparse parser; what is wrong with them is a UserError."""
+    def fail(message):
+        raise UserError(f"{message}; {' '.join(parser.format_usage().split())}")
+    parser.error, parser.allow_abbrev = fail, False
+    flags, unknown = parser.parse_known_args(argv)
+    for word in unknown:
+        fail(f"{word}: no such flag.{nearest(word, re.findall(r'--[a-z_]+', parser.format_usage()))}")
+    return flags
+
+
 def load_config(argv=None, description="", **settings):
     """The resolved configuration as a namespace with one attribute per key of default.yaml.
 
@@ -159,3 +170,16 @@ def load_config(argv=None, description="", **settings):
             value = text.split(",") if isinstance(default, list) else text
             resolved[key] = _coerce(key, value, default, comments[key], "--" + key)
     return SimpleNamespace(**resolved)
+
+
+def settle_epochs(cfg, num_samples):
+    """Fill in `epochs` 0 and `warmup` -1, which follow the size of the training set, and print them.
+
+    Few images make few steps an epoch, and the prompts need steps: 1500, within 10 to 100 epochs.
+    """
+    if cfg.epochs and cfg.warmup >= 0:
+        return
+    steps = math.ceil(num_samples / cfg.batch_size)
+    cfg.epochs = cfg.epochs or min(max(math.ceil(1500 / steps), 10), 100)
+    cfg.warmup = max(round(cfg.epochs / 10), 1) if cfg.warmup < 0 else cfg.warmup
+    print(f"{num_samples} images, {steps} steps of {cfg.batch_size} an epoch: epochs {cfg.epochs}, warmup {cfg.warmup}")

@@ -194,7 +194,7 @@ def evaluate(predict, batches, num_classes, amp=None, title="test"):
 
 
 def evaluate_all(predict, loaders, num_classes, amp=None):
-    """Accuracy on every test set: {"accs": {"acc_test", "acc_<name>", …}, "acc_per_class": that of `test`}."""
+    """Accuracy on every test set: {"accs": {"acc_test", "acc_<name>", …}, "acc_per_class": that of `test`, if any}."""
     results = {name: evaluate(predict, loader.eval(), num_classes, amp, name) for name, loader in loaders.items()}
     return {"accs": {f"acc_{name}": r["acc"] for name, r in results.items()},
-            "acc_per_class": results["test"]["acc_per_class"]}
+            "acc_per_class": results["test"]["acc_per_class"] if "test" in results else None}

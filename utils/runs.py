@@ -16,14 +16,16 @@ from utils.checkpoint import (
     load_checkpoint,
     save_checkpoint,
     save_mask,
+    write_csv,
     write_text,
 )
 from utils.config import UserError, default_values
 from utils.distributed import rank, world_size
-from utils.selection import precision_recall
+from utils.selection import detection_quality
+from utils.suspects import write_scores
 
 # where and on what a run is made, not what it is: may change between start and resume
-FREE_KEYS = {"device", "gpuid", "num_workers", "cache_gb", "output_dir", "data_path", "model", "micro_batch",
+FREE_KEYS = {"device", "gpuid", "num_workers", "cache_gb", "output_dir", "data_path", "model", "score", "micro_batch",
              "checkpoint_text", "compile"}
 
 
@@ -106,6 +108,11 @@ class Run:
     def __init__(self, cfg, data, name, mask=None):
         self.cfg, self.device = cfg, pick_device(cfg)
         self.folder = seed_folder(cfg, data) / (f"{name}-{slug(cfg.tag)}" if cfg.tag else name)
+        if cfg.score:  # a detector on other labels than those it was made from
+            self.folder /= f"score-{slug(Path(cfg.score).name)}"
+        there = next(p for p in self.folder.absolute().parents if p.exists())
+        if not (there.is_dir() and os.access(there, os.W_OK)):
+            raise UserError(f"output_dir: {there} cannot be written to.")
         self.history, self.summary = [], None
         self.identity = {"images": data.fingerprint, "labels": label_hash(data.train.labels)}
         self.identity |= {} if mask is None else {"mask": label_hash(mask)}
@@ -146,6 +153,10 @@ class Run:
         print(f"going on after epoch {len(self.history)}: {self.folder}")
         return len(self.history) + 1, saved
 
+    def _write_settings(self):
+        if not (self.folder / "config.yaml").is_file():
+            write_text(self.folder / "config.yaml", yaml.safe_dump(vars(self.cfg), sort_keys=False, allow_unicode=True))
+
     def _write_log(self):
         write_text(self.folder / "log.jsonl", "".join(json.dumps(line) + "\n" for line in self.history))
 
@@ -154,8 +165,7 @@ class Run:
         self.history.append(line)
         if rank() > 0:
             return
-        if not (self.folder / "config.yaml").is_file():
-            write_text(self.folder / "config.yaml", yaml.safe_dump(vars(self.cfg), sort_keys=False, allow_unicode=True))
+        self._write_settings()
         save_checkpoint(self.folder / "checkpoint.pt", model, optimizer, scaler, identity=self.identity,
                         history=json.dumps(self.history), **extra)
         self._write_log()
@@ -163,36 +173,42 @@ class Run:
         print(f"epoch {line['epoch']}/{self.cfg.epochs}: {shown}", flush=True)
 
     def save_selection(self, data, mask, p_clean, predicted, confidence):
-        """Write clean_mask.npz, (N,) numpy arrays each; returns what the summary says of it."""
+        """Write clean_mask.npz, (N,) numpy arrays each, and the same as CSV; returns what the summary says of it."""
         labels = data.train.labels
         if rank() == 0:
+            write_scores(self.folder, data, {"mask": mask, "p_clean": p_clean, "predicted": predicted,
+                                             "confidence": confidence, "labels": labels})
             save_mask(self.folder / "clean_mask.npz", mask, p_clean, predicted, confidence, labels,
                       dataset=self.cfg.dataset, noise=data.noise_name, seed=self.cfg.seed)
-        quality = {} if data.true_labels is None else precision_recall(mask, data.true_labels == labels)
+        quality = {}
+        if data.true_labels is not None:
+            quality = detection_quality(mask, p_clean, data.true_labels == labels)
         return {**quality, "selected": float(mask.mean())}
 
     def finish(self, data, numbers):
         """Write summary.json: `numbers`, what the data were, and where and how long the run was made."""
         cfg, history = self.cfg, self.history
-        summary = {"name": self.folder.name, "dataset": cfg.dataset, "noise": data.noise_name, "seed": cfg.seed,
-                   "backbone": cfg.backbone, "identity": self.identity, **noise_facts(data), **numbers}
+        summary = {"name": str(self.folder.relative_to(seed_folder(cfg, data))), "dataset": cfg.dataset,
+                   "noise": data.noise_name, "seed": cfg.seed, "backbone": cfg.backbone, "identity": self.identity,
+                   **noise_facts(data), **numbers}
         if history:
             seconds = sum(line["seconds"] for line in history)
             summary |= {"epochs": len(history), "seconds": round(seconds, 2),
                         "images_per_second": round(sum(line["images"] for line in history) / max(seconds, 1e-9), 1)}
-            accs = [line["acc_test"] for line in history]
-            summary |= {"acc_last": accs[-1], "acc_best": max(accs)}
-            for name in data.more_tests:
-                accs = [line[f"acc_{name}"] for line in history]
-                summary |= {f"acc_{name}_last": accs[-1], f"acc_{name}_best": max(accs)}
+            for name in [*(["test"] if data.test else []), *data.more_tests]:
+                accs, short = [line[f"acc_{name}"] for line in history], "acc" if name == "test" else f"acc_{name}"
+                summary |= {f"{short}_last": accs[-1], f"{short}_best": max(accs)}
         if data.skipped:
-            summary["skipped"] = data.skipped
+            summary["skipped"] = len(data.skipped)
         summary |= environment(self.device)
         self.summary = summary
         if rank() > 0:
             return summary
-        if not (self.folder / "config.yaml").is_file():
-            write_text(self.folder / "config.yaml", yaml.safe_dump(vars(cfg), sort_keys=False, allow_unicode=True))
+        self._write_settings()
+        if data.skipped:
+            write_csv(self.folder / "skipped.csv", [("path", "reason"), *data.skipped.items()])
+        if data.duplicates:
+            write_csv(self.folder / "duplicates.csv", [("group", "path", "label", "labels_differ"), *data.duplicates])
         lines = ",\n ".join(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in summary.items())  # one line a key
         write_text(self.folder / "summary.json", f"{{\n {lines}\n}}\n")
         return summary
@@ -200,7 +216,8 @@ class Run:
 
 def noise_facts(data):
     """Sizes, and the realised noise rate where the truth is known."""
-    facts = {"num_train": len(data.train.labels), "num_test": len(data.test.labels), "num_classes": data.num_classes}
+    facts = {"num_train": len(data.train.labels), "num_test": len(data.test.labels) if data.test else 0,
+             "num_classes": data.num_classes}
     if data.true_labels is not None:
         facts["noise_rate"] = float(np.mean(data.true_labels != data.train.labels))
         counts = np.zeros((data.num_classes, data.num_classes), dtype=np.int64)
@@ -211,5 +228,6 @@ def noise_facts(data):
 
 def show(summary):
     """Print the numbers of a summary that people look for, and where the rest lies."""
-    keys = ("noise_rate", "precision", "recall", "f1", "selected", "acc_last", "acc_best", "seconds")
+    keys = ("noise_rate", "precision", "recall", "f1", "auroc", "auprc_mislabelled", "selected", "acc_last", "acc_best",
+            "seconds")
     print(", ".join(f"{k} {summary[k]:.4g}" for k in keys if summary.get(k) is not None))

@@ -1,6 +1,7 @@
 """Scores -> clean masks, and how good a mask is."""
 import numpy as np
 import torch
+from sklearn.metrics import average_precision_score, roc_auc_score
 
 
 def clean_probability(logits_pos, logits_neg):
@@ -32,13 +33,27 @@ def precision_recall(mask, is_clean):
     return {"precision": hits / max(kept, 1), "recall": hits / max(clean, 1), "f1": 2 * hits / max(kept + clean, 1)}
 
 
-def gmm_clean_probability(losses, seed=None):
+def detection_quality(mask, p_clean, is_clean):
+    """How well labels were told apart, for a summary; (N,) bool, float and bool, numpy.
+
+    precision, recall, f1 are of the clean class, those that end in _mislabelled of the other; auroc and
+    auprc_mislabelled are of p_clean as a score, None where there is only one class.
+    """
+    wrong = precision_recall(~mask, ~is_clean)
+    quality = precision_recall(mask, is_clean) | {f"{k}_mislabelled": v for k, v in wrong.items()}
+    both = 0 < is_clean.sum() < len(is_clean)
+    return quality | {"auroc": float(roc_auc_score(is_clean, p_clean)) if both else None,
+                      "auprc_mislabelled": float(average_precision_score(~is_clean, -p_clean)) if both else None}
+
+
+def gmm_clean_probability(losses, seed=None, **settings):
     """Chance (N,) that a sample belongs to the component of lower mean of a two-component mixture on its loss (N,).
 
-    The losses are min-max scaled first; max_iter 10, tol 1e-2, reg_covar 5e-4 (as the official code). `seed` is an
-    integer or a numpy RandomState.
+    The losses are min-max scaled first; max_iter 10, tol 1e-2, reg_covar 5e-4 (as the official code), unless
+    `settings` of scikit-learn's GaussianMixture say else. `seed` is an integer or a numpy RandomState.
     """
     from sklearn.mixture import GaussianMixture
     scaled = ((losses - losses.min()) / max(losses.max() - losses.min(), 1e-12)).reshape(-1, 1)
-    mixture = GaussianMixture(n_components=2, max_iter=10, tol=1e-2, reg_covar=5e-4, random_state=seed).fit(scaled)
+    settings = {"max_iter": 10, "tol": 1e-2, "reg_covar": 5e-4, **settings}
+    mixture = GaussianMixture(n_components=2, random_state=seed, **settings).fit(scaled)
     return mixture.predict_proba(scaled)[:, mixture.means_.argmin()]

@@ -1,6 +1,9 @@
 """Tables over runs: `python -m utils.tables runs` prints one line per method, mean over the seeds.
 
     python -m utils.tables RUNS…        folders; every summary.json below them is read
+
+Precision, recall and F1 are of the clean class: of the labels kept, against the labels that are right. AUROC is of p_clean,
+AUPRC of p_clean as a score of the mislabelled class. summary.json has precision, recall and F1 of that class as well.
 """
 import json
 import math
@@ -10,8 +13,10 @@ from pathlib import Path
 from utils.config import UserError, run_main
 
 COLUMNS = {  # heading: (key of the summary, factor, digits)
-    "noise %": ("noise_rate", 100, 1), "kept %": ("selected", 100, 1), "precision": ("precision", 100, 2),
-    "recall": ("recall", 100, 2), "F1": ("f1", 100, 2), "best acc.": ("acc_best", 1, 2), "last acc.": ("acc_last", 1, 2),
+    "noise %": ("noise_rate", 100, 1), "kept %": ("selected", 100, 1),
+    "clean prec.": ("precision", 100, 2), "clean rec.": ("recall", 100, 2), "clean F1": ("f1", 100, 2),
+    "AUROC": ("auroc", 100, 2), "wrong AUPRC": ("auprc_mislabelled", 100, 2),
+    "best acc.": ("acc_best", 1, 2), "last acc.": ("acc_last", 1, 2),
     "seconds": ("seconds", 1, 0)}
 
 

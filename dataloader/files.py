@@ -1,0 +1,73 @@
+"""Image files before they are used: which cannot be read, and why, and which are the same."""
+import hashlib
+import io
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+from tqdm import tqdm
+
+from dataloader.transforms import to_rgb
+from utils.checkpoint import write_whole
+
+
+def inspect_file(path):
+    """(content hash, why it cannot be read or "") of one image file, decoded to its end."""
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        return "", "missing" if isinstance(error, FileNotFoundError) else error.strerror
+    digest = hashlib.blake2b(content, digest_size=16).hexdigest()
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            image.draft(image.mode, (64, 64))  # a JPEG is read whole, but at an eighth of its size
+            to_rgb(image)
+    except UnidentifiedImageError:
+        return digest, "not an image" if content else "empty"
+    except Exception as error:  # Pillow's plugins raise anything on a damaged file
+        return digest, " ".join(str(error).split()) or repr(error)
+    return digest, ""
+
+
+def file_identity(path):
+    """[size, time of last change] of a file; None where there is none."""
+    try:
+        stat = os.stat(path)
+    except OSError:
+        return None
+    return [stat.st_size, stat.st_mtime_ns]
+
+
+def inspect_files(paths, cache):
+    """inspect_file of every path, as two lists; what is in the JSON file `cache` and unchanged since is not read again."""
+    try:
+        known = json.loads(Path(cache).read_text(encoding="utf-8"))
+        known = {path: entry for path, entry in known.items() if len(entry) == 4}
+    except (OSError, ValueError, AttributeError, TypeError):
+        known = {}
+    paths = [os.path.abspath(path) for path in paths]
+    identity = {path: file_identity(path) for path in paths}
+    new = [path for path, now in identity.items() if now is None or known.get(path, [])[:2] != now]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for path, result in zip(new, tqdm(pool.map(inspect_file, new), "checking images", len(new), leave=False,
+                                          disable=None)):
+            known[path] = [*(identity[path] or (None, None)), *result]
+    if new:
+        with write_whole(cache, shared=True) as file:
+            file.write(json.dumps(known).encode())
+    return [known[path][2] for path in paths], [known[path][3] for path in paths]
+
+
+def images_identity(images):
+    """What tells these images from all others, as a hash: pixels of an array or of Pillow images; of files, where they lie,
+    their size and the time of their last change."""
+    sha = hashlib.sha256()
+    if isinstance(images, np.ndarray):
+        sha.update(np.ascontiguousarray(images))
+    for image in images if isinstance(images, list) else []:
+        sha.update(image.tobytes() if isinstance(image, Image.Image) else
+                   f"{os.path.abspath(image)} {file_identity(image)}\n".encode())
+    return sha.hexdigest()

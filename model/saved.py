@@ -1,0 +1,102 @@
+"""A trained classifier as two files that other programs can read: model.safetensors and model.json."""
+import json
+from collections import OrderedDict
+from pathlib import Path
+from types import SimpleNamespace
+
+import open_clip
+import timm
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from safetensors.torch import save as to_bytes
+from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
+
+from model.classifier import Classifier, TextClassifier, timm_name
+from model.tuners import tune
+from utils.checkpoint import write_text, write_whole
+from utils.config import UserError
+
+TUNERS = ("finetune", "vpt_deep", "vpt_shallow", "vpt_len", "lora", "lora_dim", "adapter", "adaptformer", "adapter_dim",
+          "ssf", "bias_tuning", "partial")
+
+
+class CosineHead(nn.Module):
+    """features (B, D) -> s cos(feature, text feature of each class) (B, K), as model.clip.cosine_logits."""
+
+    def __init__(self, text_features, scale):
+        super().__init__()
+        self.register_buffer("weight", text_features)
+        self.register_buffer("scale", scale)
+
+    def forward(self, features):
+        return self.scale * F.normalize(features.float(), dim=-1) @ self.weight.T
+
+
+@torch.no_grad()
+def save_classifier(folder, model, cfg, data, pixels, statistics):
+    """Write model.safetensors, all weights in fp32, and model.json, all that building and feeding the network takes.
+
+    model, pixels and statistics are those of model.classifier.build_classifier. LoRA and SSF are merged into the weights
+    of `model` itself; of a text classifier the text features are saved, not the text tower.
+    """
+    for module in list(model.modules()):
+        for name in list(module.parametrizations) if is_parametrized(module) else ():
+            remove_parametrizations(module, name)
+    view = data.view
+    info = {"classes": data.label_names, "backbone": cfg.backbone, "pretrained": cfg.pretrained, "pixels": pixels,
+            "resize": round(pixels * view.test_enlarge), "short_side": view.short_side,
+            "mean": list(view.mean or statistics[0]), "std": list(view.std or statistics[1])}
+    if isinstance(model, Classifier):
+        info |= {"head": "linear", "open_clip": model.backbone.config}
+    elif isinstance(model, TextClassifier):
+        detector = model.detector
+        (text_features,) = detector.text_features(detector.prompts.pos_ctx)
+        info |= {"head": "cosine", "open_clip": detector.clip.visual.config}
+        model = _joined(detector.clip.visual, CosineHead(text_features, detector.clip.logit_scale.exp()))
+    else:
+        info["timm"] = timm_name(cfg)
+    if "timm" not in info:
+        info["tuners"] = {key: getattr(cfg, key) for key in TUNERS}
+    with write_whole(Path(folder) / "model.safetensors") as file:
+        file.write(to_bytes({name: tensor.contiguous().cpu() for name, tensor in model.state_dict().items()}))
+    lines = ",\n ".join(f"{json.dumps(k)}: {json.dumps(v, ensure_ascii=False)}" for k, v in info.items())
+    write_text(Path(folder) / "model.json", f"{{\n {lines}\n}}\n")
+
+
+def load_classifier(folder):
+    """(model in eval mode on the CPU, content of model.json) of a run: images (B, 3, pixels, pixels) -> logits (B, K).
+
+    Raises UserError where the files are missing or damaged.
+    """
+    folder = Path(folder)
+    for name in ("model.json", "model.safetensors"):
+        if not (folder / name).is_file():
+            raise UserError(f"{folder}: holds no {name}; expected the folder of a finished run of phase 2 or a baseline.")
+    try:
+        info = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+        model = _build(info)
+        model.load_state_dict(load_file(folder / "model.safetensors"))
+    except (ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"{folder}: model.json and model.safetensors do not make a model ({error!r}).") from None
+    return model.eval().requires_grad_(False), info
+
+
+def _joined(visual, head):
+    return nn.Sequential(OrderedDict(backbone=visual, head=head))
+
+
+def _build(info):
+    """The untrained network that model.json describes; its state dict has the names of model.safetensors."""
+    K = len(info["classes"])
+    if "timm" in info:
+        return timm.create_model(info["timm"], pretrained=False, num_classes=K)
+    visual = open_clip.CLIP(**info["open_clip"], text_cfg={"layers": 1}).visual  # the text tower is thrown away
+    merged = {"lora": False, "ssf": False}
+    tune(visual, SimpleNamespace(**info["tuners"] | merged, backbone=info["backbone"]))
+    if info["head"] == "cosine":
+        return _joined(visual, CosineHead(torch.empty(K, visual.output_dim), torch.empty(())))
+    visual.proj = None
+    return _joined(visual, nn.Linear(visual.conv1.out_channels, K))

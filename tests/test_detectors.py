@@ -1,0 +1,181 @@
+"""Digits written out as files with wrong labels, through the detectors and both phases; detect() and --score."""
+import json
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+import main_detect
+import main_phase1
+import main_real_phase1
+import main_real_phase2
+from dataloader.datasets import load_data
+from dataloader.transforms import normalise
+from main_detect import DETECTORS, clip_margin, detect, out_of_fold
+from model.clip import image_statistics
+from tests.helpers import DIGITS, phase1, write_digits
+from utils import features, tables
+from utils.checkpoint import load_checkpoint, load_mask
+from utils.config import UserError, load_config
+from utils.selection import clean_probability, detection_quality, precision_recall
+
+TINY = ["--backbone", "tiny-clip-digits", "--device", "cpu"]
+SMALL = ["--n_ctx", "4", "--vpt_len", "4", "--batch_size", "16", "--epochs", "6"]
+
+
+def quality(summary, cfg, truth):
+    """Precision, recall and F1 of the mask of a run, by the truth of each path, and the data."""
+    data = load_data(cfg)
+    path = f"{cfg.output_dir}/own/none/seed0/{summary['name']}/clean_mask.npz"
+    mask = load_mask(path, data.train.labels, "own", "none", 0)
+    given = np.array(data.label_names)[data.train.labels]
+    return precision_recall(mask, given == [truth[p] for p in data.train.images]), data
+
+
+@pytest.mark.parametrize("ratio, table", [(0.2, False), (0.4, True)])
+def test_mislabelled_digits(tmp_path, ratio, table):
+    """Detectors, phase 1 and phase 2 find the right labels among files as a person has them."""
+    path, truth, given = write_digits(tmp_path / "data", ratio, every=3, table=table)
+    flags = ["--data_path", str(path), "--output_dir", str(tmp_path / "runs"), *TINY]
+    peft, fft = ["--cfg", "config/PEFT/own.yaml", *flags], ["--cfg", "config/FFT/own.yaml", *flags]
+    found = {name: main_detect.main([*peft, "--detector", name]) for name in DETECTORS}
+    found["deft"] = main_real_phase1.main([*peft, *SMALL])
+    f1 = {name: quality(summary, load_config(peft), truth)[0]["f1"] for name, summary in found.items()}
+    assert f1["label-match"] > 0.9 and min(f1["clip-margin"], f1["confident-learning"], f1["deft"]) > 0.94, f1
+    assert len(list((tmp_path / "runs" / "cache").glob("features-*"))) == 2  # training and test images, once
+    for name, summary in found.items():
+        assert ("f1" in summary) == table  # the table has the truth
+        if table:
+            assert summary["f1"] == f1[name] and 0.3 < summary["noise_rate"] < 0.5 and summary["auroc"] > 0.95
+    trained = main_real_phase2.main([*fft, "--batch_size", "16", "--epochs", "4", "--lr", "0.01"])
+    other = main_real_phase2.main([*fft, "--mask", "confident-learning", "--batch_size", "16", "--epochs", "1"])
+    assert other["name"] == "phase2-confident-learning-tiny-clip-digits"
+    # of test images of a folder the labels are as wrong as those of the others
+    assert trained["acc_last"] > (90 if table else 90 * (1 - ratio))
+
+
+def test_features_are_computed_once_and_only_for_the_same_images(tmp_path, monkeypatch, capsys):
+    path, _, _ = write_digits(tmp_path / "data", 0.4, every=9, table=True)
+    flags = ["--cfg", "config/PEFT/own.yaml", "--data_path", str(path), "--output_dir", str(tmp_path / "runs"), *TINY]
+    first = main_detect.main([*flags, "--tag", "first"])
+
+    def again(tag):
+        summary = main_detect.main([*flags, "--tag", tag])
+        with np.load(tmp_path / "runs/own/none/seed0" / summary["name"] / "clean_mask.npz") as file:
+            return summary, file["p_clean"]
+    with monkeypatch.context() as patch:
+        patch.setattr(features, "Loader", None)
+        summary, p_clean = again("second")
+    assert {k: summary[k] for k in ("f1", "auroc", "acc_last")} == {k: first[k] for k in ("f1", "auroc", "acc_last")}
+    kept = sorted((tmp_path / "runs/cache").glob("features-*"))
+    for file in kept:
+        file.write_bytes(file.read_bytes()[:-400])
+    assert np.array_equal(again("damaged")[1], p_clean) and "made anew" in capsys.readouterr().out
+    Image.new("RGB", (32, 32)).save(load_data(load_config(flags)).train.images[0])
+    assert not np.array_equal(again("changed")[1], p_clean)
+    assert len(list((tmp_path / "runs/cache").glob("features-*"))) == len(kept) + 1
+
+
+def test_out_of_fold_with_classes_smaller_than_the_folds():
+    rng = np.random.default_rng(0)
+    labels = np.repeat([0, 1, 3], [60, 4, 1])  # no image of class 2
+    centres = rng.normal(0, 1, (4, 64))
+    probabilities = out_of_fold(centres[labels] + rng.normal(0, 0.3, (65, 64)), labels, 4, 0)
+    assert np.allclose(probabilities.sum(1), 1) and (probabilities[:, 2] == 0).all() and probabilities[64, 3] == 0
+    assert (probabilities.argmax(1)[:64] == labels[:64]).all()
+    two = out_of_fold(rng.normal(0, 1, (5, 2)), np.array([0, 0, 0, 0, 1]), 2, 0)  # a fold that knows one class only
+    assert two[4].tolist() == [1, 0]
+    with pytest.raises(UserError, match="confident-learning needs a class with two images"):
+        out_of_fold(np.eye(3), np.arange(3), 3, 0)
+
+
+def test_clip_margin_grows_with_the_margin():
+    rng = np.random.default_rng(0)
+    logits, labels = rng.normal(0, 1, (400, 5)).astype(np.float32), rng.integers(0, 5, 400)
+    logits[np.arange(400), np.where(np.arange(400) < 300, labels, (labels + 1) % 5)] += 8
+    mask, p_clean, predicted, _ = clip_margin(None, logits, labels, 0)
+    rows, others = np.arange(400), logits.copy()
+    others[rows, labels] = -np.inf
+    order = np.argsort(logits[rows, labels] - others.max(1))
+    assert (np.diff(p_clean[order]) >= -1e-12).all() and (mask == (p_clean > 0.5)).all() and mask[:300].mean() > 0.99
+    assert mask[300:].mean() < 0.01 and np.array_equal(predicted, logits.argmax(1))
+
+
+def test_detection_quality_by_hand():
+    mask, p_clean = np.array([True, True, True, False, False]), np.array([0.9, 0.8, 0.4, 0.6, 0.1])
+    is_clean = np.array([True, True, False, True, False])
+    q = detection_quality(mask, p_clean, is_clean)
+    assert (q["precision"], q["recall"], q["f1"]) == (2 / 3, 2 / 3, 2 / 3)
+    assert (q["precision_mislabelled"], q["recall_mislabelled"], q["f1_mislabelled"]) == (0.5, 0.5, 0.5)
+    assert q["auroc"] == 1 and q["auprc_mislabelled"] == 1  # 0.1 and 0.4 are the two lowest
+    q = detection_quality(mask, p_clean, np.array([True, False, True, True, False]))
+    assert q["auroc"] == pytest.approx(4 / 6) and q["auprc_mislabelled"] == pytest.approx((1 + 2 / 4) / 2)
+    assert detection_quality(mask, p_clean, np.ones(5, dtype=bool))["auroc"] is None
+
+
+# --- detect()
+
+def test_detect_in_a_notebook(tmp_path):
+    _, truth, given = write_digits(tmp_path / "data", 0.3, every=9)
+    paths, labels, settings = list(given), list(given.values()), {"backbone": "tiny-clip-digits", "device": "cpu"}
+    true = np.array(list(truth.values()))
+    p_clean, suggested = detect(paths, labels, **settings)
+    assert p_clean.shape == (200,) and (suggested == true).mean() > 0.85 > (true == labels).mean()
+    for images in ([Image.open(p) for p in paths], np.stack([np.asarray(Image.open(p)) for p in paths])):
+        again, _ = detect(images, labels, **settings)
+        assert np.allclose(again, p_clean, atol=0.02)
+    numbers = [DIGITS.index(name) for name in labels]
+    again, suggested_numbers = detect(paths, numbers, classnames=DIGITS, **settings, output_dir=tmp_path / "runs")
+    assert np.allclose(again, p_clean) and [DIGITS[k] for k in suggested_numbers] == suggested.tolist()
+    assert (tmp_path / "runs/own/none/seed0/label-match/clean_mask.npz").is_file()
+    p_clean, suggested = detect(paths, labels, detector="deft", n_ctx=2, vpt_len=1, epochs=1, **settings)
+    assert p_clean.shape == suggested.shape == (200,) and ((0 <= p_clean) & (p_clean <= 1)).all()
+    for args, message in [((paths[:5], labels), "labels: expected 5 strings or whole numbers"),
+                          ((paths, numbers, DIGITS[:9]), "labels: 10 classes, .* of which there are 9"),
+                          ((np.zeros((2, 8, 8), dtype=np.uint8), ["a", "b"]), r"images: expected uint8 \(N, H, W, 3\)"),
+                          ((paths, labels, None, "deftt"), "detector: there is no 'deftt'.*Did you mean deft")]:
+        with pytest.raises(UserError, match=message):
+            detect(*args, **settings)
+    with pytest.raises(UserError, match="--epoch=3: no such flag. Did you mean --epochs"):
+        detect(paths, labels, epoch=3)
+
+
+# --- --score
+
+def test_a_finished_detector_scores_other_labels(cell, tmp_path, capsys):
+    out, _ = cell
+    before = (out / "digits/sym-0.4/seed0/deft/clean_mask.npz").read_bytes()
+    test = main_phase1.main(phase1(out, "--score", "test"))
+    folder = out / "digits/sym-0.4/seed0/deft/score-test"
+    assert test["name"] == "deft/score-test" and test["num_train"] == 1438
+    assert (test["noise_rate"], test["precision"], test["auroc"]) == (0, 1, None)  # all of these labels are right
+    cfg = load_config([*phase1(out), "--score", yaml.safe_load((folder / "config.yaml").read_text())["score"]])
+    data = load_data(cfg)  # what a report reads
+    model = main_phase1.build_detector(cfg, data.classnames, torch.device("cpu"))
+    load_checkpoint(folder.parent / "checkpoint.pt", model)
+    pixels = torch.from_numpy(data.train.images).permute(0, 3, 1, 2)
+    with torch.no_grad():
+        p_yes = clean_probability(*model.eval()(normalise(pixels, *image_statistics(model.clip)))).numpy()
+    with np.load(folder / "clean_mask.npz") as file:
+        assert np.array_equal(file["labels"], data.train.labels) and len(file["labels"]) == 1438
+        assert np.allclose(file["p_clean"], p_yes[np.arange(1438), data.train.labels], atol=1e-5)
+    assert main_phase1.main(phase1(out, "--score", "test")) == test and "finished before" in capsys.readouterr().out
+
+    path, truth, _ = write_digits(tmp_path / "digits", 0.3, every=9, table=True)
+    own = main_phase1.main(phase1(out, "--score", str(path)))
+    assert own["name"] == "deft/score-labels.csv" and own["num_train"] == 200 and 0.2 < own["noise_rate"] < 0.4
+    assert json.loads((folder.parent / "score-labels.csv/summary.json").read_text()) == own
+    path.write_text(path.read_text().replace("d0,img/0.png,", "d0,img/0.png,x"))
+    with pytest.raises(UserError, match="labels.csv: line 2: 'xzero' is no class of the training images.*Did you mean zero"):
+        main_phase1.main(phase1(out, "--score", str(path)))
+    with pytest.raises(UserError, match="score: there is no folder or file tset"):
+        main_phase1.main(phase1(out, "--score", "tset"))
+    assert (out / "digits/sym-0.4/seed0/deft/clean_mask.npz").read_bytes() == before
+    zero_shot = main_detect.main([*phase1(tmp_path), "--score", "test"])
+    assert zero_shot["name"] == "label-match/score-test" and zero_shot["num_train"] == 1438
+    with pytest.raises(UserError, match="score: only a detector scores labels"):
+        main_real_phase2.main([*phase1(tmp_path), "--mask", str(folder / "clean_mask.npz"), "--score", "test"])
+    tables.main([str(out)])
+    assert "| deft/score-test" in capsys.readouterr().out

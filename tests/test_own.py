@@ -1,0 +1,361 @@
+"""A person's own images: folders and tables, good and bad, the names CLIP reads, and what cannot be read."""
+import csv
+import json
+from collections import Counter
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+import main_detect
+import main_real_phase1
+import main_real_phase2
+from dataloader.datasets import hold_out, load_data
+from dataloader.files import inspect_file, inspect_files
+from dataloader.loaders import Loader
+from dataloader.own import tidy_names
+from dataloader.transforms import decode, open_image
+from tests.helpers import write_cifar, write_folder
+from utils import tables
+from utils.config import UserError, load_config, settle_epochs
+
+
+def load(source, *flags):
+    return load_data(load_config(["--dataset", "own", "--data_path", str(source), "--output_dir",
+                                  str(source.parent / "runs"), *flags]))
+
+
+def table(folder, text, name="labels.csv", images="abcdef", **settings):
+    """A table beside small images of different colours; the path of the table."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, image in enumerate(images):
+        Image.new("RGB", (8, 8), (40 * i, 200 - 30 * i, 9)).save(folder / f"{image}.png")
+    (folder / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    return folder / name
+
+
+SIX = "path,label\na.png,x\nb.png,x\nc.png,x\nd.png,y\ne.png,y\nf.png,y\n"
+NO_TEST = ("--test_fraction", "0")
+
+
+# --- folders
+
+def test_class_folders(tmp_path):
+    write_folder(tmp_path / "plain", {"b_2": 10, "a": 20})
+    data = load(tmp_path / "plain")
+    assert (data.label_names, data.classnames, data.true_labels, data.ids) == (["a", "b_2"], ["a", "b 2"], None, None)
+    assert Counter(data.train.labels.tolist()) == {0: 16, 1: 8} and len(data.test.images) == 6
+    assert not set(data.train.images) & set(data.test.images)
+    again = load(tmp_path / "plain", "--noise_mode", "sym", "--noise_ratio", "0.5")
+    assert again.train.images == data.train.images and np.array_equal(again.true_labels, data.train.labels)
+
+    write_folder(tmp_path / "split" / "train", {"a": 3, "b": 4, "c": 2})
+    write_folder(tmp_path / "split" / "val", {"a": 2, "c": 2})
+    data = load(tmp_path / "split")
+    assert len(data.train.images) == 9 and data.test.labels.tolist() == [0, 0, 2, 2]
+    write_folder(tmp_path / "split" / "test", {"b": 3})
+    assert load(tmp_path / "split").test.labels.tolist() == [1, 1, 1]  # val is left out where there is a test split
+
+
+def test_folder_errors(tmp_path):
+    (tmp_path / "images").mkdir()
+    with pytest.raises(UserError, match="data_path: there is no folder or file .*imags.*Did you mean .*images"):
+        load(tmp_path / "imags")
+    with pytest.raises(UserError, match="images holds no class folder with an image in it"):
+        load(tmp_path / "images")
+    table(tmp_path / "images", SIX)
+    with pytest.raises(UserError, match="holds no class folder.*Did you mean .*labels.csv"):
+        load(tmp_path / "images")
+    write_folder(tmp_path / "one", {"a": 3})
+    with pytest.raises(UserError, match="one holds training images of 1 class, expected two or more"):
+        load(tmp_path / "one")
+    write_folder(tmp_path / "other" / "train", {"cat": 3, "dog": 3})
+    write_folder(tmp_path / "other" / "test", {"cats": 3})
+    with pytest.raises(UserError, match="cats.*: 'cats' is no class of the training images.*Did you mean cat"):
+        load(tmp_path / "other")
+
+
+def test_a_messy_folder(tmp_path, capsys):
+    names = ["two words", "ünïcode 猫", "new\nline", "007", "single"]
+    tmp_path = tmp_path / "data"
+    write_folder(tmp_path, {name: 1 if name == "single" else 6 if name == "007" else 5 for name in names})
+    (tmp_path / "nothing in it").mkdir()
+    (tmp_path / ".git").mkdir()
+    (tmp_path / "007" / "Thumbs.db").write_bytes(b"x")
+    (tmp_path / "007" / "._0015.png").write_bytes(b"x")
+    (tmp_path / "007" / "sub" / "deep").mkdir(parents=True)
+    (tmp_path / "007" / "0015.png").rename(tmp_path / "007" / "sub" / "deep" / "UPPER.PNG")
+    data = load(tmp_path)
+    printed = capsys.readouterr().out
+    assert data.label_names == sorted(names) and data.classnames[data.label_names.index("new\nline")] == "new line"
+    single = data.label_names.index("single")
+    assert (data.train.labels == single).sum() == 1 and single not in data.test.labels
+    assert set(data.test.labels.tolist()) == {k for k in range(5) if k != single}
+    assert "too few images to hold one out for testing: single" in printed and "nothing in it: class folders" in printed
+    assert "ignored: files that end in .db (1)" in printed and "CLIP knows nothing of 007" in printed
+    assert any("UPPER.PNG" in path for path in [*data.train.images, *data.test.images])
+
+
+# --- tables
+
+@pytest.mark.parametrize("text, name", [
+    (SIX, "labels.csv"),
+    (SIX.replace("\n", "\r\n"), "labels.csv"),
+    (b"\xef\xbb\xbf" + SIX.encode(), "labels.csv"),
+    (SIX.replace("path,label", "Image Path,Class Name"), "labels.csv"),
+    (SIX.replace(",", ";"), "labels.csv"),
+    (SIX.replace(",", "\t"), "labels.tsv"),
+    (SIX.replace("x", '"x"') + "\n\n", "labels.csv"),
+    ("note,path,label\n" + SIX.split("\n", 1)[1].replace("a.png", '"two, lines\nand ""quotes""",a.png')
+     .replace("\nb", "\n,b").replace("\nc", "\n,c").replace("\nd", "\n,d").replace("\ne", "\n,e").replace("\nf", "\n,f"),
+     "labels.csv"),
+    ("\n".join(json.dumps({"path": f"{p}.png", "label": k, "id": i}) for i, (p, k) in enumerate(zip("abcdef", "xxxyyy"))),
+     "labels.jsonl")])
+def test_tables(tmp_path, text, name):
+    path = table(tmp_path, text, name)
+    data = load(path, *NO_TEST)
+    assert data.train.images == [str(tmp_path / f"{c}.png") for c in "abcdef"]
+    assert data.label_names == ["x", "y"] and data.train.labels.tolist() == [0, 0, 0, 1, 1, 1] and data.test is None
+    assert data.ids == (list("012345") if name.endswith("jsonl") else None)
+
+
+def test_all_columns(tmp_path):
+    text = "k;f;given;part;truth\n" + "".join(f"n{i};{tmp_path}/{c}.png;{g};{s};{t}\n" for i, (c, g, s, t) in enumerate(zip(
+        "abcdef", ["007", "7", "007", "7", "7", "7"], ["train", "", "Training", "train", "test", "test"],
+        ["007", "007", "7", "7", "7", "007"])))
+    path = table(tmp_path / "elsewhere", text)
+    table(tmp_path, "")
+    data = load(path, "--path_column", "f", "--label_column", "given", "--split_column", "part", "--id_column", "k",
+                "--true_label_column", "truth")
+    assert data.label_names == ["007", "7"] and data.train.labels.tolist() == [0, 1, 0, 1]  # labels stay text
+    assert data.ids == ["n0", "n1", "n2", "n3"] and data.true_labels.tolist() == [0, 0, 1, 1]
+    assert data.test.labels.tolist() == [1, 0]  # tested against the truth
+    no_truth = table(tmp_path, SIX.replace("path,label", "path,label,true_label").replace("x\n", "x,x\n").replace(
+        "y\n", "y,\n"))
+    assert load(no_truth, *NO_TEST).true_labels is None  # known for some only
+
+
+@pytest.mark.parametrize("text, flags, message", [
+    (SIX, ["--label_column", "lable"], "label_column: .*csv has no column 'lable', only path, label. Did you mean label"),
+    (SIX.replace("label", "lbel"), [], "none of its columns path, lbel is called label; --label_column .*Did you mean lbel"),
+    (SIX.replace("b.png,x", "b.png,"), [], "labels.csv: line 3 has nothing in column 'label'"),
+    (SIX.replace("b.png,x", ",x"), [], "labels.csv: line 3 has nothing in column 'path'"),
+    (SIX.replace("b.png,x", "b.png,x,z"), [], "labels.csv: line 3 has 3 fields, the first line has 2"),
+    (SIX.replace("label", "id"), ["--label_column", "path"], "line 3 has the id 'x' of line 2; ids must differ"),
+    (SIX.replace("label", "split"), ["--label_column", "path"], "line 2 has the split 'x', expected train, test or val"),
+    (SIX.replace("e.png,y", 'e.png,"y'), [], "labels.csv: line 6 cannot be read"),
+    (SIX.encode("utf-16"), [], "labels.csv: not a UTF-8 text file"),
+    ("", [], "labels.csv: holds no row"),
+    ("path,label\n", [], "labels.csv: holds no row"),
+    ("path,path\n1,2\n", [], "two columns have the same name")])
+def test_bad_tables(tmp_path, text, flags, message):
+    path = table(tmp_path, text)
+    with pytest.raises(UserError, match=message):
+        load(path, *flags)
+
+
+def test_other_files_are_no_tables(tmp_path):
+    with pytest.raises(UserError, match="line 2 is no JSON object"):
+        load(table(tmp_path, '{"path": "a.png", "label": 1}\n[1]\n', "labels.jsonl"))
+    with pytest.raises(UserError, match="labels.xlsx is no folder and no .csv, .jsonl, .tsv file"):
+        load(table(tmp_path, "x", "labels.xlsx"))
+    with pytest.raises(UserError, match="line 8: 'z' is no class of the training images"):
+        load(table(tmp_path, SIX.replace("label", "label,split").replace("\n", ",train\n").replace("split,train", "split")
+                   + "a.png,z,test\n"))
+
+
+# --- names
+
+def test_what_clip_reads(tmp_path, capsys):
+    assert tidy_names(["001.Black_footed_Albatross", "200.Common_Yellowthroat"]) == [
+        "Black footed Albatross", "Common Yellowthroat"]
+    assert tidy_names(["goldenRetriever", "hot_dog", "T-Shirt", "3_series"]) == [
+        "golden Retriever", "hot dog", "T-Shirt", "3 series"]
+    assert tidy_names(["3_series", "5_series"]) == ["3 series", "5 series"]  # they would be the same without
+    assert tidy_names(["7 up", "1 007"]) == ["7 up", "1 007"]
+    assert tidy_names(["cafe\u0301"]) == ["caf\u00e9"]
+    data = load(table(tmp_path, SIX.replace("x", "hot_dog").replace("y", "Hot dog")), *NO_TEST)
+    assert data.num_classes == 2
+    assert "reads the classes 'Hot dog' and 'hot_dog' as the same words, 'hot dog'" in capsys.readouterr().out
+    load(table(tmp_path, SIX.replace("x", "n01440764").replace("y", "12")), *NO_TEST)
+    assert "CLIP knows nothing of 12, n01440764; --classnames" in capsys.readouterr().out
+
+
+def test_class_names_from_a_file(tmp_path):
+    path, names = table(tmp_path, SIX), tmp_path / "names.txt"
+    names.write_text("tench\ngreat white shark\n")
+    data = load(path, "--classnames", str(names))
+    assert data.classnames == ["tench", "great white shark"] and data.label_names == ["x", "y"]
+    names.write_text("tench\n")
+    with pytest.raises(UserError, match="names.txt: holds 1 class names, the data set has 2 classes"):
+        load(path, "--classnames", str(names))
+    names.write_text("tench\n\nshark\n")
+    with pytest.raises(UserError, match="names.txt: line 2 is empty"):
+        load(path, "--classnames", str(names))
+    with pytest.raises(UserError, match="num_class: is 3, but own has 2 classes"):
+        load(path, "--num_class", "3")
+    write_cifar(tmp_path / "c", "cifar100")
+    with pytest.raises(UserError, match="label 2 of training image 2 is out of range"):
+        load_data(SimpleNamespace(**vars(load_config(["--dataset", "cifar100", "--data_path", str(tmp_path / "c")]))
+                                  | {"class_names": ["a", "b"]}))
+
+
+# --- images
+
+def test_every_kind_of_image_is_read(tmp_path):
+    rng = np.random.default_rng(0)
+    rgb = rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    image = Image.fromarray(rgb)
+    image.convert("L").save(tmp_path / "grey.png")
+    image.convert("CMYK").save(tmp_path / "cmyk.jpg")
+    image.convert("P").save(tmp_path / "palette.png")
+    image.convert("1").save(tmp_path / "bits.png")
+    image.save(tmp_path / "frames.gif", save_all=True, append_images=[Image.new("RGB", (8, 6))])
+    Image.fromarray(np.linspace(0, 4095, 48).reshape(6, 8).astype(np.uint16)).save(tmp_path / "deep.png")
+    Image.fromarray(np.linspace(-1, 1, 48, dtype=np.float32).reshape(6, 8)).save(tmp_path / "float.tiff")
+    clear = Image.fromarray(np.dstack([rgb, np.full((6, 8), 0, np.uint8)]))
+    clear.save(tmp_path / "clear.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter
+    image.save(tmp_path / "turned.png", exif=exif)
+    for path in tmp_path.iterdir():
+        assert inspect_file(path)[1] == "", path
+        assert open_image(path).mode == "RGB" and decode(path, 4).shape == (3, 4, 4)
+    assert open_image(tmp_path / "turned.png").size == (6, 8)
+    assert np.array_equal(open_image(tmp_path / "turned.png"), np.rot90(rgb, -1))
+    assert np.asarray(open_image(tmp_path / "clear.png")).min() == 255
+    for name in ("deep.png", "float.tiff"):
+        assert np.ptp(np.asarray(open_image(tmp_path / name))) == 255
+    assert np.array_equal(np.asarray(open_image(tmp_path / "frames.gif")).any(), True)
+
+
+def messy(tmp_path, monkeypatch):
+    path = table(tmp_path, SIX + "gone.png,x\nbroken.png,x\nempty.png,y\ntext.png,y\nhuge.png,y\ntwin.png,x\nsame.png,y\n")
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 20, 3), dtype=np.uint8)).save(tmp_path / "broken.png")
+    (tmp_path / "broken.png").write_bytes((tmp_path / "broken.png").read_bytes()[:600])
+    (tmp_path / "empty.png").write_bytes(b"")
+    (tmp_path / "text.png").write_text("no image")
+    Image.new("RGB", (500, 500)).save(tmp_path / "huge.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100_000)
+    for twin, name in (("a", "twin"), ("d", "same")):
+        (tmp_path / f"{name}.png").write_bytes((tmp_path / f"{twin}.png").read_bytes())
+    return path
+
+
+def test_what_cannot_be_read_is_left_out_at_the_start_and_said(tmp_path, monkeypatch, capsys):
+    path = messy(tmp_path, monkeypatch)
+    path.write_text(path.read_text().replace("same.png,y", "same.png,x"))
+    data = load(path, *NO_TEST)
+    reasons = {p.removeprefix(f"{tmp_path}/"): reason for p, reason in data.skipped.items()}
+    assert reasons["gone.png"] == "missing" and reasons["empty.png"] == "empty" and reasons["text.png"] == "not an image"
+    assert "exceeds limit" in reasons["huge.png"] and "broken.png" in reasons and len(reasons) == 5
+    printed = capsys.readouterr().out
+    assert "left out 5 of 13 images" in printed
+    assert "4 images are 2 files more than once, 1 of them with different labels" in printed
+    assert [(group, p[-10:], label, differ) for group, p, label, differ in data.duplicates] == [
+        (1, str(tmp_path / "a.png")[-10:], "x", False), (1, str(tmp_path / "twin.png")[-10:], "x", False),
+        (2, str(tmp_path / "d.png")[-10:], "y", True), (2, str(tmp_path / "same.png")[-10:], "x", True)]
+    assert len(data.train.images) == 8
+
+    for name in "abcdef":
+        (tmp_path / f"{name}.png").unlink()
+    with pytest.raises(UserError, match="data_path: none of the 6 images of .* can be read"):
+        load(table(tmp_path / "again", SIX, images=""))
+
+
+def test_the_check_is_made_once(tmp_path, monkeypatch):
+    paths = [tmp_path / "a.png", tmp_path / "b.png"]
+    for i, path in enumerate(paths):
+        Image.new("L", (4 + i, 4)).save(path)
+    first = inspect_files(paths, tmp_path / "cache.json")
+    assert first[0][0] != first[0][1] and first[1] == ["", ""]
+    with monkeypatch.context() as patch:
+        patch.setattr("dataloader.files.inspect_file", lambda path: 1 / 0)
+        assert inspect_files(paths, tmp_path / "cache.json") == first
+    paths[0].write_bytes(b"spoilt")
+    assert inspect_files(paths, tmp_path / "cache.json")[1] == ["not an image", ""]
+    (tmp_path / "cache.json").write_text('{"x": 3')
+    assert inspect_files(paths, tmp_path / "cache.json")[1] == ["not an image", ""]
+
+
+def test_a_file_that_breaks_later_is_named(tmp_path):
+    path = table(tmp_path, SIX)
+    data = load(path, *NO_TEST)
+    (tmp_path / "b.png").write_bytes(b"x")
+    with pytest.raises(UserError, match="b.png: not a readable image"):
+        list(Loader(data.train, data.view, 4, 28, ((0.5,) * 3,) * 2, torch.device("cpu"), False).eval())
+
+
+# --- whole runs
+
+def test_hold_out_leaves_small_classes_in_training():
+    labels = np.repeat(np.arange(4), [1, 3, 5, 20])
+    train, test = hold_out(labels, 0.2, 0)
+    assert Counter(labels[test].tolist()) == {2: 1, 3: 4} and not set(train) & set(test) and len(train) + len(test) == 29
+    assert len(hold_out(labels, 0, 0)[1]) == 0 and len(hold_out(labels[:3], 0.2, 0)[1]) == 0
+
+
+@pytest.mark.parametrize("n, batch_size, epochs, warmup", [(100, 64, 100, 10), (1437, 64, 66, 7), (1437, 16, 17, 2),
+                                                           (50_000, 64, 10, 1)])
+def test_small_sets_get_more_epochs(n, batch_size, epochs, warmup):
+    cfg = load_config(["--epochs", "0", "--warmup", "-1", "--batch_size", str(batch_size)])
+    settle_epochs(cfg, n)
+    assert (cfg.epochs, cfg.warmup) == (epochs, warmup)
+    given = load_config(["--epochs", "3", "--warmup", "2"])
+    settle_epochs(given, n)
+    assert (given.epochs, given.warmup) == (3, 2)
+
+
+def flags(path, out, *more):
+    return ["--data_path", str(path), "--backbone", "tiny-clip-digits", "--output_dir", str(out), "--device", "cpu", *more]
+
+
+def test_without_a_test_split_everything_runs(tmp_path, monkeypatch, capsys):
+    path, out = messy(tmp_path, monkeypatch), tmp_path / "runs"
+    first = main_detect.main(["--cfg", "config/PEFT/own.yaml", *flags(path, out, *NO_TEST)])
+    real = ["--cfg", "config/PEFT/own.yaml", *flags(path, out, *NO_TEST, "--n_ctx", "2", "--vpt_len", "1", "--epochs", "1")]
+    second = main_real_phase1.main(real)
+    mask = tmp_path / "mask.npy"
+    np.save(mask, np.ones(8, dtype=bool))
+    third = main_real_phase2.main(["--cfg", "config/FFT/own.yaml", *flags(path, out, *NO_TEST, "--epochs", "1"), "--mask",
+                                   str(mask)])
+    for summary in (first, second, third):
+        assert summary["num_test"] == 0 and summary.get("acc_last") is None and summary["skipped"] == 5
+        folder = out / "own/none/seed0" / summary["name"]
+        with (folder / "skipped.csv").open(newline="") as file:
+            rows = list(csv.reader(file))
+        assert rows[0] == ["path", "reason"] and [str(tmp_path / "gone.png"), "missing"] in rows and len(rows) == 6
+        assert (folder / "duplicates.csv").read_text().startswith("group,path,label,labels_differ")
+    tables.main([str(out)])
+    assert "| label-match" in capsys.readouterr().out
+    with pytest.raises(UserError, match="score: this data set has no test split"):
+        main_real_phase1.main([*real, "--score", "test"])
+
+
+def test_a_thousand_classes(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    for k in range(1000):
+        (tmp_path / "data" / f"class{k:04d}").mkdir(parents=True)
+        Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(tmp_path / "data" / f"class{k:04d}" / "0.png")
+    summary = main_detect.main(["--cfg", "config/PEFT/own.yaml", *flags(tmp_path / "data", tmp_path / "runs")])
+    assert summary["num_classes"] == 1000 and summary["num_test"] == 0
+    assert "… (1000 in all)" in capsys.readouterr().out
+
+
+def test_an_output_folder_that_cannot_be_written_to(tmp_path):
+    path = table(tmp_path, SIX)
+    (tmp_path / "file").write_text("in the way")
+    for out in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(UserError, match="output_dir: .*file.* cannot be written to"):
+            main_detect.main(["--cfg", "config/PEFT/own.yaml", *flags(path, out)])
+        with pytest.raises(UserError, match="output_dir: .*file.* cannot be written to"):
+            main_detect.main(["--cfg", "config/PEFT/digits.yaml", "--output_dir", str(out)])
+
+
+def test_own_yaml_asks_for_epochs_by_size():
+    for phase in ("PEFT", "FFT"):
+        content = yaml.safe_load(open(f"config/{phase}/own.yaml"))
+        assert content["epochs"] == 0 and content["warmup"] == -1

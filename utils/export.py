@@ -1,0 +1,136 @@
+"""Write the images whose labels a detector trusts as class folders: DIR/<class>/<file>. The source is only read.
+
+    python -m utils.export runs/own/none/seed0/deft --to cleaned --fixed
+"""
+import argparse
+import hashlib
+import json
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from utils.checkpoint import label_hash, write_text, write_whole
+from utils.config import UserError, parse_flags, run_main
+from utils.suspects import add_run_flags, file_path, fixed_labels, read_run
+
+UNFINISHED = ".unfinished-export.json"  # in DIR until the last file is written: what the export was to be
+
+
+def safe_name(text):
+    """`text` as the name of a file or folder anywhere: no separators, control characters or dots in front, not too long."""
+    name = re.sub(r'[\x00-\x1f\x7f/\\:*?"<>|]', "_", text).lstrip(". ").rstrip(". ")
+    return name.encode()[:150].decode(errors="ignore") or "_"
+
+
+def unused(name, taken):
+    """`name`, or name-2, name-3 … before its suffix: the first that is not in the set `taken`, which gets it.
+
+    Names that differ by case only count as the same, as many file systems see them.
+    """
+    stem, suffix = os.path.splitext(name)
+    number, candidate = 1, name
+    while candidate.casefold() in taken:
+        number += 1
+        candidate = f"{stem}-{number}{suffix}"
+    taken.add(candidate.casefold())
+    return candidate
+
+
+def plan(data, samples, labels):
+    """Where each of `samples` goes, <class>/<file>; labels (N,) of all. The same data give the same names."""
+    taken = set()
+    folders, files = [unused(safe_name(name), taken) for name in data.label_names], [set() for _ in data.label_names]
+
+    def target(i):
+        path = file_path(data, i)
+        if path:
+            stem, suffix = os.path.splitext(Path(path).name)
+            name = safe_name(stem) + suffix
+        else:
+            name = f"{i:06d}.png"
+        return Path(folders[labels[i]]) / unused(name, files[labels[i]])
+    return [target(i) for i in samples]
+
+
+def _check_target(to, data, data_path, wanted):
+    """UserError unless `to` lies outside the source, and is empty, or an unfinished export of just this."""
+    sources = {Path(data_path).resolve()}
+    if not isinstance(data.train.images, np.ndarray):
+        sources |= {Path(folder).resolve() for folder in {os.path.dirname(path) for path in data.train.images}}
+    inside = next((source for source in (to.resolve(), *to.resolve().parents) if source in sources), None)
+    if inside:
+        raise UserError(f"--to: {to} lies inside the source {inside}, which is only read; name a folder elsewhere.")
+    if to.exists() and not to.is_dir():
+        raise UserError(f"--to: {to} is no folder.")
+    if to.is_dir() and any(to.iterdir()):
+        before = (to / UNFINISHED).read_text(encoding="utf-8") if (to / UNFINISHED).is_file() else ""
+        if before != wanted:
+            raise UserError(f"--to: {to} is not empty" + (", and holds an unfinished export of another run or with other "
+                                                          "flags" if before else "") + "; name a new folder.")
+
+
+def _write(data, i, target, link):
+    path = file_path(data, i)
+    if target.is_file():  # from a try that was stopped: files are whole or not there
+        return
+    if path and link:
+        target.unlink(missing_ok=True)  # a link whose image has moved since
+        target.symlink_to(os.path.abspath(path))
+        return
+    with write_whole(target) as file:
+        if path:
+            file.write(Path(path).read_bytes())
+        else:
+            Image.fromarray(data.train.images[i]).save(file, "PNG")
+
+
+def export(data, arrays, to, data_path, link=False, fixed=False, relabel_above=1.0):
+    """Write the samples kept, and with `fixed` the suspects put right (see fixed_labels), below the folder `to`.
+
+    link: symbolic links instead of copies; array data sets are always written, as PNG. An export that was stopped is
+    completed by the same call. Returns how many images there are. Raises UserError for a `to` that cannot be used.
+    """
+    labels, sure = fixed_labels(arrays, relabel_above)
+    samples = np.flatnonzero(arrays["mask"] | sure) if fixed else np.flatnonzero(arrays["mask"])
+    targets = plan(data, samples, labels)
+    names = hashlib.sha256("\n".join(map(str, targets)).encode()).hexdigest()[:16]
+    wanted = json.dumps({"images": data.fingerprint, "labels": label_hash(arrays["labels"]),
+                         "kept": label_hash(samples), "names": names, "link": link})
+    to = Path(to)
+    _check_target(to, data, data_path, wanted)
+    try:
+        to.mkdir(parents=True, exist_ok=True)
+        write_text(to / UNFINISHED, wanted)
+        for folder in {target.parent for target in targets}:
+            (to / folder).mkdir(exist_ok=True)
+        for i, target in zip(samples, tqdm(targets, "writing", disable=None)):
+            _write(data, i, to / target, link)
+    except OSError as error:
+        raise UserError(f"--to: {error.filename or to}: {error.strerror}; the same command goes on from here.") from None
+    (to / UNFINISHED).unlink()
+    return len(samples)
+
+
+def main(argv=None):
+    """Export one run."""
+    parser = argparse.ArgumentParser(prog="python -m utils.export", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_run_flags(parser)
+    parser.add_argument("--to", required=True, metavar="FOLDER", help="where to; a new or empty folder outside the source")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--copy", action="store_true", help="copy the images (what is done without a flag)")
+    how.add_argument("--link", action="store_true", help="make symbolic links to the images instead")
+    parser.add_argument("--fixed", action="store_true",
+                        help="also the suspects that get another label, as in labels_fixed.csv")
+    flags = parse_flags(parser, argv)
+    cfg, arrays, data, _ = read_run(flags.run, flags.data_path)
+    count = export(data, arrays, flags.to, cfg.data_path, flags.link, flags.fixed, flags.relabel_above)
+    print(f"{count} of {len(data.train.labels)} training images: {flags.to}")
+
+
+if __name__ == "__main__":
+    run_main(main)

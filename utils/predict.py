@@ -1,0 +1,82 @@
+"""Classify images with a trained run: path, label and its probability, one image a line, separated by tabs.
+
+    python -m utils.predict runs/digits/sym-0.4/seed0/phase2-deft-tiny-clip-digits photo.jpg more_photos/
+"""
+import argparse
+import os
+import signal
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+
+from dataloader.own import IMAGE_SUFFIXES
+from dataloader.transforms import centre_crop, decode, normalise
+from model.saved import load_classifier
+from utils.config import UserError, parse_flags, run_main
+from utils.runs import pick_device
+
+BATCH = 64
+
+
+def find_images(names):
+    """The files among `names`, and all image files below the folders among them, sorted; UserError for what is neither."""
+    paths = []
+    for path in map(Path, names):
+        found = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+        if not found:
+            raise UserError(f"{path}: neither an image file nor a folder with images in it.")
+        paths += found
+    return paths
+
+
+def _pixels(path, info):
+    """uint8 (3, pixels, pixels) as the run saw its test images, or why the file cannot be read."""
+    try:
+        image = decode(path, info["resize"], info["pixels"] if info["short_side"] else None)
+    except UserError as error:
+        return error
+    return centre_crop(image[None], info["pixels"])[0]
+
+
+@torch.no_grad()
+def predict(model, info, paths, device):
+    """Yield (path, logits (K,) on the CPU) of each image; for a file that cannot be read, (path, its UserError)."""
+    model.to(device)
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        for start in range(0, len(paths), BATCH):
+            part = paths[start:start + BATCH]
+            images = list(pool.map(lambda path: _pixels(path, info), part))
+            good = [image for image in images if isinstance(image, torch.Tensor)]
+            logits = iter(())
+            if good:
+                logits = iter(model(normalise(torch.stack(good).to(device), info["mean"], info["std"])).float().cpu())
+            yield from ((path, next(logits) if isinstance(image, torch.Tensor) else image)
+                        for path, image in zip(part, images))
+
+
+def main(argv=None):
+    """Print the prediction for each image; UserError at the end if some could not be read."""
+    parser = argparse.ArgumentParser(prog="python -m utils.predict", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", metavar="RUN", help="folder of a finished run of phase 2 or of a baseline")
+    parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files, or folders with images in them")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
+    flags = parse_flags(parser, argv)
+    paths = find_images(flags.images)
+    model, info = load_classifier(flags.run)
+    broken = []
+    for path, logits in predict(model, info, paths, pick_device(SimpleNamespace(device=flags.device, gpuid=-1))):
+        if isinstance(logits, UserError):
+            broken.append(path)
+            continue
+        probability, k = logits.softmax(0).max(0)
+        print(f"{path}\t{info['classes'][k]}\t{probability:.4f}")
+    if broken:
+        raise UserError(f"{len(broken)} of {len(paths)} files could not be read as images, first {broken[0]}.")
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it without a word
+    run_main(main)
