@@ -65,9 +65,11 @@ def in_pieces(function, x, size):
     return torch.cat([checkpoint(function, piece, use_reentrant=False) for piece in x.split(size)])
 
 
-def speed_up(transformer):
-    """Let the blocks of an open_clip transformer compute as above, in place."""
+def speed_up(transformer, class_token=False):
+    """Let the blocks of an open_clip transformer compute as above, in place; class_token: nothing else of it is read."""
     for block in transformer.resblocks:
         block.__class__ = Block
         if isinstance(block.mlp.gelu, QuickGELU):
             block.mlp.__class__ = QuickMLP
+    if class_token:
+        block.__class__ = ClassTokenBlock

@@ -15,7 +15,7 @@ from open_clip.pretrained import (
 )
 from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 
-from model.blocks import ClassTokenBlock, speed_up
+from model.blocks import speed_up
 from utils.config import UserError, nearest
 
 TINY_CLIP = Path(__file__).parent / "tiny-clip-digits"
@@ -176,8 +176,7 @@ def load_clip(backbone, pretrained=""):
                           "quick_gelu": gelu == "QuickGELU"}  # what rebuilds this tower (model/saved.py)
     print(f"CLIP {name.removeprefix('local-dir:')}, weights {pretrained or 'its own'}, {gelu}")
     speed_up(getattr(clip, "text", clip).transformer)
-    speed_up(clip.visual.transformer)
-    clip.visual.transformer.resblocks[-1].__class__ = ClassTokenBlock
+    speed_up(clip.visual.transformer, class_token=True)
     return clip.eval().requires_grad_(False), tokenizer
 
 

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
 
+from model.blocks import speed_up
 from model.classifier import Classifier, TextClassifier, timm_name
 from model.tuners import tune
 from utils.checkpoint import write_text, write_whole
@@ -94,6 +95,7 @@ def _build(info):
     if "timm" in info:
         return timm.create_model(info["timm"], pretrained=False, num_classes=K)
     visual = open_clip.CLIP(**info["open_clip"], text_cfg={"layers": 1}).visual  # the text tower is thrown away
+    speed_up(visual.transformer, class_token=True)
     merged = {"lora": False, "ssf": False}
     tune(visual, SimpleNamespace(**info["tuners"] | merged, backbone=info["backbone"]))
     if info["head"] == "cosine":

@@ -66,7 +66,7 @@ def test_features_are_computed_once_and_only_for_the_same_images(tmp_path, monke
         with np.load(tmp_path / "runs/own/none/seed0" / summary["name"] / "clean_mask.npz") as file:
             return summary, file["p_clean"]
     with monkeypatch.context() as patch:
-        patch.setattr(features, "Loader", None)
+        patch.setattr(features, "make_loader", None)
         summary, p_clean = again("second")
     assert {k: summary[k] for k in ("f1", "auroc", "acc_last")} == {k: first[k] for k in ("f1", "auroc", "acc_last")}
     kept = sorted((tmp_path / "runs/cache").glob("features-*"))
