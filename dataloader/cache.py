@@ -5,54 +5,61 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from dataloader.files import images_identity
 from dataloader.transforms import decode
 
 
-def decoded_files(paths, size, folder, limit_gb, pool):
-    """The images of `paths`, resized to squares: uint8 (N, 3, size, size), a tensor over a file below `folder`.
+def decoded_files(paths, size, folder, limit_gb):
+    """DecodedFiles in a file below `folder`, or None where that does not fit into limit_gb GB, or on the disk.
 
-    The file is named after the paths, sizes and times of all images, and holds only rows whose checksum is right;
-    missing and damaged rows are decoded, in the threads of `pool`. The caches of other image sets give way, the least
-    recently used first, until all fit into limit_gb GB; None where this one does not fit, there or on the disk.
+    The file is named after the paths, sizes and times of all images. Those of other image sets give way, the least
+    recently used first.
     """
-    shape = (len(paths), 3, size, size)
-    if np.prod(shape) > limit_gb * 2**30:
+    needed = len(paths) * 3 * size**2
+    if needed > limit_gb * 2**30:
         return None
     file = Path(folder) / f"pixels-{images_identity(paths)[:16]}-{size}.npy"
-    if not file.is_file() and not _make_room(file.parent, int(np.prod(shape)), limit_gb):
-        return None
-    pixels, sums = _open(file, np.uint8, shape), _open(file.with_suffix(".crc.npy"), np.uint32, shape[:1])
+    if not file.is_file():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        others = sorted(file.parent.glob("pixels-*[0-9].npy"), key=lambda p: p.stat().st_mtime)
+        used = sum(p.stat().st_size for p in others)
+        for other in others:
+            if used + needed > limit_gb * 2**30:
+                used -= other.stat().st_size
+                other.unlink()
+                other.with_suffix(".crc.npy").unlink(missing_ok=True)
+        if shutil.disk_usage(file.parent).free < 1.05 * needed:
+            return None
+    return DecodedFiles(paths, size, file)
 
-    def fill(i):
-        if sums[i] == 0 or sums[i] != _checksum(pixels[i]):
-            pixels[i] = decode(paths[i], size).numpy()
-            sums[i] = _checksum(pixels[i])  # after the pixels: a kill in between leaves a row that does not match
 
-    for _ in tqdm(pool.map(fill, range(len(paths))), "decoding", len(paths), leave=False, disable=None):
-        pass
-    pixels.flush()
-    sums.flush()
-    file.touch()
-    return torch.from_numpy(pixels)
+class DecodedFiles:
+    """The images of `paths`, resized to squares: row(i) -> uint8 (3, size, size), decoded once and kept in a file.
+
+    A row counts only with its checksum; missing and damaged ones are decoded when they are asked for. Threads and
+    processes may share the file.
+    """
+
+    def __init__(self, paths, size, file):
+        self.paths, self.size = paths, size
+        self.pixels = _open(file, np.uint8, (len(paths), 3, size, size))
+        self.sums = _open(file.with_suffix(".crc.npy"), np.uint32, (len(paths),))
+        self.checked = np.zeros(len(paths), dtype=bool)  # once a process
+        file.touch()
+
+    def row(self, i):
+        """uint8 (3, size, size) of image i."""
+        if not self.checked[i]:
+            if self.sums[i] == 0 or self.sums[i] != _checksum(self.pixels[i]):
+                self.pixels[i] = decode(self.paths[i], self.size).numpy()
+                self.sums[i] = _checksum(self.pixels[i])  # after the pixels: a kill in between leaves no match
+            self.checked[i] = True
+        return torch.from_numpy(self.pixels[i])
 
 
 def _checksum(row):
     return zlib.crc32(np.ascontiguousarray(row)) or 1  # 0 is a row never written
-
-
-def _make_room(folder, size, limit_gb):
-    folder.mkdir(parents=True, exist_ok=True)
-    others = sorted(folder.glob("pixels-*[0-9].npy"), key=lambda p: p.stat().st_mtime)
-    used = sum(p.stat().st_size for p in others)
-    for other in others:
-        if used + size > limit_gb * 2**30:
-            used -= other.stat().st_size
-            other.unlink()
-            other.with_suffix(".crc.npy").unlink(missing_ok=True)
-    return shutil.disk_usage(folder).free > 1.05 * size
 
 
 def _open(file, dtype, shape):

@@ -56,9 +56,9 @@ def make_loader(split, view, cfg, resolution, statistics, device, augmented):
 class Loader:
     """One split: `train(randomness)` gives augmented batches in random order, `eval()` plain ones in order.
 
-    Array data, and files whose decoded pixels fit into `cache_gb` GB of the folder `cache`, are one uint8 tensor, on the
-    device up to ON_DEVICE_GB; larger file sets, and those resized by their short side, are decoded by threads, a few
-    batches ahead.
+    Array data are one uint8 tensor, on the device up to ON_DEVICE_GB. Files are read by threads, a few batches ahead, and
+    decoded once where their pixels fit into `cache_gb` GB of the folder `cache`; those resized by their short side, which
+    have no one size, are decoded every time.
     """
 
     def __init__(self, split, view, batch_size, resolution, statistics, device, augmented,
@@ -74,10 +74,9 @@ class Loader:
             self.images = torch.from_numpy(np.ascontiguousarray(self.images.transpose(0, 3, 1, 2)))
         else:
             self.pool = ThreadPoolExecutor(max(1, min(num_workers, os.cpu_count() or 1)))
-            if cache_gb and not view.short_side:
-                with first_alone():
-                    kept = decoded_files(split.images, self.size, cache, cache_gb, self.pool)
-                self.images = split.images if kept is None else kept
+            with first_alone():  # one process makes the file
+                keep = cache_gb > 0 and not view.short_side
+                self.decoded = decoded_files(self.images, self.size, cache, cache_gb) if keep else None
         if isinstance(self.images, torch.Tensor) and self.images.nbytes <= ON_DEVICE_GB * 2**30:
             self.images = self.images.to(device)
 
@@ -89,8 +88,11 @@ class Loader:
         if isinstance(self.images, torch.Tensor):
             return self.images[index.to(self.images.device)]
         crop = self.resolution if self.view.short_side else None
-        paths, places = [self.images[i] for i in index], [None] * len(index) if u is None else u[index.cpu()].numpy()
-        images = list(self.pool.map(lambda path, place: decode(path, self.size, crop, place), paths, places))
+        if self.decoded:
+            images = list(self.pool.map(self.decoded.row, index.tolist()))
+        else:
+            paths, places = [self.images[i] for i in index], [None] * len(index) if u is None else u[index].numpy()
+            images = list(self.pool.map(lambda path, place: decode(path, self.size, crop, place), paths, places))
         return torch.stack(images) if images else torch.empty(0, 3, crop or self.size, crop or self.size, dtype=torch.uint8)
 
     def _pixels(self, batches, u):
