@@ -15,6 +15,7 @@ from dataloader.own import IMAGE_SUFFIXES, read_rows, say_names, shortened, tidy
 from dataloader.transforms import decode
 from utils.checkpoint import label_hash
 from utils.config import UserError, nearest, pick, read_lines
+from utils.distributed import first_alone
 from utils.safe_pickle import load_arrays
 
 CLASSNAMES = Path(__file__).resolve().parents[1] / "config" / "classnames"
@@ -520,7 +521,8 @@ def load_data(cfg):
     if cfg.check_data:
         print(check_data(cfg))
         sys.exit(0)
-    dataset = read(cfg)
+    with first_alone():  # which downloads, or looks through all files, once
+        dataset = read(cfg)
     if cfg.skip_broken and not isinstance(dataset.train.images, np.ndarray) and cfg.dataset != "own":
         dataset.train, dataset.skipped = _without_broken(dataset.train, cfg)
         dataset.test, broken = _without_broken(dataset.test, cfg)

@@ -85,7 +85,7 @@ def _read_folders(root, key):
 # --- tables
 
 def _read_table(path, cfg):
-    lines = _read_jsonl(path) if path.suffix.lower() == ".jsonl" else _read_csv(path)
+    lines = _read_jsonl(path) if path.suffix.lower() == ".jsonl" else read_csv(path)
     if not lines:
         raise UserError(f"{path}: holds no row.")
     columns = _columns(path, list(dict.fromkeys(key for _, fields in lines for key in fields)), cfg)
@@ -124,7 +124,7 @@ def _columns(path, header, cfg):
     return columns
 
 
-def _read_csv(path):
+def read_csv(path):
     """[(line it begins on, {column: text})]; the separator is a tab, or what the header has most of."""
     text = _text(path)
     header = text.split("\n", 1)[0]

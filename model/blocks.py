@@ -11,37 +11,43 @@ class Block(ResidualAttentionBlock):
 
     q, k and v are views of one projection and go to scaled-dot-product attention without a copy. `prompts` (P, width)
     are further tokens that are the same for the whole batch and whose outputs nobody reads: keys and values alone,
-    projected once. With `read` (B,) only that token of each sequence comes out, (B, 1, width).
+    projected once. With `read`, a number or (B,), only that token of each sequence comes out, (B, 1, width).
     """
 
     def forward(self, x, attn_mask=None, prompts=None, read=None):
         """x (B, L, width) -> (B, L, width). An attn_mask means CLIP's causal one, whatever is in it."""
         attn, (B, L, width) = self.attn, x.shape
-        heads = (-1, attn.num_heads, width // attn.num_heads)
+        heads = (attn.num_heads, width // attn.num_heads)
         weight, bias, h = attn.in_proj_weight, attn.in_proj_bias, self.ln_1(x)
         mask, causal = None, attn_mask is not None
         if read is None:
-            q, k, v = F.linear(h, weight, bias).unflatten(2, (3, *heads[1:])).permute(2, 0, 3, 1, 4)  # (B, heads, L, d)
+            q, k, v = F.linear(h, weight, bias).unflatten(2, (3, *heads)).permute(2, 0, 3, 1, 4)  # (B, heads, L, d)
         else:
-            here = torch.arange(B, device=x.device)
-            x = x[here, read][:, None]
-            q = F.linear(h[here, read], weight[:width], bias[:width]).view(B, *heads).transpose(1, 2)
-            k, v = F.linear(h, weight[width:], bias[width:]).unflatten(2, (2, *heads[1:])).permute(2, 0, 3, 1, 4)
+            x = _token(x, read)
+            q = F.linear(_token(h, read), weight[:width], bias[:width]).unflatten(2, heads).transpose(1, 2)
+            k, v = F.linear(h, weight[width:], bias[width:]).unflatten(2, (2, *heads)).permute(2, 0, 3, 1, 4)
             if causal:
                 mask, causal = (torch.arange(L, device=x.device) <= read[:, None])[:, None, None], False
         if prompts is not None:
-            more = F.linear(self.ln_1(prompts), weight[width:], bias[width:]).view(-1, 2, *heads[1:]).permute(1, 2, 0, 3)
+            more = F.linear(self.ln_1(prompts), weight[width:], bias[width:]).view(-1, 2, *heads).permute(1, 2, 0, 3)
             k, v = (torch.cat([a, b.expand(B, -1, -1, -1)], 2) for a, b in ((k, more[0]), (v, more[1])))
         h = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
         x = x + self.ls_1(attn.out_proj(h.transpose(1, 2).flatten(2)))
         return x + self.ls_2(self.mlp(self.ln_2(x)))
 
 
+def _token(x, read):
+    """Token `read` of each sequence of x (B, L, width): (B, 1, width)."""
+    if isinstance(read, int):
+        return x[:, read:read + 1]
+    return x[torch.arange(len(x), device=x.device), read][:, None]
+
+
 class ClassTokenBlock(Block):
     """The last block of an image tower: only the class token is read behind it."""
 
     def forward(self, x, attn_mask=None, prompts=None):
-        return super().forward(x, attn_mask, prompts, read=torch.zeros(len(x), dtype=torch.int64, device=x.device))
+        return super().forward(x, attn_mask, prompts, read=0)
 
 
 class QuickMLP(nn.Sequential):

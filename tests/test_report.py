@@ -53,6 +53,36 @@ def nasty_run(tmp_path_factory):
 
 # --- the lists
 
+def test_decisions_of_a_person_change_what_is_kept(digits_run, tmp_path):
+    _, before, data, _ = read_run(digits_run)
+    suspects = rows_of(digits_run / "suspects.csv")
+    kept = next(row for row in rows_of(digits_run / "scores.csv") if row["is_label_issue"] == "False")
+    file = tmp_path / "decisions.csv"
+
+    def decide(*rows):
+        with file.open("w", newline="") as out:
+            writer = csv.DictWriter(out, [*suspects[0], "decision"])
+            writer.writeheader()
+            writer.writerows(rows)
+
+    decide(suspects[0] | {"decision": "right"}, suspects[1] | {"decision": "wrong"}, kept | {"decision": "wrong"})
+    _, after, *_ = read_run(digits_run, decisions=file)
+    changed = {int(suspects[0]["index"]): True, int(kept["index"]): False}
+    assert {i: after["mask"][i] for i in np.flatnonzero(before["mask"] != after["mask"])} == changed
+    copy = shutil.copytree(digits_run, tmp_path / "deft")
+    report.main([str(copy), "--decisions", str(file)])
+    clean = {row["index"] for row in rows_of(copy / "labels_clean.csv")}
+    assert suspects[0]["index"] in clean and not {suspects[1]["index"], kept["index"]} & clean
+    for wrong, message in ((suspects[0] | {"decision": "maybe"}, "line 2 has the decision 'maybe', expected right or wrong"),
+                           (suspects[0] | {"decision": "right", "index": "359"}, "index '359', expected one from 0 to 358"),
+                           (suspects[0] | {"decision": "right", "given_label": "x"}, "the decisions are of another run")):
+        decide(wrong)
+        with pytest.raises(UserError, match=message):
+            read_run(digits_run, decisions=file)
+    with pytest.raises(UserError, match="none.csv"):
+        read_run(digits_run, decisions=tmp_path / "none.csv")
+
+
 def test_a_detector_leaves_its_lists_beside_the_mask(cell):
     for name in ("deft", "label-match"):
         folder = cell[0] / "digits/sym-0.4/seed0" / name

@@ -127,7 +127,7 @@ def main(argv=None):
     parser.add_argument("--fixed", action="store_true",
                         help="also the suspects that get another label, as in labels_fixed.csv")
     flags = parse_flags(parser, argv)
-    cfg, arrays, data, _ = read_run(flags.run, flags.data_path)
+    cfg, arrays, data, _ = read_run(flags.run, flags.data_path, flags.decisions)
     count = export(data, arrays, flags.to, cfg.data_path, flags.link, flags.fixed, flags.relabel_above)
     print(f"{count} of {len(data.train.labels)} training images: {flags.to}")
 

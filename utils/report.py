@@ -341,7 +341,7 @@ def main(argv=None):
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     add_run_flags(parser)
     args = parse_flags(parser, argv)
-    cfg, arrays, data, summary = read_run(args.run, args.data_path)
+    cfg, arrays, data, summary = read_run(args.run, args.data_path, args.decisions)
     folder = Path(args.run)
     write_scores(folder, data, arrays)
     write_labels(folder, data, arrays, args.relabel_above)

@@ -9,6 +9,7 @@ import numpy as np
 import yaml
 
 from dataloader.datasets import load_data
+from dataloader.own import read_csv
 from utils.checkpoint import write_csv
 from utils.config import UserError, default_values
 
@@ -30,14 +31,16 @@ def add_run_flags(parser):
     parser.add_argument("--relabel_above", type=_probability, default=RELABEL_ABOVE, metavar="P",
                         help="a suspect gets the suggested label where its probability is P or more, 0 to 1 (default: "
                              f"{RELABEL_ABOVE})")
+    parser.add_argument("--decisions", metavar="FILE", help="CSV file of ticks saved in the report: labels called right are "
+                        "kept, labels called wrong are not")
     parser.add_argument("--data_path", metavar="DIR", help="where the images lie now, if not where the run found them")
 
 
-def read_run(folder, data_path=None):
+def read_run(folder, data_path=None, decisions=None):
     """(configuration, arrays of the clean mask, data set, summary) of a finished detector run.
 
-    data_path: where the images lie now, if not where the run found them. UserError if the folder holds no such run, or
-    the data set is not the one it was made with.
+    data_path: where the images lie now, if not where the run found them; decisions: see apply_decisions. UserError if the
+    folder holds no such run, or the data set is not the one it was made with.
     """
     folder = Path(folder)
     for name in ("config.yaml", "clean_mask.npz", "summary.json"):
@@ -51,7 +54,28 @@ def read_run(folder, data_path=None):
     if data.fingerprint != summary["identity"]["images"] or not np.array_equal(data.train.labels, arrays["labels"]):
         raise UserError(f"data_path: the images in {cfg.data_path} are not those of the run {folder}; "
                         "--data_path DIR names another place, a new run takes them as they are.")
+    if decisions:
+        apply_decisions(arrays, data, decisions)
     return cfg, arrays, data, summary
+
+
+def apply_decisions(arrays, data, path):
+    """Bring the clean mask in line with what a person said: rows of a CSV file with index, given_label and decision.
+
+    `right` keeps a label, `wrong` makes it a suspect. UserError for a row that is not of this run.
+    """
+    last = len(arrays["mask"]) - 1
+    for line, row in read_csv(Path(path)):
+        index, decision, label = (row.get(key, "") for key in ("index", "decision", "given_label"))
+        if not index.isdigit() or int(index) > last:
+            raise UserError(f"{path}: line {line} has the index '{index}', expected one from 0 to {last}.")
+        if decision not in ("right", "wrong"):
+            raise UserError(f"{path}: line {line} has the decision '{decision}', expected right or wrong.")
+        given = data.label_names[arrays["labels"][int(index)]]
+        if label != given:
+            raise UserError(f"{path}: line {line} says the label is '{label}', but image {index} of this run has '{given}'; "
+                            "the decisions are of another run.")
+        arrays["mask"][int(index)] = decision == "right"
 
 
 def ranking(p_clean, mask):

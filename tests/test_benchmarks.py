@@ -1,0 +1,54 @@
+"""What the benchmarks compare with computes the same, so that a ratio is of the same work."""
+import copy
+
+import numpy as np
+import torch
+
+from benchmarks import noise, scale
+from benchmarks.common import in_turns, settings, synthetic
+from benchmarks.noise import plain_idn
+from benchmarks.published import plain
+from benchmarks.step import build
+from dataloader.noise import official_idn
+
+CPU = torch.device("cpu")
+
+
+def gradients(model, out):
+    out.square().sum().backward()
+    return [p.grad for p in model.parameters() if p.requires_grad]
+
+
+def test_the_plain_way_gives_the_same_numbers():
+    data, flags = synthetic(6, 4, 5), ["--backbone", "tiny-clip-digits", "--n_ctx", 4]
+    for phase, more in ((1, ["--vpt_deep", "--vpt_len", 3]), (2, ["--finetune"])):
+        model, _, test = build(settings(*flags, *more), data, CPU, phase)
+        other = plain(copy.deepcopy(model))
+        assert type(other) is not type(model) or phase == 2
+        images = next(iter(test.eval()))[0]
+        ours, theirs = (torch.cat(m(images), 1) if phase == 1 else m(images) for m in (model, other))
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+        for a, b in zip(gradients(model, ours), gradients(other, theirs), strict=True):
+            torch.testing.assert_close(a, b, atol=1e-3 * a.abs().max().item(), rtol=1e-3)
+
+
+def test_plain_noise_draws_the_official_labels():
+    rng = np.random.default_rng(0)
+    labels, pixels = rng.integers(0, 4, 200), rng.integers(0, 256, (200, 12), dtype=np.uint8)
+    assert np.array_equal(plain_idn(labels, 0.4, 4, pixels), official_idn(labels, 0.4, 4, pixels))
+
+
+def test_rounds_run_every_variant_and_the_first_does_not_count(monkeypatch):
+    calls = []
+    seconds = in_turns({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 2)
+    assert calls == ["a", "b"] * 3 and [len(s) for s in seconds.values()] == [2, 2]
+
+
+def test_commands_print_a_table(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["noise", "--n", "300", "--num_classes", "5", "--pixels", "12", "--as_published",
+                                     "--json", str(tmp_path / "noise.json")])
+    noise.main()
+    assert "idn, numpy" in capsys.readouterr().out and '"ratio"' in (tmp_path / "noise.json").read_text()
+    scale.write_list(tmp_path / "list", 100)
+    scale.start(tmp_path / "list")
+    assert '"s"' in capsys.readouterr().out
