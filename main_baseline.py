@@ -3,7 +3,7 @@
     python main_baseline.py --cfg config/FFT/cifar100.yaml --noise_mode sym --noise_ratio 0.2 --lnl_methods CE
 """
 from dataloader.datasets import load_data
-from main_phase2 import fine_tune
+from main_phase2 import fine_tune, refuse_score
 from utils.baselines import METHODS
 from utils.config import UserError, load_config, pick, run_main, settle_epochs
 from utils.runs import Run, backbone_name, show
@@ -12,6 +12,7 @@ from utils.runs import Run, backbone_name, show
 def main(argv=None, method=None, **settings):
     """Train the method that the flags name, or `method`; returns the summary. `settings` are the script's defaults."""
     cfg = load_config(argv, __doc__, **settings)
+    refuse_score(cfg)
     cfg.lnl_methods = method or cfg.lnl_methods
     if cfg.adaptation == "none":
         raise UserError("adaptation: none belongs to phase 2; a baseline needs peft or fft.")

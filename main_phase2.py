@@ -14,7 +14,7 @@ from model.saved import save_classifier
 from utils.baselines import METHODS
 from utils.checkpoint import find_mask, load_mask
 from utils.config import UserError, load_config, run_main, settle_epochs
-from utils.distributed import merged_buffers, parallel
+from utils.distributed import average_statistics, merged_buffers, parallel, rank
 from utils.engine import (
     autocast,
     evaluate_all,
@@ -30,6 +30,7 @@ from utils.selection import precision_recall
 def main(argv=None, **settings):
     """Fine-tune on the mask that the flags name; returns the summary. `settings` are the script's own defaults."""
     cfg = load_config(argv, __doc__, **settings)
+    refuse_score(cfg)
     data = load_data(cfg)
     settle_epochs(cfg, len(data.train.labels))
     named = Path(cfg.mask)
@@ -61,14 +62,18 @@ def text_classifier(mask_path):
     return {k: v for k, v in summary.items() if k.startswith("acc_")}
 
 
+def refuse_score(cfg):
+    """UserError where a script that is no detector is asked to score labels."""
+    if cfg.score:
+        raise UserError("score: only a detector scores labels (main_phase1.py, main_detect.py).")
+
+
 def fine_tune(cfg, data, run, method, clean_mask=None, numbers=None):
     """Train and evaluate the classifier of `cfg` for all epochs of a run and write its summary, which is returned.
 
     method: a utils.baselines.Method; clean_mask (N,) bool numpy: the samples to train on, None for all; `numbers` go
     into the summary as they are. A method that selects also leaves its last epoch's selection as clean_mask.npz.
     """
-    if cfg.score:
-        raise UserError("score: only a detector scores labels (main_phase1.py, main_detect.py).")
     device, labels = run.device, data.train.labels
     model, pixels, statistics = build_classifier(cfg, data, torch_generator(cfg.seed, 0))
     train, tests = make_loaders(data, cfg, pixels, statistics, device)
@@ -104,6 +109,7 @@ def fine_tune(cfg, data, run, method, clean_mask=None, numbers=None):
             result = train_classifier_epoch(trained, train.train(randomness, keep), optimizer, method, clean_mask=in_loss,
                                             batch_mask=method.batch_mask(epoch), amp=amp, scaler=scaler,
                                             title=f"epoch {epoch}/{cfg.epochs}")
+        average_statistics(model)
         index, kept, losses, predicted, confidence = (
             result.pop(k) for k in ("index", "kept", "losses", "predicted", "confidence"))
         if method.selects and selection is None:  # the choices made batch by batch; p_clean is the label's probability
@@ -120,7 +126,8 @@ def fine_tune(cfg, data, run, method, clean_mask=None, numbers=None):
     numbers = dict(numbers or {})
     if method.selects:
         numbers |= run.save_selection(data, *(selection[k].numpy() for k in ("kept", "p_clean", "predicted", "confidence")))
-    save_classifier(run.folder, model, cfg, data, pixels, statistics)
+    if rank() == 0:
+        save_classifier(run.folder, model, cfg, data, pixels, statistics)
     summary = run.finish(data, {**numbers, "acc_per_class": saved["acc_per_class"]})
     show(summary)
     print(f"results: {run.folder}")

@@ -1,5 +1,6 @@
 """Decoded images kept on disk: memory-mapped, bounded, checked; a second run, or another process, decodes nothing."""
-import shutil
+import contextlib
+import os
 import zlib
 from pathlib import Path
 
@@ -9,29 +10,34 @@ import torch
 from dataloader.files import images_identity
 from dataloader.transforms import decode
 
+_in_use = set()  # files of this process, which must not give way to each other
+
 
 def decoded_files(paths, size, folder, limit_gb):
     """DecodedFiles in a file below `folder`, or None where that does not fit into limit_gb GB, or on the disk.
 
-    The file is named after the paths, sizes and times of all images. Those of other image sets give way, the least
-    recently used first.
+    The file is named after the paths, sizes and times of all images. Those that this process does not use give way, the
+    least recently used first.
     """
     needed = len(paths) * 3 * size**2
     if needed > limit_gb * 2**30:
         return None
     file = Path(folder) / f"pixels-{images_identity(paths)[:16]}-{size}.npy"
-    if not file.is_file():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        others = sorted(file.parent.glob("pixels-*[0-9].npy"), key=lambda p: p.stat().st_mtime)
-        used = sum(p.stat().st_size for p in others)
-        for other in others:
-            if used + needed > limit_gb * 2**30:
-                used -= other.stat().st_size
-                other.unlink()
-                other.with_suffix(".crc.npy").unlink(missing_ok=True)
-        if shutil.disk_usage(file.parent).free < 1.05 * needed:
+    _in_use.add(file)
+    with contextlib.suppress(FileNotFoundError):  # another run may clear up at the same time
+        others = sorted(set(file.parent.glob("pixels-*[0-9].npy")) - _in_use, key=lambda p: p.stat().st_mtime)
+        used = sum(p.stat().st_size for p in _in_use if p != file and p.is_file()) + sum(p.stat().st_size for p in others)
+        while others and used + needed > limit_gb * 2**30:
+            used -= others[0].stat().st_size
+            others[0].with_suffix(".crc.npy").unlink(missing_ok=True)
+            others.pop(0).unlink()
+        if used + needed > limit_gb * 2**30:
             return None
-    return DecodedFiles(paths, size, file)
+    try:
+        return DecodedFiles(paths, size, file)
+    except OSError as error:
+        print(f"decoded images are not kept in {file.parent}: {error.strerror}")
+        return None
 
 
 class DecodedFiles:
@@ -63,7 +69,18 @@ def _checksum(row):
 
 
 def _open(file, dtype, shape):
+    """The array in a file, memory-mapped; made of zeros, with all its room on the disk, where it is missing or cut short."""
     try:
         return np.lib.format.open_memmap(file, "r+", dtype, shape)
-    except (OSError, ValueError):  # not there, or cut short
-        return np.lib.format.open_memmap(file, "w+", dtype, shape)
+    except (OSError, ValueError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        new = file.with_name(f".{file.name}.{os.getpid()}")  # another run may look for the file at any time
+        try:
+            np.lib.format.open_memmap(new, "w+", dtype, shape)
+            if hasattr(os, "posix_fallocate"):  # else a full disk kills the process when a page is written
+                with new.open("r+b") as whole:
+                    os.posix_fallocate(whole.fileno(), 0, new.stat().st_size)
+            new.replace(file)
+        finally:
+            new.unlink(missing_ok=True)
+        return np.lib.format.open_memmap(file, "r+", dtype, shape)

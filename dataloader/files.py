@@ -66,8 +66,11 @@ def images_identity(images):
     their size and the time of their last change."""
     sha = hashlib.sha256()
     if isinstance(images, np.ndarray):
-        sha.update(np.ascontiguousarray(images))
+        sha.update(f"{images.shape}".encode() + np.ascontiguousarray(images).tobytes())
     for image in images if isinstance(images, list) else []:
-        sha.update(image.tobytes() if isinstance(image, Image.Image) else
-                   f"{os.path.abspath(image)} {file_identity(image)}\n".encode())
+        if isinstance(image, Image.Image):
+            image = to_rgb(image)  # what is looked at, whatever its mode and palette
+            sha.update(f"{image.size}".encode() + image.tobytes())
+        else:
+            sha.update(f"{os.path.abspath(image)} {file_identity(image)}\n".encode())
     return sha.hexdigest()

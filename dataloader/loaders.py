@@ -64,7 +64,8 @@ class Loader:
     def __init__(self, split, view, batch_size, resolution, statistics, device, augmented,
                  num_workers=8, cache_gb=0.0, cache=None):
         self.labels = torch.from_numpy(split.labels).to(device)
-        self.view, self.batch_size, self.resolution, self.device = view, batch_size, resolution, device
+        self.view, self.batch_size, self.resolution = view, batch_size, resolution
+        self.device = device = torch.empty(0, device=device).device  # cuda is cuda:0: compared below
         self.mean = torch.tensor(view.mean or statistics[0], device=device)
         self.std = torch.tensor(view.std or statistics[1], device=device)
         self.is_array = isinstance(split.images, np.ndarray)
@@ -84,28 +85,31 @@ class Loader:
         return len(self.labels)
 
     def _fetch(self, index, u):
-        """uint8 pixels of the samples index (B,), on the host unless they live on the device; u: where crops lie."""
+        """uint8 pixels of the samples index (B,), numpy, from the host; u (N, 2) numpy: where crops lie, None: centre."""
         if isinstance(self.images, torch.Tensor):
-            return self.images[index.to(self.images.device)]
+            return self.images[torch.from_numpy(index)]
         crop = self.resolution if self.view.short_side else None
         if self.decoded:
             images = list(self.pool.map(self.decoded.row, index.tolist()))
         else:
-            paths, places = [self.images[i] for i in index], [None] * len(index) if u is None else u[index].numpy()
+            paths, places = [self.images[i] for i in index], [None] * len(index) if u is None else u[index]
             images = list(self.pool.map(lambda path, place: decode(path, self.size, crop, place), paths, places))
         return torch.stack(images) if images else torch.empty(0, 3, crop or self.size, crop or self.size, dtype=torch.uint8)
 
-    def _pixels(self, batches, u):
-        """uint8 pixels of each batch of indices, on the device; host memory and files are read two batches ahead."""
+    def _pixels(self, splits, index, u):
+        """uint8 pixels of each batch, on the device; host memory and files are read two batches ahead.
+
+        splits: lists of numpy indices, for the host; index: the same on the device; u as for _fetch.
+        """
         if isinstance(self.images, torch.Tensor) and self.images.device == self.device:
-            yield from (self._fetch(index, u) for index in batches)
+            yield from (self.images[here] for here in index)
             return
         pin, ahead = self.device.type == "cuda", deque()
         with ThreadPoolExecutor(2) as fetchers:
-            for index in [*batches, None, None]:
-                if index is not None:
-                    ahead.append(fetchers.submit(self._fetch, index.cpu(), u))
-                if ahead and (len(ahead) > 2 or index is None):
+            for part in [*splits, None, None]:
+                if part is not None:
+                    ahead.append(fetchers.submit(self._fetch, part, u))
+                if ahead and (len(ahead) > 2 or part is None):
                     images = ahead.popleft().result()
                     yield (images.pin_memory() if pin else images).to(self.device, non_blocking=True)
 
@@ -142,7 +146,8 @@ class Loader:
         # everything random goes to the device once an epoch: a step waits for nothing
         index = torch.from_numpy(np.concatenate(splits)).to(self.device).split([len(part) for part in splits])
         crop, flip = (None, None) if randomness is None else (u.to(self.device) for u in (randomness.crop, randomness.flip))
-        for here, pixels in zip(index, self._pixels(index, None if randomness is None else randomness.crop)):
+        u = None if randomness is None else randomness.crop.numpy()
+        for here, pixels in zip(index, self._pixels(splits, index, u)):
             pixels = self._plain(pixels) if randomness is None else self._augmented(pixels, crop[here], flip[here])
             yield normalise(pixels, self.mean, self.std), self.labels[here], here
 

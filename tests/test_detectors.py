@@ -11,10 +11,11 @@ import main_detect
 import main_phase1
 import main_real_phase1
 import main_real_phase2
-from dataloader.datasets import load_data
+from dataloader.datasets import Split, View, load_data
+from dataloader.files import images_identity
 from dataloader.transforms import normalise
 from main_detect import DETECTORS, clip_margin, detect, out_of_fold
-from model.clip import image_statistics
+from model.clip import image_statistics, load_clip
 from tests.helpers import DIGITS, phase1, write_digits
 from utils import features, tables
 from utils.checkpoint import load_checkpoint, load_mask
@@ -54,6 +55,23 @@ def test_mislabelled_digits(tmp_path, ratio, table):
     assert other["name"] == "phase2-confident-learning-tiny-clip-digits"
     # of test images of a folder the labels are as wrong as those of the others
     assert trained["acc_last"] > (85 if table else 85 * (1 - ratio))
+
+
+def test_what_looks_different_is_never_taken_for_the_same(tmp_path):
+    """The caches' names: pixels of the same bytes in another palette or shape; equal weights in another architecture."""
+    image = Image.new("P", (8, 8))
+    image.putpalette([0, 0, 0, 255, 255, 255])
+    other = image.copy()
+    other.putpalette([255, 255, 255, 0, 0, 0])
+    assert images_identity([image]) != images_identity([other]) and images_identity([image]) == images_identity([image.copy()])
+    assert images_identity(np.zeros((2, 3, 4, 3), np.uint8)) != images_identity(np.zeros((2, 4, 3, 3), np.uint8))
+    clip, _ = load_clip("tiny-clip-digits")
+    split = Split(np.zeros((1, 32, 32, 3), dtype=np.uint8), np.zeros(1, dtype=np.int64))
+    cfg = load_config([*TINY, "--output_dir", str(tmp_path)])
+    features.image_features(clip, split, View(), cfg, torch.device("cpu"))
+    clip.visual.config = clip.visual.config | {"quick_gelu": True}
+    features.image_features(clip, split, View(), cfg, torch.device("cpu"))
+    assert len(list((tmp_path / "cache").glob("features-*"))) == 2
 
 
 def test_features_are_computed_once_and_only_for_the_same_images(tmp_path, monkeypatch, capsys):

@@ -97,6 +97,7 @@ def test_adaptation_none_peft_and_fft(cell, tmp_path):
         run = tmp_path / f"digits/sym-0.4/seed0/phase2-deft-tiny-clip-digits-{adaptation}"
         assert len(checkpoint(run)["model"]) == trained
     assert load_config(phase2(tmp_path, "--adaptation", "peft")).lr == 0.03
+    assert load_config(["--cfg", "config/PEFT/cifar100.yaml", "--adaptation", "fft"]).lr == 5e-4  # not phase 1's
     assert load_config(phase2(tmp_path, "--adaptation", "peft", "--lr", "0.5")).lr == 0.5
     np.save(tmp_path / "mask.npy", np.ones(359, dtype=bool))
     with pytest.raises(UserError, match="no finished run beside"):
@@ -117,6 +118,8 @@ def test_timm_backbones(cell, tmp_path):
     (tmp_path / "mae.yaml").write_text("backbone: mae\nlr: 0.5\n")
     cfg = load_config(["--cfg", str(tmp_path / "mae.yaml")])
     assert (cfg.lr, cfg.optimizer, cfg.weight_decay) == (0.5, "adamw", 1e-3)  # what the file says itself stays
+    (tmp_path / "upper.yaml").write_text("BACKBONE: resnet\n")
+    assert load_config(["--cfg", str(tmp_path / "upper.yaml")]).optimizer == "adamw"
     for name, (optimizer, lr, weight_decay) in {"vit": ("sgd", 1e-2, 1e-5), "resnet": ("adamw", 1e-3, 1e-5),
                                                 "convnext": ("adamw", 1e-4, 1e-4), "mae": ("adamw", 1e-4, 1e-3)}.items():
         cfg = load_config(phase2(tmp_path, "--backbone", name))

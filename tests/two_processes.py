@@ -8,6 +8,7 @@ import main_phase2
 import main_small_loss
 from tests.helpers import phase1, phase2
 from utils.config import run_main
+from utils.distributed import wait_for_all
 from utils.runs import Run
 
 
@@ -24,6 +25,7 @@ def train(out):
 
 def die_after_the_first_epoch(self, line, *args, **rest):
     end_epoch(self, line, *args, **rest)
+    wait_for_all()  # the first has written its checkpoint
     if os.environ["RANK"] == "1":
         os._exit(9)
 

@@ -5,7 +5,7 @@ import torch.nn as nn
 
 from model.classifier import image_features, linear_head
 from utils.config import UserError
-from utils.distributed import gather_parts, rank
+from utils.distributed import from_the_first, gather_parts, rank
 from utils.losses import (
     cross_entropy,
     generalized_cross_entropy,
@@ -132,6 +132,7 @@ class TURN(Method):
         for buffer, value in ((self.p_clean, torch.from_numpy(p_clean)), (self.kept, torch.from_numpy(p_clean > 0.5)),
                               (self.predicted, predicted), (self.confidence, confidence)):
             buffer.copy_(value)
+        from_the_first(self)
 
     def epoch_selection(self, epoch, score):
         return {k: v.cpu() for k, v in self.named_buffers()}

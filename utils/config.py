@@ -18,7 +18,7 @@ BACKBONES = {
 }
 # how phase 2 adapts (DeFT, section 4.4): the phase 1 text classifier as it is, visual prompts and a head, or all blocks
 ADAPTATIONS = {"none": {}, "peft": {"finetune": False, "vpt_deep": True, "lr": 0.03},
-               "fft": {"finetune": True, "vpt_deep": False}}
+               "fft": {"finetune": True, "vpt_deep": False, "lr": 5e-4}}
 DEFAULTS = Path(__file__).resolve().parents[1] / "config" / "default.yaml"
 
 
@@ -157,7 +157,8 @@ def load_config(argv=None, description="", **settings):
     resolved = {**defaults, **settings}
     if flags.cfg:
         content = _read_yaml(flags.cfg)
-        resolved |= _implied(content.get("backbone"), content.get("adaptation"))
+        plain = {str(key).lower(): value for key, value in content.items()}
+        resolved |= _implied(plain.get("backbone"), plain.get("adaptation"))
         for key, value in content.items():
             name = str(key).lower()
             if name not in defaults:

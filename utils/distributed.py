@@ -12,6 +12,8 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
+from utils.config import UserError
+
 
 def world_size():
     """Number of processes."""
@@ -26,10 +28,13 @@ def rank():
 @contextmanager
 def processes():
     """Join the processes that torchrun started, if it did; all but the first are silent from then on."""
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        cuda = torch.cuda.is_available()
+    if "LOCAL_RANK" in os.environ and int(os.environ["WORLD_SIZE"]) > 1:
+        cuda, local_rank = torch.cuda.is_available(), int(os.environ["LOCAL_RANK"])
+        if cuda and local_rank >= torch.cuda.device_count():
+            raise UserError(f"torchrun: started process {local_rank} of this machine, which has {torch.cuda.device_count()} "
+                            "GPUs; --nproc_per_node says how many processes.")
         if cuda:
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+            torch.cuda.set_device(local_rank)
         # decoding a large image set once, while the others wait, may take hours
         dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=timedelta(hours=12))
         if rank() > 0:
@@ -39,14 +44,20 @@ def processes():
         dist.destroy_process_group()
 
 
+def wait_for_all():
+    """Return when every process has come here: what the first wrote before is there for all."""
+    if world_size() > 1:
+        dist.barrier()
+
+
 @contextmanager
 def first_alone():
     """Process 0 runs the block before the others do, which then find what it has left on the disk."""
     if rank() > 0:
-        dist.barrier()
+        wait_for_all()
     yield
-    if rank() == 0 and world_size() > 1:
-        dist.barrier()
+    if rank() == 0:
+        wait_for_all()
 
 
 def parallel(model):
@@ -93,3 +104,17 @@ def merged_buffers(module):
     for name, buffer in module.named_buffers():
         if name in before:
             buffer.copy_(before[name] + total(buffer - before[name]))
+
+
+def from_the_first(module):
+    """Give the buffers of process 0 to all, where each has worked them out and could differ in the last digit."""
+    if world_size() > 1:
+        for buffer in module.buffers():
+            dist.broadcast(buffer, 0)
+
+
+def average_statistics(model):
+    """Batch-norm statistics, which follow each process's own share, become their mean over the processes."""
+    for name, buffer in model.named_buffers():
+        if world_size() > 1 and name.endswith(("running_mean", "running_var")):
+            buffer.copy_(total(buffer) / world_size())

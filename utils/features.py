@@ -11,7 +11,7 @@ from dataloader.files import images_identity
 from dataloader.loaders import make_loader
 from model.clip import image_statistics, resolution
 from utils.checkpoint import write_whole
-from utils.distributed import in_order, rank
+from utils.distributed import gather_parts, in_order, rank
 from utils.engine import autocast
 
 
@@ -19,23 +19,18 @@ from utils.engine import autocast
 def image_features(clip, split, view, cfg, device):
     """Unit-length features (N, D) float32, on the CPU, of the un-augmented images of a split, in order.
 
-    Kept in <output_dir>/cache/, in a file named after all they depend on: the images, the weights of the image tower, the
-    view and the precision. A file that is damaged or of another shape is made anew.
+    Kept in <output_dir>/cache/, in a file named after all they depend on: the images, the image tower and its weights,
+    the view and the precision. A file that is damaged or of another shape is made anew.
     """
     size, statistics = resolution(clip, cfg), image_statistics(clip)
-    identity = hashlib.sha256(repr((images_identity(split.images), _weights_identity(clip.visual), size, view, statistics,
-                                    cfg.prec, device.type)).encode()).hexdigest()[:16]
+    what = (images_identity(split.images), _weights_identity(clip.visual), clip.visual.config, size, view, statistics,
+            cfg.prec, device.type)
+    identity = hashlib.sha256(repr(what).encode()).hexdigest()[:16]
     path = Path(cfg.output_dir) / "cache" / f"features-{identity}.npz"
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            features = file["features"]  # the zip's checksum is checked here
-        if features.ndim == 2 and len(features) == len(split.labels) and features.dtype == np.float32:
-            print(f"image features: {path}")
-            return torch.from_numpy(features)
-    except FileNotFoundError:
-        pass
-    except Exception as error:  # a damaged zip fails in many ways
-        print(f"image features: {path} cannot be read ({error}), made anew")
+    features = _kept(path, len(split.labels))
+    if all(gather_parts(features is not None)):  # else all processes compute them, each its share
+        print(f"image features: {path}")
+        return features
     loader = make_loader(split, view, cfg, size, statistics, device, augmented=False)
     with autocast(device, cfg.prec):
         (features,) = in_order([(index, F.normalize(clip.encode_image(images).float(), dim=-1).cpu()) for images, _, index
@@ -44,6 +39,20 @@ def image_features(clip, split, view, cfg, device):
         with write_whole(path, shared=True) as file:
             np.savez(file, features=features.numpy())
     return features
+
+
+def _kept(path, num_images):
+    """The features in a file, (N, D) float32; None where there is none, or it is damaged."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            features = file["features"]  # the zip's checksum is checked here
+        if features.ndim == 2 and len(features) == num_images and features.dtype == np.float32:
+            return torch.from_numpy(features)
+    except FileNotFoundError:
+        pass
+    except Exception as error:  # a damaged zip fails in many ways
+        print(f"image features: {path} cannot be read ({error}), made anew")
+    return None
 
 
 def _weights_identity(module):

@@ -20,13 +20,13 @@ from utils.checkpoint import (
     write_text,
 )
 from utils.config import UserError, default_values
-from utils.distributed import rank, world_size
+from utils.distributed import rank, wait_for_all, world_size
 from utils.selection import detection_quality
 from utils.suspects import write_scores
 
 # where and on what a run is made, not what it is: may change between start and resume
 FREE_KEYS = {"device", "gpuid", "num_workers", "cache_gb", "output_dir", "data_path", "model", "score", "micro_batch",
-             "checkpoint_text", "compile"}
+             "checkpoint_text", "compile", "download", "check_data"}
 
 
 def slug(text):
@@ -51,7 +51,7 @@ def pick_device(cfg):
         wanted = f"cuda:{max(cfg.gpuid, 0)}" if torch.cuda.is_available() else "mps" if mps else "cpu"
     try:
         device = torch.device(wanted)
-        torch.empty(1, device=device)
+        device = torch.empty(1, device=device).device  # cuda is cuda:0 from here on
         if device.type not in ("cpu", "cuda", "mps"):
             raise RuntimeError("not one of auto, cpu, cuda, cuda:1, mps")
     except (RuntimeError, AssertionError) as error:
@@ -125,6 +125,8 @@ class Run:
 
     def _check_same_data(self, before):
         for what, value in self.identity.items():
+            if before.get(what) != value and self.cfg.score:
+                raise UserError(f"score: {self.folder} holds the scores of other {what}; delete it to score these.")
             if before.get(what) != value:
                 raise UserError(f"{'mask' if what == 'mask' else 'data_path'}: the run {self.folder} was made with other "
                                 f"{what}. --tag NAME makes another run beside it; deleting the folder makes it anew.")
@@ -202,16 +204,19 @@ class Run:
             summary["skipped"] = len(data.skipped)
         summary |= environment(self.device)
         self.summary = summary
-        if rank() > 0:
-            return summary
+        if rank() == 0:
+            self._write_summary(data)
+        wait_for_all()  # another run of these processes may read it
+        return summary
+
+    def _write_summary(self, data):
         self._write_settings()
         if data.skipped:
             write_csv(self.folder / "skipped.csv", [("path", "reason"), *data.skipped.items()])
         if data.duplicates:
             write_csv(self.folder / "duplicates.csv", [("group", "path", "label", "labels_differ"), *data.duplicates])
-        lines = ",\n ".join(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in summary.items())  # one line a key
+        lines = ",\n ".join(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in self.summary.items())  # one line a key
         write_text(self.folder / "summary.json", f"{{\n {lines}\n}}\n")
-        return summary
 
 
 def noise_facts(data):
