@@ -64,7 +64,9 @@ def machine(device):
 def report(rows, args, **more):
     """Print rows (dicts with the same keys) as a Markdown table and write them, with the machine, to --json."""
     def cell(value):
-        return f"{value:.3g}" if isinstance(value, float) else str(value)
+        if not isinstance(value, float):
+            return str(value)
+        return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
     keys = list(dict.fromkeys(key for row in rows for key in row))
     table = [keys, *([cell(row.get(key, "")) for key in keys] for row in rows)]
