@@ -63,12 +63,8 @@ def random_crop(images, size, pad, u):
     images = F.pad(images, (pad,) * 4) if pad else images
     top = (u[:, 0] * (images.shape[2] - size + 1)).long()  # (B,)
     left = (u[:, 1] * (images.shape[3] - size + 1)).long()
-    span = torch.arange(size, device=images.device)
-    rows = (top[:, None] + span)[:, None, :, None]  # (B, 1, size, 1)
-    cols = (left[:, None] + span)[:, None, None, :]  # (B, 1, 1, size)
-    batch = torch.arange(len(images), device=images.device)[:, None, None, None]
-    channel = torch.arange(images.shape[1], device=images.device)[None, :, None, None]
-    return images[batch, channel, rows, cols]
+    windows = images.unfold(2, size, 1).unfold(3, size, 1)  # (B, 3, places, places, size, size), a view
+    return windows[torch.arange(len(images), device=images.device), :, top, left]
 
 
 def centre_crop(images, size):
@@ -95,4 +91,4 @@ def normalise(images, mean, std):
     """uint8 (B, 3, H, W) -> float32 (x / 255 - mean) / std; mean and std have three entries in [0, 1] units."""
     mean = torch.as_tensor(mean, device=images.device)[:, None, None] * 255
     std = torch.as_tensor(std, device=images.device)[:, None, None] * 255
-    return (images.float() - mean) / std
+    return images.float().sub_(mean).div_(std)
