@@ -4,6 +4,8 @@
 
 `detect` is the same for a notebook.
 """
+import contextlib
+import io
 import tempfile
 import warnings
 from pathlib import Path
@@ -118,7 +120,7 @@ def run_detector(cfg, data):
     quality = run.save_selection(data, *detector(features.numpy(), logits.numpy(), data.train.labels, cfg.seed))
     summary = run.finish(data, {**quality, **accuracy})
     show(summary)
-    print(f"clean mask: {run.folder / 'clean_mask.npz'}")
+    run.say_where()
     return summary
 
 
@@ -136,7 +138,8 @@ def detect(images, labels, classnames=None, detector="label-match", **settings):
         flags = {"output_dir": folder, **settings, "detector": detector}
         cfg = load_config(["--cfg", str(DEFAULTS.parent / "PEFT" / "own.yaml"), *(f"--{k}={v}" for k, v in flags.items())],
                           **REAL_WORLD)
-        summary = train_detector(cfg, data) if detector == "deft" else run_detector(cfg, data)
+        with contextlib.redirect_stdout(io.StringIO()):  # which speaks of files; progress goes on
+            summary = train_detector(cfg, data) if detector == "deft" else run_detector(cfg, data)
         with np.load(Path(seed_folder(cfg, data)) / summary["name"] / "clean_mask.npz", allow_pickle=False) as file:
             mask, p_clean, predicted = (file[k] for k in ("mask", "p_clean", "predicted"))
     return p_clean, np.array(data.label_names)[np.where(mask, data.train.labels, predicted)]

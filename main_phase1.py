@@ -101,7 +101,10 @@ def train_detector(cfg, data):
     quality = run.save_selection(data, *(records[k].numpy() for k in RECORDS))
     summary = run.finish(data, {**quality, "acc_per_class": saved["acc_per_class"]})
     show(summary)
-    print(f"clean mask: {run.folder / 'clean_mask.npz'}")
+    if data.test and summary["acc_last"] < 0.8 * summary["acc_best"]:
+        print(f"warning: the test accuracy fell from {summary['acc_best']:.1f} to {summary['acc_last']:.1f}: the training "
+              "has probably failed, and this mask should not be used. More warmup, more epochs or a lower lr may help.")
+    run.say_where()
     return summary
 
 
@@ -131,7 +134,7 @@ def score_labels(cfg, data):
     quality = run.save_selection(data, *(column.numpy() for column in in_order(seen)))
     summary = run.finish(data, quality)
     show(summary)
-    print(f"scores: {run.folder / 'clean_mask.npz'}")
+    run.say_where()
     return summary
 
 

@@ -14,7 +14,7 @@ from dataloader.noise import DRAWN, make_noise
 from dataloader.own import IMAGE_SUFFIXES, read_rows, say_names, shortened, tidy_names
 from dataloader.transforms import decode
 from utils.checkpoint import label_hash
-from utils.config import UserError, nearest, pick, read_lines
+from utils.config import UserError, default_values, nearest, pick, read_lines
 from utils.distributed import first_alone
 from utils.safe_pickle import load_arrays
 
@@ -102,6 +102,9 @@ def enlarge_digits(levels):
 
 def digits(cfg):
     """The 1,797 digits that come with scikit-learn, enlarged to 32x32; `test_fraction` of them held out by `seed`."""
+    if cfg.data_path != default_values()["data_path"]:
+        raise UserError(f"data_path: the data set digits reads no files, but data_path is {cfg.data_path}; for your own "
+                        "images say --cfg config/PEFT/own.yaml (phase 2: config/FFT/own.yaml).")
     levels, labels = load_digits_8x8()
     images = enlarge_digits(levels)
     train, test = hold_out(labels, cfg.test_fraction, cfg.seed)

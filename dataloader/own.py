@@ -7,7 +7,7 @@ import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
-from utils.config import UserError, nearest
+from utils.config import UserError, default_values, nearest
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
 TABLE_SUFFIXES = {".csv", ".tsv", ".jsonl"}
@@ -46,6 +46,8 @@ def read_rows(source, cfg, key="data_path"):
     elif source.is_file():
         raise UserError(f"{key}: {source} is no folder and no {', '.join(sorted(TABLE_SUFFIXES))} file.")
     else:
+        if source == Path(default_values()["data_path"]):
+            raise UserError("data_path: --data_path names your folder of class folders, or a .csv, .tsv or .jsonl table.")
         there = [str(p) for p in source.parent.glob("*")] if source.parent.is_dir() else []
         raise UserError(f"{key}: there is no folder or file {source}.{nearest(source, there)}")
     splits = {row.split for row in rows}
@@ -118,9 +120,8 @@ def _columns(path, header, cfg):
             raise UserError(f"{key}: {path} has no column '{wanted}', only {', '.join(header)}.{nearest(wanted, header)}")
         columns[key] = wanted or next((plain[name] for name in usual if name in plain), None)
         if columns[key] is None and key in ("path_column", "label_column"):
-            close = next((hint for name in usual if (hint := nearest(name, header))), "")
-            raise UserError(f"{path}: none of its columns {', '.join(header)} is called {usual[0]}; "
-                            f"--{key} names it.{close}")
+            raise UserError(f"{path}: none of its columns {', '.join(header)} is called {usual[0]}; --path_column and "
+                            "--label_column name those of the images and labels.")
     return columns
 
 

@@ -140,7 +140,7 @@ def test_all_columns(tmp_path):
 
 @pytest.mark.parametrize("text, flags, message", [
     (SIX, ["--label_column", "lable"], "label_column: .*csv has no column 'lable', only path, label. Did you mean label"),
-    (SIX.replace("label", "lbel"), [], "none of its columns path, lbel is called label; --label_column .*Did you mean lbel"),
+    (SIX.replace("label", "lbel"), [], "none of its columns path, lbel is called label; --path_column and --label_column"),
     (SIX.replace("b.png,x", "b.png,"), [], "labels.csv: line 3 has nothing in column 'label'"),
     (SIX.replace("b.png,x", ",x"), [], "labels.csv: line 3 has nothing in column 'path'"),
     (SIX.replace("b.png,x", "b.png,x,z"), [], "labels.csv: line 3 has 3 fields, the first line has 2"),
@@ -298,7 +298,7 @@ def test_hold_out_leaves_small_classes_in_training():
     assert len(hold_out(labels, 0, 0)[1]) == 0 and len(hold_out(labels[:3], 0.2, 0)[1]) == 0
 
 
-@pytest.mark.parametrize("n, batch_size, epochs, warmup", [(100, 64, 100, 10), (1437, 64, 66, 7), (1437, 16, 17, 2),
+@pytest.mark.parametrize("n, batch_size, epochs, warmup", [(100, 64, 100, 50), (1437, 64, 66, 7), (1437, 16, 17, 2),
                                                            (50_000, 64, 10, 1)])
 def test_small_sets_get_more_epochs(n, batch_size, epochs, warmup):
     cfg = load_config(["--epochs", "0", "--warmup", "-1", "--batch_size", str(batch_size)])
@@ -359,3 +359,11 @@ def test_own_yaml_asks_for_epochs_by_size():
     for phase in ("PEFT", "FFT"):
         content = yaml.safe_load(open(f"config/{phase}/own.yaml"))
         assert content["epochs"] == 0 and content["warmup"] == -1
+
+
+def test_data_that_nobody_would_read(tmp_path, monkeypatch):
+    with pytest.raises(UserError, match="digits reads no files, but data_path is .*own.yaml"):
+        main_detect.main(["--data_path", str(tmp_path), "--backbone", "tiny-clip-digits"])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="--data_path names your folder"):
+        load_data(load_config(["--dataset", "own"]))

@@ -350,9 +350,11 @@ def test_export_copies_what_is_trusted(nasty_run, tmp_path, capsys):
     for to in (source / "clean", source, source / "<script>" / "x"):
         with pytest.raises(UserError, match="--to: .* lies inside the source .*data"):
             export.main([str(nasty_run), "--to", str(to)])
+    export.main([str(nasty_run), "--to", str(tmp_path / "clean")])  # whole already
+    assert tree(tmp_path / "clean") == copied
+    (tmp_path / "clean" / "mine.txt").touch()
     with pytest.raises(UserError, match="--to: .*clean is not empty; name a new folder"):
         export.main([str(nasty_run), "--to", str(tmp_path / "clean")])
-    assert tree(tmp_path / "clean") == copied
 
 
 def test_export_of_arrays_writes_png_and_fixed_labels(digits_run, tmp_path):

@@ -121,7 +121,9 @@ def load_mask(path, labels, dataset, noise, seed):
             raise UserError(f"{path}: made for {key} {saved[key]}, this run has {here}.")
     if "labels" in saved and not np.array_equal(saved["labels"], labels):
         different = int((saved["labels"] != labels).sum())
-        raise UserError(f"{path}: made for other labels; {different} of {len(labels)} differ.")
+        others = sorted(p.parent.name for p in path.parent.parent.glob("*/clean_mask.npz") if p != path)
+        raise UserError(f"{path}: made for other labels; {different} of {len(labels)} differ."
+                        f"{' --mask names another run: ' + ', '.join(others) + '.' if others else ''}")
     if not mask.any():
         raise UserError(f"{path}: selects no sample, there is nothing to train on.")
     return mask.astype(bool)

@@ -176,11 +176,13 @@ def load_config(argv=None, description="", **settings):
 def settle_epochs(cfg, num_samples):
     """Fill in `epochs` 0 and `warmup` -1, which follow the size of the training set, and print them.
 
-    Few images make few steps an epoch, and the prompts need steps: 1500, within 10 to 100 epochs.
+    Few images make few steps an epoch, and the prompts need steps: 1500, within 10 to 100 epochs; the warm-up a tenth of
+    them, but 100 steps, before which the selection may start on nothing learnt, and half of the epochs at most.
     """
     if cfg.epochs and cfg.warmup >= 0:
         return
     steps = math.ceil(num_samples / cfg.batch_size)
     cfg.epochs = cfg.epochs or min(max(math.ceil(1500 / steps), 10), 100)
-    cfg.warmup = max(round(cfg.epochs / 10), 1) if cfg.warmup < 0 else cfg.warmup
+    if cfg.warmup < 0:
+        cfg.warmup = min(max(round(cfg.epochs / 10), math.ceil(100 / steps)), max(cfg.epochs // 2, 1))
     print(f"{num_samples} images, {steps} steps of {cfg.batch_size} an epoch: epochs {cfg.epochs}, warmup {cfg.warmup}")

@@ -101,6 +101,9 @@ def export(data, arrays, to, data_path, link=False, fixed=False, relabel_above=1
     wanted = json.dumps({"images": data.fingerprint, "labels": label_hash(arrays["labels"]),
                          "kept": label_hash(samples), "names": names, "link": link})
     to = Path(to)
+    there = {path.relative_to(to) for path in to.rglob("*") if not path.is_dir()} if to.is_dir() else set()
+    if there == set(targets):  # whole already
+        return len(samples)
     _check_target(to, data, data_path, wanted)
     try:
         to.mkdir(parents=True, exist_ok=True)

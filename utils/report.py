@@ -124,14 +124,15 @@ def plot_scores(arrays):
     def draw(ax):
         parts = [arrays["p_clean"][~arrays["mask"]], arrays["p_clean"][arrays["mask"]]]
         ax.hist(parts, np.linspace(0, 1, 41), stacked=True, color=[ORANGE, BLUE], label=["suspect", "kept"])
-        ax.axvline(0.5, color=INK, linestyle="--", linewidth=1)
+        if cut:
+            ax.axvline(0.5, color=INK, linestyle="--", linewidth=1)
         ax.set(xlabel="p_clean", ylabel="images", xlim=(0, 1))
         ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(0.12, 1))
     only = np.array_equal(arrays["p_clean"] > 0.5, arrays["mask"])
+    cut = not (arrays["mask"] & (arrays["p_clean"] <= 0.5)).any()
     return _plot("p_clean of all training images; suspect is what lies " + (
         "at 0.5 (dashed) or below." if only else "below 0.5 (dashed), and what this detector leaves out for other reasons."
-        if not (arrays["mask"] & (arrays["p_clean"] <= 0.5)).any() else
-        "outside this detector’s selection, which is not cut at 0.5 (dashed)."), draw)
+        if cut else "outside this detector’s selection, which is not cut at one value."), draw)
 
 
 def threshold_curve(p_clean, is_clean, thresholds):
@@ -318,7 +319,8 @@ def write_page(folder, cfg, data, arrays, summary, relabel_above):
     sections += [by_class(data, arrays), confusions(data, arrays)]
     sections += [training(history)] if history else []
     sections += [settings(cfg, summary)]
-    links = [(name, title) for name, title, _ in sections] + [("gallery", "The worst, to review")]
+    links = [(name, title) for name, title, _ in sections]
+    links.insert(1, ("gallery", "The worst, to review"))
     header, *rows = score_rows(data, arrays, order)
     name = f"{summary['dataset']}-{summary['noise']}-seed{summary['seed']}-{folder.resolve().name}"
     rows = json.dumps({"key": f"{name}-{label_hash(arrays['labels'])}", "name": f"{name}-decisions.csv", "header": header,
@@ -328,7 +330,8 @@ def write_page(folder, cfg, data, arrays, summary, relabel_above):
         subtitle=escape(f"{summary['dataset']}, noise {summary['noise']}, seed {summary['seed']}: {summary['name']} with "
                         f"{summary['backbone']}"),
         links="".join(f'<a href="#{name}">{title}</a>' for name, title in links),
-        sections="\n".join(html for *_, html in sections), shown=len(order), suspects=f"{suspects:,}",
+        overview=sections[0][2], sections="\n".join(html for *_, html in sections[1:]), shown=len(order),
+        suspects=f"{suspects:,}",
         given_options=_options(data.label_names, arrays["labels"][order]),
         suggested_options=_options(data.label_names, arrays["predicted"][order]),
         cards="\n".join(_card(data, arrays, i) for i in order), rows=rows)

@@ -129,7 +129,8 @@ class Run:
                 raise UserError(f"score: {self.folder} holds the scores of other {what}; delete it to score these.")
             if before.get(what) != value:
                 raise UserError(f"{'mask' if what == 'mask' else 'data_path'}: the run {self.folder} was made with other "
-                                f"{what}. --tag NAME makes another run beside it; deleting the folder makes it anew.")
+                                f"{what}. --output_dir DIR keeps the runs of other data apart, --tag NAME another run of "
+                                "these; deleting the folder makes it anew.")
 
     def _check_same_settings(self):
         path = self.folder / "config.yaml"
@@ -186,6 +187,11 @@ class Run:
         if data.true_labels is not None:
             quality = detection_quality(mask, p_clean, data.true_labels == labels)
         return {**quality, "selected": float(mask.mean())}
+
+    def say_where(self):
+        """Print where the suspects of a detector's run lie, and what to do next."""
+        print(f"suspects, worst first: {self.folder / 'suspects.csv'}\n"
+              f"to look at them: python -m utils.report {self.folder}")
 
     def finish(self, data, numbers):
         """Write summary.json: `numbers`, what the data were, and where and how long the run was made."""

@@ -45,7 +45,9 @@ def read_run(folder, data_path=None, decisions=None):
     folder = Path(folder)
     for name in ("config.yaml", "clean_mask.npz", "summary.json"):
         if not (folder / name).is_file():
-            raise UserError(f"{folder}: holds no {name}; expected the folder of a finished detector run.")
+            runs = sorted(str(p.parent) for p in folder.glob("*/clean_mask.npz"))
+            raise UserError(f"{folder}: holds no {name}; expected the folder of a finished detector run"
+                            f"{', such as ' + ', '.join(runs) if runs else ''}.")
     cfg = SimpleNamespace(**default_values() | yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")))
     cfg.data_path = data_path or cfg.data_path
     with np.load(folder / "clean_mask.npz", allow_pickle=False) as file:
@@ -64,7 +66,7 @@ def apply_decisions(arrays, data, path):
 
     `right` keeps a label, `wrong` makes it a suspect. UserError for a row that is not of this run.
     """
-    last = len(arrays["mask"]) - 1
+    last, counts = len(arrays["mask"]) - 1, {"right": 0, "wrong": 0}
     for line, row in read_csv(Path(path)):
         index, decision, label = (row.get(key, "") for key in ("index", "decision", "given_label"))
         if not index.isdigit() or int(index) > last:
@@ -76,6 +78,8 @@ def apply_decisions(arrays, data, path):
             raise UserError(f"{path}: line {line} says the label is '{label}', but image {index} of this run has '{given}'; "
                             "the decisions are of another run.")
         arrays["mask"][int(index)] = decision == "right"
+        counts[decision] += 1
+    print(f"{path}: {counts['right']} labels called right, {counts['wrong']} wrong")
 
 
 def ranking(p_clean, mask):
