@@ -5,7 +5,8 @@
 from dataloader.datasets import load_data
 from main_phase2 import fine_tune, refuse_score
 from utils.baselines import METHODS
-from utils.config import UserError, load_config, pick, run_main, settle_epochs
+from utils.config import UserError, load_config, pick, settle_epochs
+from utils.distributed import run_main
 from utils.runs import Run, backbone_name, show
 
 

@@ -19,7 +19,8 @@ from main_phase1 import train_detector
 from main_real_phase1 import REAL_WORLD
 from model.clip import cosine_logits, load_clip
 from model.prompts import zero_shot_features
-from utils.config import DEFAULTS, UserError, load_config, pick, run_main
+from utils.config import DEFAULTS, UserError, load_config, pick
+from utils.distributed import run_main
 from utils.engine import evaluate
 from utils.features import image_features
 from utils.runs import Run, seed_folder, show

@@ -11,8 +11,8 @@ from model.clip import image_statistics, load_clip, resolution
 from model.detector import Detector
 from model.tuners import tune
 from utils.checkpoint import load_checkpoint
-from utils.config import load_config, run_main, settle_epochs
-from utils.distributed import in_order, parallel
+from utils.config import load_config, settle_epochs
+from utils.distributed import in_order, parallel, run_main
 from utils.engine import (
     autocast,
     evaluate_all,

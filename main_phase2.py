@@ -13,8 +13,8 @@ from model.classifier import build_classifier, build_optimizer, frozen
 from model.saved import save_classifier
 from utils.baselines import METHODS
 from utils.checkpoint import find_mask, load_mask
-from utils.config import UserError, load_config, run_main, settle_epochs
-from utils.distributed import average_statistics, merged_buffers, parallel, rank
+from utils.config import UserError, load_config, settle_epochs
+from utils.distributed import average_statistics, merged_buffers, parallel, rank, run_main
 from utils.engine import (
     autocast,
     evaluate_all,

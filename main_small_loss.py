@@ -3,7 +3,7 @@
     python main_small_loss.py --cfg config/PEFT/cifar100.yaml --noise_mode sym --noise_ratio 0.2
 """
 from main_baseline import main as baseline
-from utils.config import run_main
+from utils.distributed import run_main
 
 
 def main(argv=None):

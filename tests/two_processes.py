@@ -7,8 +7,7 @@ import main_phase1
 import main_phase2
 import main_small_loss
 from tests.helpers import phase1, phase2
-from utils.config import run_main
-from utils.distributed import wait_for_all
+from utils.distributed import run_main, wait_for_all
 from utils.runs import Run
 
 

@@ -3,7 +3,6 @@ import argparse
 import difflib
 import math
 import re
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,20 +23,6 @@ DEFAULTS = Path(__file__).resolve().parents[1] / "config" / "default.yaml"
 
 class UserError(Exception):
     """Something the user can mend: one line that names the file, key or row and what was expected."""
-
-
-def run_main(main):
-    """Run a script's main(); a UserError ends it with one line on stderr and exit code 2."""
-    from utils.distributed import processes  # imports torch, which reading a configuration does not need
-    try:
-        with processes():
-            main()
-    except UserError as error:
-        print("error: " + " ".join(str(error).split()), file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on after the last finished epoch", file=sys.stderr)
-        sys.exit(130)
 
 
 def nearest(word, known):

@@ -15,6 +15,19 @@ from torch.nn.parallel import DistributedDataParallel
 from utils.config import UserError
 
 
+def run_main(main):
+    """Run a script's main(); a UserError ends it with one line on stderr and exit code 2."""
+    try:
+        with processes():
+            main()
+    except UserError as error:
+        print("error: " + " ".join(str(error).split()), file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on after the last finished epoch", file=sys.stderr)
+        sys.exit(130)
+
+
 def world_size():
     """Number of processes."""
     return dist.get_world_size() if dist.is_initialized() else 1

@@ -14,7 +14,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from utils.checkpoint import label_hash, write_text, write_whole
-from utils.config import UserError, parse_flags, run_main
+from utils.config import UserError, parse_flags
+from utils.distributed import run_main
 from utils.suspects import add_run_flags, file_path, fixed_labels, read_run
 
 UNFINISHED = ".unfinished-export.json"  # in DIR until the last file is written: what the export was to be

@@ -14,7 +14,8 @@ import torch
 from dataloader.own import IMAGE_SUFFIXES
 from dataloader.transforms import centre_crop, decode, normalise
 from model.saved import load_classifier
-from utils.config import UserError, parse_flags, run_main
+from utils.config import UserError, parse_flags
+from utils.distributed import run_main
 from utils.runs import pick_device
 
 BATCH = 64

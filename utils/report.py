@@ -23,7 +23,8 @@ from scipy.stats import binomtest
 
 from dataloader.transforms import to_rgb
 from utils.checkpoint import label_hash, write_text, write_whole
-from utils.config import UserError, default_values, parse_flags, run_main
+from utils.config import UserError, default_values, parse_flags
+from utils.distributed import run_main
 from utils.selection import precision_recall
 from utils.suspects import (
     add_run_flags,

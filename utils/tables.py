@@ -10,7 +10,8 @@ import math
 import sys
 from pathlib import Path
 
-from utils.config import UserError, run_main
+from utils.config import UserError
+from utils.distributed import run_main
 
 COLUMNS = {  # heading: (key of the summary, factor, digits)
     "noise %": ("noise_rate", 100, 1), "kept %": ("selected", 100, 1),
