@@ -13,6 +13,7 @@ import torch
 from dataloader.datasets import Dataset, Split, View
 from utils.config import load_config
 from utils.runs import git_commit
+from utils.tables import format_table
 
 
 def parser(doc):
@@ -69,10 +70,7 @@ def report(rows, args, **more):
         return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
     keys = list(dict.fromkeys(key for row in rows for key in row))
-    table = [keys, *([cell(row.get(key, "")) for key in keys] for row in rows)]
-    width = [max(len(row[i]) for row in table) for i in range(len(keys))]
-    lines = ["| " + " | ".join(text.ljust(w) for text, w in zip(row, width)) + " |" for row in table]
-    print("\n".join([lines[0], "|" + "|".join("-" * (w + 2) for w in width) + "|", *lines[1:]]))
+    print(format_table([keys, *([cell(row.get(key, "")) for key in keys] for row in rows)], words=1))
     if args.json:
         Path(args.json).write_text(json.dumps({**machine(getattr(args, "device", "cpu")), "arguments": vars(args), **more,
                                                "rows": rows}, indent=1, default=str) + "\n")

@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from scipy.stats import binomtest
 
-from dataloader.transforms import to_rgb
+from dataloader.transforms import open_image
 from utils.checkpoint import label_hash, write_text, write_whole
 from utils.config import UserError, default_values, parse_flags
 from utils.distributed import run_main
@@ -55,9 +55,7 @@ def thumbnail(images, i, size):
         image = Image.fromarray(images[i])
     else:
         try:
-            with Image.open(images[i]) as file:
-                file.draft("RGB", (size, size))
-                image = to_rgb(file)
+            image = open_image(images[i], size)
         except Exception as error:  # Pillow's plugins raise anything on a damaged file
             raise UserError(f"{images[i]}: not a readable image ({error}).") from None
     image.thumbnail((size, size))

@@ -55,12 +55,12 @@ def make_table(summaries):
     return rows
 
 
-def format_table(rows):
-    """A Markdown table with aligned columns."""
+def format_table(rows, words=3):
+    """A Markdown table of rows of text; the first `words` columns hold words, the others numbers, set to the right."""
     width = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ["| " + " | ".join(cell.ljust(w) if i < 3 else cell.rjust(w)
+    lines = ["| " + " | ".join(cell.ljust(w) if i < words else cell.rjust(w)
                                for i, (cell, w) in enumerate(zip(row, width))) + " |" for row in rows]
-    rule = "|" + "|".join("-" * (w + 2) if i < 3 else "-" * (w + 1) + ":" for i, w in enumerate(width)) + "|"
+    rule = "|" + "|".join("-" * (w + 2) if i < words else "-" * (w + 1) + ":" for i, w in enumerate(width)) + "|"
     return "\n".join([lines[0], rule, *lines[1:]])
 
 
