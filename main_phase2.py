@@ -68,6 +68,15 @@ def refuse_score(cfg):
         raise UserError("score: only a detector scores labels (main_phase1.py, main_detect.py).")
 
 
+def selection_by_batch(result):
+    """Take the samples' columns out of an epoch's result: the choices made in each batch; p_clean is the label's chance."""
+    index, kept, losses, predicted, confidence = (
+        result.pop(k) for k in ("index", "kept", "losses", "predicted", "confidence"))
+    back = index.argsort()
+    return {"kept": kept[back], "p_clean": (-losses[back]).exp(), "predicted": predicted[back],
+            "confidence": confidence[back]}
+
+
 def fine_tune(cfg, data, run, method, clean_mask=None, numbers=None):
     """Train and evaluate the classifier of `cfg` for all epochs of a run and write its summary, which is returned.
 
@@ -110,12 +119,9 @@ def fine_tune(cfg, data, run, method, clean_mask=None, numbers=None):
                                             batch_mask=method.batch_mask(epoch), amp=amp, scaler=scaler,
                                             title=f"epoch {epoch}/{cfg.epochs}")
         average_statistics(model)
-        index, kept, losses, predicted, confidence = (
-            result.pop(k) for k in ("index", "kept", "losses", "predicted", "confidence"))
-        if method.selects and selection is None:  # the choices made batch by batch; p_clean is the label's probability
-            back = index.argsort()
-            selection = {"kept": kept[back], "p_clean": (-losses[back]).exp(), "predicted": predicted[back],
-                         "confidence": confidence[back]}
+        by_batch = selection_by_batch(result)
+        if method.selects and selection is None:
+            selection = by_batch
         with amp():
             predict = frozen(model)
         accuracy = evaluate_all(predict, tests, data.num_classes, amp)
