@@ -2,7 +2,6 @@
 import argparse
 import json
 import platform
-import resource
 import statistics
 import time
 from pathlib import Path
@@ -46,13 +45,6 @@ def in_turns(variants, repeats, device="cpu", warm=True):
 
 def median(values):
     return statistics.median(values)
-
-
-def peak_gb(device):
-    """Peak memory so far in GB: of the card, or of this process."""
-    if torch.device(device).type == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def machine(device):

@@ -8,8 +8,9 @@ import time
 import numpy as np
 from scipy.stats import truncnorm
 
-from benchmarks.common import parser, peak_gb, report
+from benchmarks.common import parser, report
 from dataloader.noise import asym, idn, official_class_noise, official_idn, sym
+from utils.memory import peak_gb
 
 
 def plain_sym(labels, ratio, num_classes):

@@ -1,123 +1,210 @@
 """One step of phase 1, of evaluation and of phase 2: images/s, where the time goes, memory.
 
-    python -m benchmarks.step --as_published        ours and the plain way in turns, and their ratio
+    python -m benchmarks.step --as_published --prec fp32 bf16     two precisions and the plain way in turns, and ratios
+    python -m benchmarks.step --num_classes 1000 --checkpoint_text --micro_batch 8
+
+Every way runs in a process of its own: its peak memory is its own. Flags not listed here are settings of the project.
 """
-import copy
+import multiprocessing
+import time
 
 import numpy as np
 import torch
+import torch.nn as nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.common import in_turns, median, parser, peak_gb, report, settings, synthetic
+from benchmarks.common import in_turns, median, parser, report, settings, synchronize, synthetic
 from benchmarks.published import plain
 from dataloader.loaders import EpochRandomness, make_loaders
-from model.classifier import Classifier, build_optimizer
-from model.clip import image_statistics, load_clip, resolution
-from model.detector import Detector
-from model.tuners import tune
+from main_phase1 import build_detector
+from model.classifier import build_classifier, build_optimizer
+from model.clip import image_statistics, resolution
 from utils.baselines import METHODS
-from utils.engine import autocast, evaluate, train_classifier_epoch, train_detector_epoch
+from utils.engine import autocast, evaluate, precision, train_classifier_epoch, train_detector_epoch
+from utils.memory import keep_freed_memory, peak_gb
+
+ROWS = {"phase 1": (1, "train"), "evaluation": (1, "test"), "phase 2": (2, "train")}  # phase, and what of it is timed
+PARTS = ("text", "image", "loader, loss", "optimizer")
+PLAIN = "plain fp32"
 
 
-def build(cfg, data, device, phase):
-    """(model, training loader, test loader) of one phase, untrained."""
-    clip, tokenizer = load_clip(cfg.backbone, "none")
-    generator = torch.Generator().manual_seed(0)
-    train, tests = make_loaders(data, cfg, resolution(clip, cfg), image_statistics(clip), device)
-    tune(clip.visual, cfg, generator)
-    if phase == 1:
-        model = Detector(clip, tokenizer, data.classnames, cfg.n_ctx, generator=generator)
-    else:
-        model = Classifier(clip.visual, data.num_classes, generator)
-    return model.to(device), train, tests["test"]
+def build(phase, cfg, data, device):
+    """(model on the device, pixels of its input, (mean, std)) of a phase."""
+    if phase == 2:
+        model, *view = build_classifier(cfg, data, torch.Generator().manual_seed(0))
+        return model.to(device), *view
+    model = build_detector(cfg, data.classnames, device)
+    return model, resolution(model.clip, cfg), image_statistics(model.clip)
+
+
+class FixedLogits(nn.Module):
+    """In a Detector's place: what is left of a step without its towers."""
+
+    def __init__(self, batch, num_classes):
+        super().__init__()
+        self.pos, self.neg = (nn.Parameter(torch.zeros(batch, num_classes)) for _ in range(2))
+
+    def forward(self, images):
+        return self.pos[:len(images)], self.neg[:len(images)]
+
+
+def functions(phase, cfg, data, device, keep=None, as_published=False):
+    """What is timed of a phase: {"train": one epoch, "test": one evaluation, and of phase 1 the parts of a step}.
+
+    keep (N,) bool numpy: the samples that phase 2 trains on.
+    """
+    (model, *view), num_classes = build(phase, cfg, data, device), data.num_classes
+    train, tests = make_loaders(data, cfg, *view, device)
+    randomness = EpochRandomness(0, 1, data.train.labels, num_classes)
+    complementary = randomness.complementary.to(device)
+    if as_published:
+        plain(model)
+    if cfg.compile:
+        (model.clip.visual if phase == 1 else model).compile()
+    optimizer = build_optimizer(model, cfg)
+
+    def amp():
+        return autocast(device, cfg.prec)
+
+    def train_detector(model=model, optimizer=optimizer):
+        train_detector_epoch(model, train.train(randomness), complementary, optimizer, warm=True, use_pseudo_labels=False,
+                             amp=amp)
+
+    def train_classifier():
+        chosen, in_loss = (None, torch.from_numpy(keep).to(device)) if as_published else (keep, None)
+        train_classifier_epoch(model, train.train(randomness, chosen), optimizer,
+                               METHODS["CE"](cfg, len(train), num_classes), clean_mask=in_loss, amp=amp)
+
+    def test():
+        model.eval()
+        with torch.no_grad(), amp():
+            predict = model.classifier() if phase == 1 else model
+        evaluate(predict, tests["test"].eval(), num_classes, amp)
+
+    if phase == 2:
+        return {"train": train_classifier, "test": test}
+    images = next(iter(train.train(randomness)))[0]
+    fixed = FixedLogits(cfg.batch_size, num_classes).to(device)
+    fixed_optimizer = build_optimizer(fixed, cfg)
+
+    def text():
+        with amp():
+            pos, neg = model.text_features(model.prompts.pos_ctx, model.prompts.neg_ctx)
+        (pos.sum() + neg.sum()).backward()
+
+    def image():
+        with amp():
+            features = model.image_features(images)
+        features.sum().backward()
+
+    return {"train": train_detector, "test": test, "text": text, "image": image,
+            "loader, loss": lambda: train_detector(fixed, fixed_optimizer), "optimizer": optimizer.step}
+
+
+def kept_of_each_batch(labels, num_classes, batch_size, noise):
+    """(N,) bool: the same number in every batch of the epoch that `functions` trains."""
+    keep, order = np.zeros(len(labels), dtype=bool), EpochRandomness(0, 1, labels, num_classes).order
+    for start in range(0, len(labels), batch_size):
+        keep[order[start:start + round(batch_size * (1 - noise))]] = True
+    return keep
+
+
+def serve(pipe, phase, cfg, args, as_published):
+    """The process of one way: runs what it is asked for by name and answers with a number."""
+    device = torch.device(args.device)
+    if not as_published:
+        keep_freed_memory()
+    data = synthetic(cfg.batch_size * args.steps, cfg.batch_size * args.steps, args.num_classes)
+    keep = kept_of_each_batch(data.train.labels, args.num_classes, cfg.batch_size, args.noise)
+    todo = functions(phase, cfg, data, device, keep, as_published)
+    for name, what in iter(pipe.recv, None):
+        if what == "peak":
+            pipe.send(peak_gb(device))
+        elif what == "flops":
+            with FlopCounterMode(display=False) as counter:
+                todo[name]()
+            pipe.send(counter.get_total_flops())
+        else:
+            synchronize(device)
+            start = time.perf_counter()
+            todo[name]()
+            synchronize(device)
+            pipe.send(time.perf_counter() - start)
 
 
 def matmul_rate(device, dtype):
     """FLOP/s of a large matrix product, the best of some."""
     n = 8192 if device.type == "cuda" else 2048
-    a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
+    a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
     return 2 * n**3 / min(in_turns({"": lambda: a @ b}, 5, device)[""])
+
+
+def measure(row, ways, args, rates):
+    """The lines of one row of ROWS, one for each way: {name: (settings, whether it is the plain way)}."""
+    (phase, name), context = ROWS[row], multiprocessing.get_context("spawn")
+    pipes, processes = {}, []
+    for way, (cfg, as_published) in ways.items():
+        pipes[way], theirs = context.Pipe()
+        processes.append(context.Process(target=serve, args=(theirs, phase, cfg, args, as_published), daemon=True))
+        processes[-1].start()
+
+    def ask(way, name, what="seconds"):
+        pipes[way].send((name, what))
+        return pipes[way].recv()
+
+    def turns(names, of):  # the first round does not count
+        rounds = [{(way, n): ask(way, n) for way in of for n in names} for _ in range(args.repeats + 1)]
+        return {key: median(r[key] for r in rounds[1:]) for key in rounds[0]}
+
+    seconds, peaks = turns([name], ways), {way: ask(way, name, "peak") for way in ways}
+    ours = [way for way, (_, as_published) in ways.items() if not as_published]
+    parts = turns(PARTS, ours) if row == "phase 1" else {}
+    flops, lines = ask(ours[0], name, "flops"), []
+    for way, (cfg, _) in ways.items():
+        s = seconds[way, name]
+        line = {"step": row, "way": way, "images/s": cfg.batch_size * args.steps / s, "ms": 1000 * s / args.steps}
+        line |= {f"{part} ms": 1000 * t / (args.steps if part == "loader, loss" else 1)
+                 for (w, part), t in parts.items() if w == way}
+        if way in ours:
+            line["of matmul rate"] = f"{100 * flops / s / rates[cfg.prec]:.0f} %"
+        if PLAIN in ways:
+            line["ratio"] = f"{seconds[PLAIN, name] / s:.2f}"
+        lines.append(line | {"peak GB": peaks[way]})
+    for pipe, process in zip(pipes.values(), processes):
+        pipe.send(None)
+        process.join()
+    return lines
 
 
 def main():
     p = parser(__doc__)
-    p.add_argument("--backbone", default="ViT-B/16")
-    p.add_argument("--batch", type=int, default=64)
     p.add_argument("--num_classes", type=int, default=100)
     p.add_argument("--noise", type=float, default=0.4, help="part of each batch that phase 2 leaves out")
     p.add_argument("--steps", type=int, default=1, help="batches a round")
-    p.add_argument("--prec", default="auto")
+    p.add_argument("--prec", nargs="*", default=["auto"], choices=["auto", "fp32", "bf16", "fp16"])
+    p.add_argument("--rows", nargs="*", default=list(ROWS), choices=ROWS)
     p.add_argument("--as_published", action="store_true", help="the plain way as well")
-    p.add_argument("--compile", action="store_true", help="torch.compile the image tower")
-    args = p.parse_args()
-    device, n = torch.device(args.device), args.batch * args.steps
-    data = synthetic(n, n, args.num_classes)
-    labels = data.train.labels
-    randomness = EpochRandomness(0, 1, labels, args.num_classes)
-    keep = np.zeros(n, dtype=bool)
-    for start in range(0, n, args.batch):  # the same number in every batch
-        keep[randomness.order[start:start + round(args.batch * (1 - args.noise))]] = True
-    common = ["--backbone", args.backbone, "--batch_size", args.batch, "--prec", args.prec]
-    cfg1, cfg2 = settings(*common, "--vpt_deep"), settings(*common, "--finetune", "--lr", "5e-4")
-    complementary = randomness.complementary.to(device)
-    clean = torch.from_numpy(keep).to(device)
+    p.add_argument("--compile", action="store_true", help="each precision with torch.compile as well")
+    args, flags = p.parse_known_args()
+    device = torch.device(args.device)
+    names = list(dict.fromkeys(precision(device, prec) for prec in args.prec))
+    rates = {prec: matmul_rate(device, {"fp32": torch.float32, "fp16": torch.float16}.get(prec, torch.bfloat16))
+             for prec in names}
+    lines = []
+    for row, (phase, _) in ROWS.items():
+        tuned = ["--vpt_deep"] if phase == 1 else ["--finetune", "--lr", "5e-4"]
 
-    def amp_of(name):
-        return lambda: autocast(device, "fp32" if name == "plain" else args.prec)
+        def way(prec, *more):
+            return settings("--pretrained", "none", "--prec", prec, *tuned, *flags, *more)
 
-    def variants(phase):
-        model, train, test = build(cfg1 if phase == 1 else cfg2, data, device, phase)
-        models = {"ours": model}
-        if args.as_published:
-            models["plain"] = plain(copy.deepcopy(model))
+        ways = {prec: (way(prec), False) for prec in names}
         if args.compile:
-            (model.clip.visual if phase == 1 else model).compile()
-        return models, {name: build_optimizer(m, cfg1 if phase == 1 else cfg2) for name, m in models.items()}, train, test
-
-    rate = matmul_rate(device, torch.bfloat16 if device.type == "cuda" else torch.float32)
-    rows = []
-
-    def measure(what, functions, parts=None):
-        seconds = {name: median(s) / args.steps for name, s in in_turns(functions, args.repeats, device).items()}
-        with FlopCounterMode(display=False) as counter:
-            functions["ours"]()
-        row = {"step": what, "images/s": args.batch / seconds["ours"], "ms": 1000 * seconds["ours"], **(parts or {}),
-               "of matmul rate": f"{100 * counter.get_total_flops() / args.steps / seconds['ours'] / rate:.0f} %"}
-        if "plain" in seconds:
-            row |= {"plain ms": 1000 * seconds["plain"], "ratio": f"{seconds['plain'] / seconds['ours']:.2f}"}
-        rows.append(row | {"peak GB": peak_gb(device)})
-
-    models, optimizers, train, test = variants(1)
-    images = next(iter(train.train(randomness)))[0]
-
-    def text():
-        pos, neg = models["ours"].text_features(models["ours"].prompts.pos_ctx, models["ours"].prompts.neg_ctx)
-        (pos.sum() + neg.sum()).backward()
-
-    def image():
-        with amp_of("ours")():
-            features = models["ours"].image_features(images)
-        features.sum().backward()
-
-    parts = {name: 1000 * median(s) for name, s in in_turns(
-        {"text ms": text, "image ms": image, "optimizer ms": optimizers["ours"].step}, args.repeats, device).items()}
-    measure("phase 1", {name: lambda name=name: train_detector_epoch(
-        models[name], train.train(randomness), complementary, optimizers[name], warm=True, use_pseudo_labels=False,
-        amp=amp_of(name)) for name in models}, parts)
-
-    def test_model(name):
-        models[name].eval()
-        with torch.no_grad(), amp_of(name)():
-            predict = models[name].classifier()
-        evaluate(predict, test.eval(), args.num_classes, amp_of(name))
-
-    measure("evaluation", {name: lambda name=name: test_model(name) for name in models})
-    models, optimizers, train, test = variants(2)
-    measure(f"phase 2, {100 * args.noise:.0f} % left out", {name: lambda name=name: train_classifier_epoch(
-        models[name], train.train(randomness, keep if name == "ours" else None), optimizers[name],
-        METHODS["CE"](cfg2, n, args.num_classes), clean_mask=None if name == "ours" else clean, amp=amp_of(name))
-        for name in models})
-    report(rows, args, matmul_tflops=rate / 1e12)
+            ways |= {f"{prec}, compiled": (way(prec, "--compile"), False) for prec in names}
+        if args.as_published:
+            ways[PLAIN] = (way("fp32"), True)
+        if row in args.rows:
+            lines += measure(row, ways, args, rates)
+    report(lines, args, settings=flags, matmul_tflops={prec: rate / 1e12 for prec, rate in rates.items()})
 
 
 if __name__ == "__main__":

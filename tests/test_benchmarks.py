@@ -9,6 +9,7 @@ from benchmarks.common import in_turns, settings, synthetic
 from benchmarks.noise import plain_idn
 from benchmarks.published import plain
 from benchmarks.step import build
+from dataloader.loaders import make_loaders
 from dataloader.noise import official_idn
 
 CPU = torch.device("cpu")
@@ -22,10 +23,11 @@ def gradients(model, out):
 def test_the_plain_way_gives_the_same_numbers():
     data, flags = synthetic(6, 4, 5), ["--backbone", "tiny-clip-digits", "--n_ctx", 4]
     for phase, more in ((1, ["--vpt_deep", "--vpt_len", 3]), (2, ["--finetune"])):
-        model, _, test = build(settings(*flags, *more), data, CPU, phase)
+        cfg = settings(*flags, *more)
+        model, *view = build(phase, cfg, data, CPU)
         other = plain(copy.deepcopy(model))
         assert type(other) is not type(model) or phase == 2
-        images = next(iter(test.eval()))[0]
+        images = next(iter(make_loaders(data, cfg, *view, CPU)[1]["test"].eval()))[0]
         ours, theirs = (torch.cat(m(images), 1) if phase == 1 else m(images) for m in (model, other))
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
         for a, b in zip(gradients(model, ours), gradients(other, theirs), strict=True):

@@ -13,10 +13,12 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from utils.config import UserError
+from utils.memory import keep_freed_memory
 
 
 def run_main(main):
     """Run a script's main(); a UserError ends it with one line on stderr and exit code 2."""
+    keep_freed_memory()
     try:
         with processes():
             main()

@@ -22,11 +22,18 @@ def learning_rate(base, epoch, epochs, schedule="cosine"):
     return base * 0.5 * (1 + math.cos(math.pi * (epoch - 1) / epochs))
 
 
+def precision(device, prec):
+    """What `prec: auto` means on a device: bf16 where its hardware multiplies it, else fp32; the others mean themselves."""
+    if prec != "auto":
+        return prec
+    has_bf16 = {"cuda": lambda: torch.cuda.is_bf16_supported(including_emulation=False),
+                "cpu": lambda: torch.cpu.get_capabilities().get("avx512_bf16", False)}
+    return "bf16" if has_bf16.get(device.type, bool)() else "fp32"
+
+
 def autocast(device, prec):
-    """Context of a forward pass: bf16 or fp16 over fp32 weights; `auto` is bf16 on a CUDA card that has it."""
-    if prec == "auto":
-        prec = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(prec)
+    """Context of a forward pass: bf16 or fp16 over fp32 weights, or fp32."""
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision(device, prec))
     return torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
 
 

@@ -2,9 +2,7 @@
 import json
 import os
 import platform
-import resource
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +19,8 @@ from utils.checkpoint import (
 )
 from utils.config import UserError, default_values
 from utils.distributed import rank, wait_for_all, world_size
+from utils.engine import precision
+from utils.memory import peak_gb
 from utils.selection import detection_quality
 from utils.suspects import write_scores
 
@@ -79,12 +79,10 @@ def git_commit():
 def environment(device):
     """Versions, device and peak memory, for the summary."""
     import open_clip
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    peak_gb = peak / (2**30 if sys.platform == "darwin" else 2**20)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
-    out = {"device": f"{device} ({name}, {os.cpu_count()} cores)", "peak_memory_gb": round(peak_gb, 2)}
+    out = {"device": f"{device} ({name}, {os.cpu_count()} cores)", "peak_memory_gb": round(peak_gb(), 2)}
     if device.type == "cuda":
-        out["peak_cuda_memory_gb"] = round(torch.cuda.max_memory_allocated(device) / 2**30, 2)
+        out["peak_cuda_memory_gb"] = round(peak_gb(device), 2)
     out["versions"] = {"python": platform.python_version(), "torch": torch.__version__,
                        "open_clip": open_clip.__version__, "numpy": np.__version__}
     out["git_commit"] = git_commit()
@@ -208,7 +206,7 @@ class Run:
                 summary |= {f"{short}_last": accs[-1], f"{short}_best": max(accs)}
         if data.skipped:
             summary["skipped"] = len(data.skipped)
-        summary |= environment(self.device)
+        summary |= {"prec": precision(self.device, cfg.prec), **environment(self.device)}
         self.summary = summary
         if rank() == 0:
             self._write_summary(data)
