@@ -3,10 +3,12 @@
     python -m benchmarks.step --as_published --prec fp32 bf16     two precisions and the plain way in turns, and ratios
     python -m benchmarks.step --num_classes 1000 --checkpoint_text --micro_batch 8
 
-Every way runs in a process of its own: its peak memory is its own. Flags not listed here are settings of the project.
+Every turn runs in a process of its own, so peak memory is its way's own. Flags not listed here are settings of the project.
 """
 import multiprocessing
 import time
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
 
 import numpy as np
 import torch
@@ -24,7 +26,6 @@ from utils.engine import autocast, evaluate, precision, train_classifier_epoch, 
 from utils.memory import keep_freed_memory, peak_gb
 
 ROWS = {"phase 1": (1, "train"), "evaluation": (1, "test"), "phase 2": (2, "train")}  # phase, and what of it is timed
-PARTS = ("text", "image", "loader, loss", "optimizer")
 PLAIN = "plain fp32"
 
 
@@ -109,27 +110,31 @@ def kept_of_each_batch(labels, num_classes, batch_size, noise):
     return keep
 
 
-def serve(pipe, phase, cfg, args, as_published):
-    """The process of one way: runs what it is asked for by name and answers with a number."""
-    device = torch.device(args.device)
+def turn(row, cfg, args, as_published):
+    """One line of the table, {column: number}, measured in the process this runs in."""
+    (phase, name), device = ROWS[row], torch.device(args.device)
     if not as_published:
         keep_freed_memory()
     data = synthetic(cfg.batch_size * args.steps, cfg.batch_size * args.steps, args.num_classes)
     keep = kept_of_each_batch(data.train.labels, args.num_classes, cfg.batch_size, args.noise)
     todo = functions(phase, cfg, data, device, keep, as_published)
-    for name, what in iter(pipe.recv, None):
-        if what == "peak":
-            pipe.send(peak_gb(device))
-        elif what == "flops":
-            with FlopCounterMode(display=False) as counter:
-                todo[name]()
-            pipe.send(counter.get_total_flops())
-        else:
-            synchronize(device)
-            start = time.perf_counter()
-            todo[name]()
-            synchronize(device)
-            pipe.send(time.perf_counter() - start)
+
+    def milliseconds(name, calls):
+        synchronize(device)
+        start = time.perf_counter()
+        todo[name]()
+        synchronize(device)
+        return 1000 * (time.perf_counter() - start) / calls
+
+    with FlopCounterMode(display=False) if not cfg.compile else nullcontext() as counter:
+        todo[name]()  # the first time does not count
+    line = {"ms": milliseconds(name, args.steps), "peak GB": peak_gb(device)}
+    if cfg.compile or as_published:
+        return line
+    if row == "phase 1":
+        line |= {f"{part} ms": milliseconds(part, calls) for part, calls in
+                 (("text", 1), ("image", 1), ("loader, loss", args.steps), ("optimizer", 1))}
+    return line | {"flops": counter.get_total_flops() / args.steps}
 
 
 def matmul_rate(device, dtype):
@@ -141,39 +146,22 @@ def matmul_rate(device, dtype):
 
 def measure(row, ways, args, rates):
     """The lines of one row of ROWS, one for each way: {name: (settings, whether it is the plain way)}."""
-    (phase, name), context = ROWS[row], multiprocessing.get_context("spawn")
-    pipes, processes = {}, []
+    turns = {way: [] for way in ways}
+    for _ in range(args.repeats):
+        for way, (cfg, as_published) in ways.items():
+            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as alone:
+                turns[way].append(alone.submit(turn, row, cfg, args, as_published).result())
+    lines = {way: {key: median(t[key] for t in results) for key in results[0]} for way, results in turns.items()}
+    flops = next(line["flops"] for line in lines.values() if "flops" in line)
     for way, (cfg, as_published) in ways.items():
-        pipes[way], theirs = context.Pipe()
-        processes.append(context.Process(target=serve, args=(theirs, phase, cfg, args, as_published), daemon=True))
-        processes[-1].start()
-
-    def ask(way, name, what="seconds"):
-        pipes[way].send((name, what))
-        return pipes[way].recv()
-
-    def turns(names, of):  # the first round does not count
-        rounds = [{(way, n): ask(way, n) for way in of for n in names} for _ in range(args.repeats + 1)]
-        return {key: median(r[key] for r in rounds[1:]) for key in rounds[0]}
-
-    seconds, peaks = turns([name], ways), {way: ask(way, name, "peak") for way in ways}
-    ours = [way for way, (_, as_published) in ways.items() if not as_published]
-    parts = turns(PARTS, ours) if row == "phase 1" else {}
-    flops, lines = ask(ours[0], name, "flops"), []
-    for way, (cfg, _) in ways.items():
-        s = seconds[way, name]
-        line = {"step": row, "way": way, "images/s": cfg.batch_size * args.steps / s, "ms": 1000 * s / args.steps}
-        line |= {f"{part} ms": 1000 * t / (args.steps if part == "loader, loss" else 1)
-                 for (w, part), t in parts.items() if w == way}
-        if way in ours:
-            line["of matmul rate"] = f"{100 * flops / s / rates[cfg.prec]:.0f} %"
+        line = lines[way]
+        line.pop("flops", None)
+        if not as_published:
+            line["of matmul rate"] = f"{100 * flops / (line['ms'] / 1000) / rates[cfg.prec]:.0f} %"
         if PLAIN in ways:
-            line["ratio"] = f"{seconds[PLAIN, name] / s:.2f}"
-        lines.append(line | {"peak GB": peaks[way]})
-    for pipe, process in zip(pipes.values(), processes):
-        pipe.send(None)
-        process.join()
-    return lines
+            line["ratio"] = f"{lines[PLAIN]['ms'] / line['ms']:.2f}"
+    return [{"step": row, "way": way, "images/s": 1000 * ways[way][0].batch_size / line["ms"], **line}
+            for way, line in lines.items()]
 
 
 def main():

@@ -104,14 +104,18 @@ class Loader:
         if isinstance(self.images, torch.Tensor) and self.images.device == self.device:
             yield from (self.images[here] for here in index)
             return
-        pin, ahead = self.device.type == "cuda", deque()
+
+        def fetch(part):
+            images = self._fetch(part, u)
+            return images.pin_memory() if self.device.type == "cuda" else images
+
+        ahead = deque()
         with ThreadPoolExecutor(2) as fetchers:
             for part in [*splits, None, None]:
                 if part is not None:
-                    ahead.append(fetchers.submit(self._fetch, part, u))
+                    ahead.append(fetchers.submit(fetch, part))
                 if ahead and (len(ahead) > 2 or part is None):
-                    images = ahead.popleft().result()
-                    yield (images.pin_memory() if pin else images).to(self.device, non_blocking=True)
+                    yield ahead.popleft().result().to(self.device, non_blocking=True)
 
     def _augmented(self, images, u, flip):
         crop = images.shape[2] if self.is_array else self.resolution

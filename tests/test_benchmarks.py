@@ -1,5 +1,6 @@
 """What the benchmarks compare with computes the same, so that a ratio is of the same work."""
 import copy
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -8,7 +9,7 @@ from benchmarks import noise, scale
 from benchmarks.common import in_turns, settings, synthetic
 from benchmarks.noise import plain_idn
 from benchmarks.published import plain
-from benchmarks.step import build
+from benchmarks.step import ROWS, build, turn
 from dataloader.loaders import make_loaders
 from dataloader.noise import official_idn
 
@@ -44,6 +45,16 @@ def test_rounds_run_every_variant_and_the_first_does_not_count(monkeypatch):
     calls = []
     seconds = in_turns({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 2)
     assert calls == ["a", "b"] * 3 and [len(s) for s in seconds.values()] == [2, 2]
+
+
+def test_a_turn_gives_one_line_of_figures():
+    args = SimpleNamespace(device="cpu", steps=2, num_classes=5, noise=0.5)
+    cfg = settings("--backbone", "tiny-clip-digits", "--batch_size", 4, "--vpt_deep")
+    lines = {(row, plain): turn(row, cfg, args, plain) for row in ROWS for plain in (False, True)}
+    assert {"text ms", "image ms", "loader, loss ms", "optimizer ms", "flops"} < lines["phase 1", False].keys()
+    assert all(line["ms"] > 0 and line["peak GB"] > 0 for line in lines.values())
+    flops = {row: lines[row, False]["flops"] for row in ROWS}
+    assert flops["phase 1"] > flops["evaluation"] > 0 and flops["phase 2"] > 0
 
 
 def test_commands_print_a_table(tmp_path, monkeypatch, capsys):

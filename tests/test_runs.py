@@ -22,6 +22,7 @@ from tests.helpers import (
 from utils import tables
 from utils.checkpoint import load_mask
 from utils.config import DEFAULTS, UserError, load_config
+from utils.engine import precision
 from utils.selection import precision_recall
 
 
@@ -52,6 +53,16 @@ def test_a_run_leaves_its_record(cell):
             sizes = np.bincount(data.test.labels)
             assert (per_class * sizes).sum() / sizes.sum() == pytest.approx(summary["acc_last"], abs=1e-3)
             assert summary["images_per_second"] > 0 and summary["seconds"] > 0 and summary["device"].startswith("cpu")
+
+
+@pytest.mark.skipif(precision(torch.device("cpu"), "auto") != "bf16", reason="bf16 without hardware takes minutes")
+def test_bf16_finds_the_same_labels(tmp_path):
+    flags = ["--cfg", "config/PEFT/digits.yaml", *CELL, "--device", "cpu"]
+    masks = []
+    for prec in ("fp32", "bf16"):
+        assert main_phase1.main([*flags, "--prec", prec, "--output_dir", str(tmp_path / prec)])["prec"] == prec
+        masks.append(np.load(tmp_path / prec / "digits/sym-0.4/seed0/deft/clean_mask.npz")["mask"])
+    assert (masks[0] == masks[1]).mean() >= 0.99 and not np.array_equal(*masks)
 
 
 def test_the_mask_holds_what_it_was_made_for(cell):

@@ -115,9 +115,9 @@ def train_detector_epoch(model, batches, complementary_labels, optimizer, *, war
         if _watched(bar, step):
             numbers = {"loss": f"{loss.item():.3f}"}
             if is_clean is not None:
-                clean, kept = (torch.cat(x) for x in zip(*((is_clean[i], s) for i, _, s, *_ in seen)))
-                hits = (clean & kept).sum()
-                numbers |= {"precision": f"{hits / kept.sum():.3f}", "recall": f"{hits / clean.sum():.3f}"}
+                clean, kept = (torch.cat(x) for x in zip(*((is_clean[i], s) for i, _, s, *_ in seen[-20:])))
+                hits = 100 * (clean & kept).sum()
+                numbers |= {"precision": f"{hits / kept.sum():.1f}", "recall": f"{hits / clean.sum():.1f}"}
             bar.set_postfix(numbers)
     index, p_clean, selected, predicted, confidence = gather(*(torch.cat(column).cpu() for column in zip(*seen)))
     losses = total(torch.stack(losses)).cpu()

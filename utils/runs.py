@@ -27,6 +27,7 @@ from utils.suspects import write_scores
 # where and on what a run is made, not what it is: may change between start and resume
 FREE_KEYS = {"device", "gpuid", "num_workers", "cache_gb", "output_dir", "data_path", "model", "score", "micro_batch",
              "checkpoint_text", "compile", "download", "check_data"}
+FRACTIONS = ("noise_rate", "precision", "recall", "f1", "auroc", "auprc_mislabelled", "selected")
 
 
 def slug(text):
@@ -170,8 +171,7 @@ class Run:
         save_checkpoint(self.folder / "checkpoint.pt", model, optimizer, scaler, identity=self.identity,
                         history=json.dumps(self.history), **extra)
         self._write_log()
-        shown = ", ".join(f"{k} {v:.4g}" for k, v in line.items() if isinstance(v, float))
-        print(f"epoch {line['epoch']}/{self.cfg.epochs}: {shown}", flush=True)
+        print(f"epoch {line['epoch']}/{self.cfg.epochs}: {in_words(line)}", flush=True)
 
     def save_selection(self, data, mask, p_clean, predicted, confidence):
         """Write clean_mask.npz, (N,) numpy arrays each, and the same as CSV; returns what the summary says of it."""
@@ -236,7 +236,11 @@ def noise_facts(data):
 
 
 def show(summary):
-    """Print the numbers of a summary that people look for, and where the rest lies."""
-    keys = ("noise_rate", "precision", "recall", "f1", "auroc", "auprc_mislabelled", "selected", "acc_last", "acc_best",
-            "seconds")
-    print(", ".join(f"{k} {summary[k]:.4g}" for k in keys if summary.get(k) is not None))
+    """Print the numbers of a summary that people look for."""
+    keys = (*FRACTIONS, "acc_last", "acc_best", "seconds")
+    print(in_words({k: summary.get(k) for k in keys}))
+
+
+def in_words(numbers):
+    """Numbers for the screen, where all parts are per cent, as in the tables; files hold some as fractions."""
+    return ", ".join(f"{k} {100 * v if k in FRACTIONS else v:.4g}" for k, v in numbers.items() if isinstance(v, float))

@@ -1,0 +1,87 @@
+"""A training step never waits for the device: nothing of a batch is brought to the host before the next."""
+import numpy as np
+import pytest
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from dataloader.datasets import load_data
+from dataloader.loaders import EpochRandomness, make_loaders
+from main_phase1 import build_detector
+from model.classifier import build_classifier, build_optimizer
+from model.clip import image_statistics, resolution
+from tests.helpers import FAST
+from utils.baselines import METHODS
+from utils.config import load_config
+from utils.engine import train_classifier_epoch, train_detector_epoch
+from utils.losses import cross_entropy
+
+CPU = torch.device("cpu")
+
+
+class Waited(AssertionError):
+    pass
+
+
+class NoScalars(TorchDispatchMode):
+    """Refuses the operators whose result, or its shape, the host must know: on a GPU each of them waits for it."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        by_mask = "index" in str(func) and any(
+            i is not None and i.dtype == torch.bool for i in (args[1] if isinstance(args[1], (list, tuple)) else ()))
+        if by_mask or func.overloadpacket in (torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero,
+                                              torch.ops.aten.masked_select, torch.ops.aten.equal):
+            raise Waited(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+class NoReading(TorchFunctionMode):
+    """Refuses the methods that copy a tensor to the host."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if getattr(func, "__name__", "") in ("cpu", "numpy", "tolist", "item", "__bool__", "__float__", "__int__"):
+            raise Waited(func.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+def watched(batches):
+    """The batches, with everything done between receiving one and asking for the next watched."""
+    for batch in batches:
+        with NoScalars(), NoReading():
+            yield batch
+
+
+def cell(*flags):
+    cfg = load_config(["--backbone", "tiny-clip-digits", "--noise_mode", "sym", "--noise_ratio", "0.4", *FAST, *flags])
+    data = load_data(cfg)
+    return cfg, data, EpochRandomness(0, 1, data.train.labels, data.num_classes)
+
+
+@pytest.mark.parametrize("read", [lambda x: x.item(), lambda x: x.cpu(), lambda x: x.sum() and 1, lambda x: x[x > 0],
+                                  lambda x: x.nonzero(), lambda x: x.tolist(), lambda x: int(x)])
+def test_what_waits_is_seen(read):
+    x = torch.ones(1)
+    with pytest.raises(Waited):
+        list(read(batch) for batch in watched([x]))
+
+
+@pytest.mark.parametrize("flags", [(), ("--warmup", "0", "--require_agreement"),
+                                   ("--micro_batch", "8", "--checkpoint_text")])
+def test_phase_1(flags):
+    cfg, data, randomness = cell("--vpt_deep", "--vpt_len", "4", "--n_ctx", "4", *flags)
+    model = build_detector(cfg, data.classnames, CPU)
+    train, _ = make_loaders(data, cfg, resolution(model.clip, cfg), image_statistics(model.clip), CPU)
+    train_detector_epoch(model, watched(train.train(randomness)), randomness.complementary, build_optimizer(model, cfg),
+                         warm=cfg.warmup > 0, use_pseudo_labels=cfg.warmup == 0, warmup_loss=cross_entropy,
+                         require_agreement=cfg.require_agreement)
+
+
+@pytest.mark.parametrize("method", ["CE", "GCE", "ELR", "GMM", "small-loss"])  # one_hot of SCE checks labels on CPUs alone
+def test_phase_2_and_baselines(method):
+    cfg, data, randomness = cell("--finetune", "--lr", "0.01")
+    model, *view = build_classifier(cfg, data, torch.Generator().manual_seed(0))
+    train, _ = make_loaders(data, cfg, *view, CPU)
+    method = METHODS[method](cfg, len(data.train.labels), data.num_classes)
+    keep = np.random.default_rng(0).random(len(data.train.labels)) < 0.6
+    train_classifier_epoch(model, watched(train.train(randomness, keep)), build_optimizer(model, cfg), method,
+                           batch_mask=method.batch_mask(1))
