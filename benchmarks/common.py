@@ -1,7 +1,6 @@
 """What the benchmarks share: timing in turns, tables, JSON, untrained models on synthetic pixels."""
 import argparse
 import json
-import platform
 import statistics
 import time
 from pathlib import Path
@@ -49,8 +48,10 @@ def median(values):
 
 def machine(device):
     """On what the figures were taken."""
-    where = torch.cuda.get_device_name() if torch.device(device).type == "cuda" else platform.processor() or "CPU"
-    return {"device": where, "threads": torch.get_num_threads(), "torch": torch.__version__, "commit": git_commit(),
+    cpu = torch.cpu.get_capabilities()
+    where = [cpu.get("cpu_name", "CPU"), torch.backends.cpu.get_cpu_capability(), *["bf16"] * cpu.get("avx512_bf16", False)]
+    return {"device": torch.cuda.get_device_name() if torch.device(device).type == "cuda" else ", ".join(where),
+            "threads": torch.get_num_threads(), "torch": torch.__version__, "commit": git_commit(),
             "date": time.strftime("%Y-%m-%d")}
 
 
@@ -62,7 +63,8 @@ def report(rows, args, **more):
         return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
     keys = list(dict.fromkeys(key for row in rows for key in row))
-    print(format_table([keys, *([cell(row.get(key, "")) for key in keys] for row in rows)], words=1))
+    words = next(i for i, key in enumerate(keys) if any(isinstance(row.get(key), float) for row in rows))
+    print(format_table([keys, *([cell(row.get(key, "")) for key in keys] for row in rows)], words))
     if args.json:
         Path(args.json).write_text(json.dumps({**machine(getattr(args, "device", "cpu")), "arguments": vars(args), **more,
                                                "rows": rows}, indent=1, default=str) + "\n")

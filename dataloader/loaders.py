@@ -16,7 +16,7 @@ from dataloader.transforms import (
     random_flip,
     resize,
 )
-from utils.distributed import first_alone, rank, world_size
+from utils.distributed import first_alone, rank, several_machines, world_size
 
 ON_DEVICE_GB = 8  # decoded pixels up to this size live on the device
 
@@ -76,7 +76,8 @@ class Loader:
         else:
             self.pool = ThreadPoolExecutor(max(1, min(num_workers, os.cpu_count() or 1)))
             with first_alone():  # one process makes the file
-                keep = cache_gb > 0 and not view.short_side
+                # one memory-mapped file cannot be written from several machines
+                keep = cache_gb > 0 and not view.short_side and not several_machines()
                 self.decoded = decoded_files(self.images, self.size, cache, cache_gb) if keep else None
         if isinstance(self.images, torch.Tensor) and self.images.nbytes <= ON_DEVICE_GB * 2**30:
             self.images = self.images.to(device)

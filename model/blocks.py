@@ -5,6 +5,8 @@ import torch.nn.functional as F
 from open_clip.transformer import QuickGELU, ResidualAttentionBlock
 from torch.utils.checkpoint import checkpoint
 
+from utils.memory import give_back_freed_memory
+
 
 class Block(ResidualAttentionBlock):
     """open_clip's pre-norm block with three savings; parameters and result are the same.
@@ -71,14 +73,20 @@ class QuickMLP(nn.Sequential):
         return F.linear(F.silu(F.linear(x, fc.weight * 1.702, fc.bias * 1.702)), proj.weight / 1.702, proj.bias)
 
 
-def in_pieces(function, x, size):
-    """function(x) for x (B, …), `size` samples at a time (0: all at once); the result and the gradients are the same.
+def in_pieces(function, size, *x):
+    """function(*x) of tensors (B, …), `size` rows at a time (0: all at once); the result and the gradients are the same.
 
     Of each piece only the input is kept; it is computed again in the backward pass.
     """
-    if not size or len(x) <= size or not torch.is_grad_enabled():
-        return function(x)
-    return torch.cat([checkpoint(function, piece, use_reentrant=False) for piece in x.split(size)])
+    if not size or len(x[0]) <= size or not torch.is_grad_enabled():
+        return function(*x)
+
+    def alone(*piece):
+        if piece[0].device.type == "cpu":
+            give_back_freed_memory()
+        return function(*piece)
+
+    return torch.cat([checkpoint(alone, *piece, use_reentrant=False) for piece in zip(*(t.split(size) for t in x))])
 
 
 def speed_up(transformer, class_token=False):

@@ -30,7 +30,7 @@ class Classifier(nn.Module):
             nn.init.uniform_(parameter, -bound, bound, generator=generator)
 
     def forward(self, images):
-        return self.head(in_pieces(self.backbone, images, self.micro_batch))
+        return self.head(in_pieces(self.backbone, self.micro_batch, images))
 
 
 class TextClassifier(nn.Module):

@@ -1,4 +1,6 @@
 """The noisy-label detector: a frozen CLIP with a positive and a negative prompt per class and visual prompts."""
+from functools import partial
+
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -7,13 +9,16 @@ from model.blocks import in_pieces
 from model.clip import cosine_logits
 from model.prompts import DualPrompts, encode_prompts
 
+PROMPTS_AT_ONCE = 256  # with checkpoint_text; as many tokens as 30 images have, and still enough for a large GPU
+
 
 class Detector(nn.Module):
     """images (B, 3, H, W) -> logits_pos, logits_neg (B, K); DeFT, section 3.
 
     Trainable: pos_ctx, neg_ctx, and what model.tuners.tune has added to the image tower (the paper: deep visual
     prompts). The negative logits see the image features detached, so the negative loss trains neg_ctx alone.
-    micro_batch images go through the image tower at once, 0 for all; checkpoint_text keeps less of the text tower.
+    micro_batch images go through the image tower at once, 0 for all; with checkpoint_text PROMPTS_AT_ONCE prompts through
+    the text tower.
     """
 
     def __init__(self, clip, tokenizer, classnames, n_ctx=16, class_token_position="end", csc=False, generator=None,
@@ -24,12 +29,13 @@ class Detector(nn.Module):
 
     def image_features(self, images):
         """Unit-length image features (B, D)."""
-        return F.normalize(in_pieces(self.clip.encode_image, images, self.micro_batch).float(), dim=-1)
+        return F.normalize(in_pieces(self.clip.encode_image, self.micro_batch, images).float(), dim=-1)
 
     def text_features(self, *contexts):
         """Unit-length features (K, D) of the prompts around each context, all encoded in one batch."""
         prompts, eos = torch.cat([self.prompts(ctx) for ctx in contexts]), self.prompts.eos.repeat(len(contexts))
-        features = encode_prompts(self.clip, prompts, eos, self.checkpoint_text)
+        at_once = PROMPTS_AT_ONCE if self.checkpoint_text else 0
+        features = in_pieces(partial(encode_prompts, self.clip), at_once, prompts, eos)
         return F.normalize(features.float(), dim=-1).chunk(len(contexts))
 
     def forward(self, images):

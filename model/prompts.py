@@ -2,7 +2,6 @@
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from torch.utils.checkpoint import checkpoint
 
 from utils.config import UserError
 
@@ -12,18 +11,17 @@ def text_tower(clip):
     return getattr(clip, "text", clip)
 
 
-def encode_prompts(clip, prompts, eos, recompute=False):
+def encode_prompts(clip, prompts, eos):
     """Text features (P, D), not normalised, of token embeddings `prompts` (P, L, width) read at `eos` (P,).
 
     Equal to open_clip's encode_text when the embeddings are those of real tokens. L may be shorter than the context
-    length: attention is causal, so nothing behind the last end-of-text token is ever looked at. `recompute` keeps only
-    the input of each block for the backward pass.
+    length: attention is causal, so nothing behind the last end-of-text token is ever looked at.
     """
     text, length = text_tower(clip), prompts.shape[1]
     x = prompts + text.positional_embedding[:length]  # (P, L, width)
     *blocks, last = text.transformer.resblocks
     for block in blocks:
-        x = checkpoint(block, x, text.attn_mask, use_reentrant=False) if recompute else block(x, text.attn_mask)
+        x = block(x, text.attn_mask)
     x = text.ln_final(last(x, text.attn_mask, read=eos)[:, 0])  # (P, width)
     if isinstance(text.text_projection, nn.Linear):
         return text.text_projection(x)

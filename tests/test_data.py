@@ -65,7 +65,7 @@ def test_every_sample_once_an_epoch_and_augmentation_follows_the_sample():
     assert not np.array_equal(other.order, randomness.order) and not torch.equal(other.flip, randomness.flip)
 
 
-def test_files_in_memory_and_streamed_give_the_same_batches(tmp_path):
+def test_files_kept_and_streamed_give_the_same_batches(tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     paths = []
     for i in range(9):
@@ -74,13 +74,17 @@ def test_files_in_memory_and_streamed_give_the_same_batches(tmp_path):
     labels = np.arange(9) % 3
     randomness = EpochRandomness(0, 1, labels, 3)
     for augmented in (True, False):
-        loaders = [Loader(Split(paths, labels), View(enlarge=8 / 7), 4, 28, HALF, CPU, augmented, cache_gb=gb,
-                          cache=tmp_path / "cache")
-                   for gb in (1.0, 0.0)]
-        runs = [list(x.train(randomness, labels != 1) if augmented else x.eval()) for x in loaders]
-        for a, b in zip(*runs, strict=True):
-            assert a[0].shape[2:] == (28, 28)
-            assert all(torch.equal(p, q) for p, q in zip(a, b, strict=True))
+        runs = []
+        for gb, machines in ((1.0, 1), (0.0, 1), (1.0, 2)):
+            monkeypatch.setenv("GROUP_WORLD_SIZE", str(machines))  # torchrun's; two must not write one file
+            loader = Loader(Split(paths, labels), View(enlarge=8 / 7), 4, 28, HALF, CPU, augmented, cache_gb=gb,
+                            cache=tmp_path / "cache")
+            assert (loader.decoded is None) == (gb == 0 or machines == 2)
+            runs.append(list(loader.train(randomness, labels != 1) if augmented else loader.eval()))
+        for batches in zip(*runs, strict=True):
+            assert batches[0][0].shape[2:] == (28, 28)
+            for column in zip(*batches, strict=True):
+                assert all(torch.equal(column[0], other) for other in column[1:])
 
 
 def test_decoded_files_are_kept_checked_and_bounded(tmp_path, monkeypatch):

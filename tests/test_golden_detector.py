@@ -82,7 +82,7 @@ def test_forward(random_clip, case):
 
 
 @pytest.mark.parametrize("script, saving", [("synthetic", False), ("real", False), ("synthetic", True)])
-def test_training(random_clip, script, saving):
+def test_training(random_clip, script, saving, monkeypatch):
     """`saving`: in micro-batches and with recomputed text activations, the same numbers."""
     g, meta = golden(f"detector_train_{script}")
     D, n, n_test, K, B = meta["data_seed"], meta["n"], meta["n_test"], 10, meta["batch_size"]
@@ -95,6 +95,7 @@ def test_training(random_clip, script, saving):
     detector = build_detector(random_clip, meta, g, "init.")
     if saving:
         detector.micro_batch, detector.checkpoint_text = 3, True
+        monkeypatch.setattr("model.detector.PROMPTS_AT_ONCE", 7)
     real = script == "real"
     optimizer = torch.optim.SGD([p for p in detector.parameters() if p.requires_grad], lr=meta["lr"],
                                 momentum=meta["momentum"], weight_decay=meta["weight_decay"])

@@ -35,6 +35,11 @@ def world_size():
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
+def several_machines():
+    """Whether torchrun was started on more than one machine."""
+    return int(os.environ.get("GROUP_WORLD_SIZE", 1)) > 1
+
+
 def rank():
     """Number of this process, from 0; process 0 alone writes files and prints."""
     return dist.get_rank() if dist.is_initialized() else 0
