@@ -1,7 +1,8 @@
 """One whole epoch of a cell of CIFAR-100's size, untrained ViT-B/16 on synthetic pixels: training, evaluation, phase 2.
 
     python -m benchmarks.epoch              all batches
-    python -m benchmarks.epoch --steps 2    two batches of each part, the rest extrapolated
+    python -m benchmarks.epoch --steps 2    two batches of each part, the rest extrapolated: too high, since text
+                                            features count for each batch of an evaluation, and nothing is warm
 
 Flags not listed by --help are settings of the project.
 """
@@ -36,7 +37,8 @@ def main():
             todo[name]()
             synchronize(device)
             rows.append({"part": f"phase {phase}, {what}", "s": (time.perf_counter() - start) * sizes[name] / part[name],
-                         "extrapolated from": f"{args.steps} batches" if args.steps else "", "peak GB": peak_gb(device)})
+                         "extrapolated from": f"{args.steps} batches" if args.steps else "",
+                         "peak GB so far": peak_gb(device)})
     rows.append({"part": f"cell of {args.epochs} + {args.epochs} epochs", "s": args.epochs * sum(row["s"] for row in rows),
                  "extrapolated from": "the above"})
     report(rows, args, settings=flags, prec=precision(device, cfg.prec))

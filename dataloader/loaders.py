@@ -57,8 +57,8 @@ class Loader:
     """One split: `train(randomness)` gives augmented batches in random order, `eval()` plain ones in order.
 
     Array data are one uint8 tensor, on the device up to ON_DEVICE_GB. Files are read by threads, a few batches ahead, and
-    decoded once where their pixels fit into `cache_gb` GB of the folder `cache`; those resized by their short side, which
-    have no one size, are decoded every time.
+    decoded once where their pixels fit into `cache_gb` GB of the folder `cache` of one machine; those resized by their short
+    side, which have no one size, are decoded every time.
     """
 
     def __init__(self, split, view, batch_size, resolution, statistics, device, augmented,

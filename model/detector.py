@@ -17,8 +17,8 @@ class Detector(nn.Module):
 
     Trainable: pos_ctx, neg_ctx, and what model.tuners.tune has added to the image tower (the paper: deep visual
     prompts). The negative logits see the image features detached, so the negative loss trains neg_ctx alone.
-    micro_batch images go through the image tower at once, 0 for all; with checkpoint_text PROMPTS_AT_ONCE prompts through
-    the text tower.
+    micro_batch images go through the image tower at once, 0 for all; with checkpoint_text, PROMPTS_AT_ONCE prompts
+    through the text tower.
     """
 
     def __init__(self, clip, tokenizer, classnames, n_ctx=16, class_token_position="end", csc=False, generator=None,
@@ -32,7 +32,7 @@ class Detector(nn.Module):
         return F.normalize(in_pieces(self.clip.encode_image, self.micro_batch, images).float(), dim=-1)
 
     def text_features(self, *contexts):
-        """Unit-length features (K, D) of the prompts around each context, all encoded in one batch."""
+        """Unit-length features (K, D) of the prompts around each context, encoded together."""
         prompts, eos = torch.cat([self.prompts(ctx) for ctx in contexts]), self.prompts.eos.repeat(len(contexts))
         at_once = PROMPTS_AT_ONCE if self.checkpoint_text else 0
         features = in_pieces(partial(encode_prompts, self.clip), at_once, prompts, eos)

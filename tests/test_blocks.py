@@ -4,8 +4,9 @@ import copy
 import open_clip
 import pytest
 import torch
+import torch.nn.functional as F
 
-from model.blocks import Block, speed_up
+from model.blocks import Block, attention, speed_up
 
 B, L, WIDTH = 3, 7, 128
 
@@ -38,6 +39,19 @@ def test_a_block_computes_what_open_clips_does(act_layer, causal, num_prompts, p
         results.append([out, x_.grad, prompts_.grad if num_prompts else out, *(p.grad for p in block.parameters())])
     for a, b in zip(*results):
         torch.testing.assert_close(a, b, atol=2e-4, rtol=2e-5)
+
+
+def test_attention_in_bf16_is_attention():
+    torch.manual_seed(0)
+    qkv = torch.randn(3, B, 2, 9, 64).bfloat16().requires_grad_()
+    results = []
+    for function, x in ((attention, qkv), (F.scaled_dot_product_attention, qkv.detach().float().requires_grad_())):
+        out = function(*x)
+        out.square().sum().backward()
+        results.append((out, x.grad))
+    for ours, exact in zip(*results):
+        assert ours.dtype == torch.bfloat16
+        assert 0 < (ours.float() - exact).norm() / exact.norm() < 0.02
 
 
 def test_the_last_image_block_gives_the_class_token():

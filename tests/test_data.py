@@ -76,7 +76,8 @@ def test_files_kept_and_streamed_give_the_same_batches(tmp_path, monkeypatch):
     for augmented in (True, False):
         runs = []
         for gb, machines in ((1.0, 1), (0.0, 1), (1.0, 2)):
-            monkeypatch.setenv("GROUP_WORLD_SIZE", str(machines))  # torchrun's; two must not write one file
+            monkeypatch.setenv("WORLD_SIZE", str(machines))  # with one process each; two must not write one file
+            monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
             loader = Loader(Split(paths, labels), View(enlarge=8 / 7), 4, 28, HALF, CPU, augmented, cache_gb=gb,
                             cache=tmp_path / "cache")
             assert (loader.decoded is None) == (gb == 0 or machines == 2)

@@ -1,4 +1,9 @@
-"""A training step never waits for the device: nothing of a batch is brought to the host before the next."""
+"""A training step never waits for the device: nothing of a batch is brought to the host before the next.
+
+This watches the loops, models, losses and optimizers of one process; among several, small-loss must compare its losses.
+"""
+from contextlib import closing
+
 import numpy as np
 import pytest
 import torch
@@ -17,6 +22,9 @@ from utils.engine import train_classifier_epoch, train_detector_epoch
 from utils.losses import cross_entropy
 
 CPU = torch.device("cpu")
+
+
+READS = ("cpu", "numpy", "tolist", "item", "__bool__", "__float__", "__int__")
 
 
 class Waited(AssertionError):
@@ -39,7 +47,9 @@ class NoReading(TorchFunctionMode):
     """Refuses the methods that copy a tensor to the host."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        if getattr(func, "__name__", "") in ("cpu", "numpy", "tolist", "item", "__bool__", "__float__", "__int__"):
+        named = [x for x in (*args[1:], *(kwargs or {}).values()) if isinstance(x, str)]
+        to_host = getattr(func, "__name__", "") == "to" and "cpu" in named
+        if to_host or getattr(func, "__name__", "") in READS:
             raise Waited(func.__name__)
         return func(*args, **(kwargs or {}))
 
@@ -58,22 +68,25 @@ def cell(*flags):
 
 
 @pytest.mark.parametrize("read", [lambda x: x.item(), lambda x: x.cpu(), lambda x: x.sum() and 1, lambda x: x[x > 0],
-                                  lambda x: x.nonzero(), lambda x: x.tolist(), lambda x: int(x)])
+                                  lambda x: x.nonzero(), lambda x: x.tolist(), lambda x: int(x), lambda x: x.to("cpu")])
 def test_what_waits_is_seen(read):
     x = torch.ones(1)
-    with pytest.raises(Waited):
-        list(read(batch) for batch in watched([x]))
+    with pytest.raises(Waited), closing(watched([x])) as batches:
+        for batch in batches:
+            read(batch)
 
 
 @pytest.mark.parametrize("flags", [(), ("--warmup", "0", "--require_agreement"),
                                    ("--micro_batch", "8", "--checkpoint_text")])
-def test_phase_1(flags):
+def test_phase_1(flags, monkeypatch):
+    monkeypatch.setattr("model.detector.PROMPTS_AT_ONCE", 7)
     cfg, data, randomness = cell("--vpt_deep", "--vpt_len", "4", "--n_ctx", "4", *flags)
     model = build_detector(cfg, data.classnames, CPU)
     train, _ = make_loaders(data, cfg, resolution(model.clip, cfg), image_statistics(model.clip), CPU)
-    train_detector_epoch(model, watched(train.train(randomness)), randomness.complementary, build_optimizer(model, cfg),
-                         warm=cfg.warmup > 0, use_pseudo_labels=cfg.warmup == 0, warmup_loss=cross_entropy,
-                         require_agreement=cfg.require_agreement)
+    with closing(watched(train.train(randomness))) as batches:
+        train_detector_epoch(model, batches, randomness.complementary, build_optimizer(model, cfg), warm=cfg.warmup > 0,
+                             use_pseudo_labels=cfg.warmup == 0, warmup_loss=cross_entropy,
+                             require_agreement=cfg.require_agreement)
 
 
 @pytest.mark.parametrize("method", ["CE", "GCE", "ELR", "GMM", "small-loss"])  # one_hot of SCE checks labels on CPUs alone
@@ -83,5 +96,5 @@ def test_phase_2_and_baselines(method):
     train, _ = make_loaders(data, cfg, *view, CPU)
     method = METHODS[method](cfg, len(data.train.labels), data.num_classes)
     keep = np.random.default_rng(0).random(len(data.train.labels)) < 0.6
-    train_classifier_epoch(model, watched(train.train(randomness, keep)), build_optimizer(model, cfg), method,
-                           batch_mask=method.batch_mask(1))
+    with closing(watched(train.train(randomness, keep))) as batches:
+        train_classifier_epoch(model, batches, build_optimizer(model, cfg), method, batch_mask=method.batch_mask(1))

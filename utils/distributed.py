@@ -1,4 +1,4 @@
-"""Several processes under torchrun, on PyTorch's own engine; in a single process everything here does nothing.
+"""Several processes under torchrun, on PyTorch's own engine; in a single process all of that does nothing.
 
 Each batch is shared out: process r takes its samples r, r + world_size, …; losses are sums over the own share divided by
 counts over the whole batch, so that every step is that of one process with the whole batch.
@@ -18,7 +18,8 @@ from utils.memory import keep_freed_memory
 
 def run_main(main):
     """Run a script's main(); a UserError ends it with one line on stderr and exit code 2."""
-    keep_freed_memory()
+    if not torch.cuda.is_available():  # there, host memory is filled once, not in every step
+        keep_freed_memory()
     try:
         with processes():
             main()
@@ -36,8 +37,8 @@ def world_size():
 
 
 def several_machines():
-    """Whether torchrun was started on more than one machine."""
-    return int(os.environ.get("GROUP_WORLD_SIZE", 1)) > 1
+    """Whether there are processes on other machines, as far as the launcher tells."""
+    return os.environ.get("WORLD_SIZE", "1") != os.environ.get("LOCAL_WORLD_SIZE", "1")
 
 
 def rank():

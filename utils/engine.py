@@ -26,9 +26,11 @@ def precision(device, prec):
     """What `prec: auto` means on a device: bf16 where its hardware multiplies it, else fp32; the others mean themselves."""
     if prec != "auto":
         return prec
-    has_bf16 = {"cuda": lambda: torch.cuda.is_bf16_supported(including_emulation=False),
-                "cpu": lambda: torch.cpu.get_capabilities().get("avx512_bf16", False)}
-    return "bf16" if has_bf16.get(device.type, bool)() else "fp32"
+    if device.type == "cuda":
+        has_bf16 = torch.cuda.get_device_capability(device) >= (8, 0)
+    else:
+        has_bf16 = device.type == "cpu" and torch.cpu.get_capabilities().get("avx512_bf16", False)
+    return "bf16" if has_bf16 else "fp32"
 
 
 def autocast(device, prec):

@@ -12,7 +12,7 @@ from dataloader.loaders import make_loader
 from model.clip import image_statistics, resolution
 from utils.checkpoint import write_whole
 from utils.distributed import gather_parts, in_order, rank
-from utils.engine import autocast
+from utils.engine import autocast, precision
 
 
 @torch.no_grad()
@@ -24,7 +24,7 @@ def image_features(clip, split, view, cfg, device):
     """
     size, statistics = resolution(clip, cfg), image_statistics(clip)
     what = (images_identity(split.images), _weights_identity(clip.visual), clip.visual.config, size, view, statistics,
-            cfg.prec, device.type)
+            precision(device, cfg.prec), device.type)
     identity = hashlib.sha256(repr(what).encode()).hexdigest()[:16]
     path = Path(cfg.output_dir) / "cache" / f"features-{identity}.npz"
     features = _kept(path, len(split.labels))

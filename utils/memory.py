@@ -22,8 +22,10 @@ def keep_freed_memory():
 
 
 def give_back_freed_memory():
-    """Let glibc give what is freed to the system after all: holes that no new tensor fits into can add up to several
-    times of what is in use, where memory is freed between the small objects of a graph that lives on.
+    """Let glibc give what is freed to the system after all; for pieces of work that are computed again to save memory.
+
+    What a piece frees lies between small objects of the graph, which live on, in holes that the next piece's tensors do
+    not fit into: without this they add up to several times of what is in use.
     """
     if glibc:
         glibc.malloc_trim(0)
