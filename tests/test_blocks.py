@@ -51,7 +51,7 @@ def test_attention_in_bf16_is_attention():
         results.append((out, x.grad))
     for ours, exact in zip(*results):
         assert ours.dtype == torch.bfloat16
-        assert 0 < (ours.float() - exact).norm() / exact.norm() < 0.02
+        assert 0 < (ours.float() - exact).norm() / exact.norm() < 0.003  # of bf16 itself
 
 
 def test_the_last_image_block_gives_the_class_token():
