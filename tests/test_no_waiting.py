@@ -84,9 +84,10 @@ def test_phase_1(flags, monkeypatch):
     model = build_detector(cfg, data.classnames, CPU)
     train, _ = make_loaders(data, cfg, resolution(model.clip, cfg), image_statistics(model.clip), CPU)
     with closing(watched(train.train(randomness))) as batches:
-        train_detector_epoch(model, batches, randomness.complementary, build_optimizer(model, cfg), warm=cfg.warmup > 0,
-                             use_pseudo_labels=cfg.warmup == 0, warmup_loss=cross_entropy,
-                             require_agreement=cfg.require_agreement)
+        result = train_detector_epoch(model, batches, randomness.complementary, build_optimizer(model, cfg),
+                                      warm=cfg.warmup > 0, use_pseudo_labels=cfg.warmup == 0, warmup_loss=cross_entropy,
+                                      require_agreement=cfg.require_agreement)
+    assert len(result["index"]) == len(data.train.labels)  # every batch was watched
 
 
 @pytest.mark.parametrize("method", ["CE", "GCE", "ELR", "GMM", "small-loss"])  # one_hot of SCE checks labels on CPUs alone
@@ -97,4 +98,6 @@ def test_phase_2_and_baselines(method):
     method = METHODS[method](cfg, len(data.train.labels), data.num_classes)
     keep = np.random.default_rng(0).random(len(data.train.labels)) < 0.6
     with closing(watched(train.train(randomness, keep))) as batches:
-        train_classifier_epoch(model, batches, build_optimizer(model, cfg), method, batch_mask=method.batch_mask(1))
+        result = train_classifier_epoch(model, batches, build_optimizer(model, cfg), method,
+                                        batch_mask=method.batch_mask(1))
+    assert len(result["index"]) == keep.sum() and result["samples"] > 0  # every batch was watched
