@@ -20,8 +20,8 @@ demo: $(STAMP)
 	  echo "-- phase 2: fine-tuning on its mask"; $(PY) main_phase2.py --cfg config/FFT/digits.yaml $$cell; \
 	  echo "-- for comparison: plain fine-tuning on all labels"; $(PY) main_baseline.py --cfg config/FFT/digits.yaml $$cell; \
 	done; done
-	@echo; $(PY) -m utils.tables $(OUT)/digits
-	@echo; $(PY) -m utils.report $(OUT)/digits/sym-$$(printf %g $(firstword $(RATIOS)))/seed$(firstword $(SEEDS))/deft
+	@echo; $(PY) -m report.tables $(OUT)/digits
+	@echo; $(PY) -m report.page $(OUT)/digits/sym-$$(printf %g $(firstword $(RATIOS)))/seed$(firstword $(SEEDS))/deft
 
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist loadfile tests

@@ -1,13 +1,15 @@
 """Fine-tune on all given labels with a label-noise learning method, to compare with.
 
-    python main_baseline.py --cfg config/FFT/cifar100.yaml --noise_mode sym --noise_ratio 0.2 --lnl_methods CE
+python main_baseline.py --cfg config/FFT/cifar100.yaml --noise_mode sym --noise_ratio 0.2 --lnl_methods CE
 """
-from dataloader.datasets import load_data
-from main_phase2 import fine_tune, refuse_score
-from utils.baselines import METHODS
-from utils.config import UserError, load_config, pick, settle_epochs
+
+from dataloader.load import load_data
+from methods.baselines import METHODS
+from methods.fine_tuning import fine_tune
+from report.record import finish
+from utils.config import UserError, load_config, pick, refuse_score, settle_epochs
 from utils.distributed import run_main
-from utils.runs import Run, backbone_name, show
+from utils.runs import Run, backbone_name
 
 
 def main(argv=None, method=None, **settings):
@@ -20,11 +22,15 @@ def main(argv=None, method=None, **settings):
     build = pick(METHODS, cfg.lnl_methods, "lnl_methods")
     data = load_data(cfg)
     settle_epochs(cfg, len(data.train.labels))
-    run = Run(cfg, data, "-".join(filter(None, [cfg.lnl_methods.lower(), backbone_name(cfg), cfg.adaptation])))
+    name = "-".join(filter(None, [cfg.lnl_methods.lower(), backbone_name(cfg), cfg.adaptation]))
+    run = Run(cfg, data.place, name, data.identity)
     if run.summary:
-        show(run.summary)
         return run.summary
-    return fine_tune(cfg, data, run, build(cfg, len(data.train.labels), data.num_classes))
+
+    numbers, selection = fine_tune(cfg, data, run, build(cfg, len(data.train.labels), data.num_classes))
+    finish(run, data, numbers, selection)
+    print(f"results: {run.folder}")
+    return run.summary
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@
 
 main_baseline.py with the constant learning rate of the official real-world script.
 """
+
 from main_baseline import main as baseline
 from utils.distributed import run_main
 

@@ -5,10 +5,10 @@
 main_phase1.py with the settings of the official real-world script: a clean sample must also have argmax p_yes = label,
 the warm-up loss is SCE, pseudo-labels start in epoch 2 whatever the warm-up, the learning rate is constant.
 """
-from main_phase1 import main as phase1
-from utils.distributed import run_main
 
-REAL_WORLD = {"require_agreement": True, "warmup": 5, "warmup_loss": "sce", "pseudo_from": 2, "schedule": "constant"}
+from main_phase1 import main as phase1
+from methods.deft import REAL_WORLD
+from utils.distributed import run_main
 
 
 def main(argv=None):

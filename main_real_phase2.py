@@ -4,6 +4,7 @@
 
 main_phase2.py with the settings of the official real-world script: five epochs, constant learning rate.
 """
+
 from main_phase2 import main as phase2
 from utils.distributed import run_main
 

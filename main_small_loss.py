@@ -1,7 +1,8 @@
 """Fine-tune on the samples of smallest loss in each batch, to compare with.
 
-    python main_small_loss.py --cfg config/PEFT/cifar100.yaml --noise_mode sym --noise_ratio 0.2
+python main_small_loss.py --cfg config/PEFT/cifar100.yaml --noise_mode sym --noise_ratio 0.2
 """
+
 from main_baseline import main as baseline
 from utils.distributed import run_main
 

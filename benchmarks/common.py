@@ -1,4 +1,5 @@
 """What the benchmarks share: timing in turns, tables, JSON, untrained models on synthetic pixels."""
+
 import argparse
 import json
 import statistics
@@ -8,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dataloader.datasets import Dataset, Split, View
+from dataloader.dataset import Dataset, Split, View
+from report.tables import format_table
 from utils.config import load_config
 from utils.runs import git_commit
-from utils.tables import format_table
 
 
 def parser(doc):
@@ -49,14 +50,23 @@ def median(values):
 def machine(device):
     """On what the figures were taken."""
     cpu = torch.cpu.get_capabilities()
-    where = [cpu.get("cpu_name", "CPU"), torch.backends.cpu.get_cpu_capability(), *["bf16"] * cpu.get("avx512_bf16", False)]
-    return {"device": torch.cuda.get_device_name() if torch.device(device).type == "cuda" else ", ".join(where),
-            "threads": torch.get_num_threads(), "torch": torch.__version__, "commit": git_commit(),
-            "date": time.strftime("%Y-%m-%d")}
+    where = [
+        cpu.get("cpu_name", "CPU"),
+        torch.backends.cpu.get_cpu_capability(),
+        *["bf16"] * cpu.get("avx512_bf16", False),
+    ]
+    return {
+        "device": torch.cuda.get_device_name() if torch.device(device).type == "cuda" else ", ".join(where),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "commit": git_commit(),
+        "date": time.strftime("%Y-%m-%d"),
+    }
 
 
 def report(rows, args, **more):
     """Print rows (dicts with the same keys) as a Markdown table and write them, with the machine, to --json."""
+
     def cell(value):
         if not isinstance(value, float):
             return str(value)
@@ -66,8 +76,14 @@ def report(rows, args, **more):
     words = next(i for i, key in enumerate(keys) if any(isinstance(row.get(key), float) for row in rows))
     print(format_table([keys, *([cell(row.get(key, "")) for key in keys] for row in rows)], words))
     if args.json:
-        Path(args.json).write_text(json.dumps({**machine(getattr(args, "device", "cpu")), "arguments": vars(args), **more,
-                                               "rows": rows}, indent=1, default=str) + "\n")
+        Path(args.json).write_text(
+            json.dumps(
+                {**machine(getattr(args, "device", "cpu")), "arguments": vars(args), **more, "rows": rows},
+                indent=1,
+                default=str,
+            )
+            + "\n"
+        )
 
 
 def synthetic(num_train, num_test, num_classes, seed=0):

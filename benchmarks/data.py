@@ -1,7 +1,8 @@
 """Loaders: images/s of each way that training images reach the device, and of torchvision's transforms, image by image.
 
-    python -m benchmarks.data
+python -m benchmarks.data
 """
+
 import tempfile
 from pathlib import Path
 
@@ -12,9 +13,10 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from benchmarks.common import in_turns, median, parser, report, synthetic
-from dataloader.datasets import IMAGENET, Split, View
-from dataloader.loaders import EpochRandomness, Loader
-from dataloader.transforms import decode
+from dataloader.dataset import Split, View
+from dataloader.listings import IMAGENET
+from dataloader.loaders import EpochRandomness, Loader, Reading
+from dataloader.transforms import Pixels, decode
 
 STATISTICS = (IMAGENET["mean"], IMAGENET["std"])
 
@@ -68,13 +70,24 @@ def main():
             return lambda: [images.to(device) for images, _ in batches]
 
         def ours(images, view, cache_gb=0.0):
-            return Loader(Split(images, labels), view, 64, 224, STATISTICS, device, True, args.workers, cache_gb,
-                          folder / "cache")
+            return Loader(
+                Split(images, labels),
+                view,
+                Pixels(224, *STATISTICS),
+                64,
+                device,
+                True,
+                Reading(args.workers, cache_gb, folder / "cache"),
+            )
 
         arrays = synthetic(args.n, 1, 2).train.images
         files, short = View(enlarge=8 / 7), View(enlarge=8 / 7, short_side=True)
-        loaders = {"arrays 32x32 -> 224": ours(arrays, View(pad=4)), "files, decoded each epoch": ours(paths, files),
-                   "files, short side": ours(paths, short), "files, cached": ours(paths, files, 4.0)}
+        loaders = {
+            "arrays 32x32 -> 224": ours(arrays, View(pad=4)),
+            "files, decoded each epoch": ours(paths, files),
+            "files, short side": ours(paths, short),
+            "files, cached": ours(paths, files, 4.0),
+        }
         variants = {name: (lambda loader=loader: drain(loader)) for name, loader in loaders.items()}
         splits = np.split(randomness.order, range(64, args.n, 64))
         variants["files, cached, host alone"] = lambda: list(loaders["files, cached"]._pixels(splits, None, None))
@@ -82,11 +95,17 @@ def main():
         variants["files, torchvision"] = theirs(paths, T.Resize((256, 256)), T.RandomCrop(224))
         seconds = {name: median(s) for name, s in in_turns(variants, args.repeats, device).items()}
         rows = [{"loader": name, "images/s": args.n / s} for name, s in seconds.items()]
-        draft = in_turns({"draft": lambda: [decode(path, 256) for path in large],
-                          "whole": lambda: [Image.open(path).convert("RGB").resize((256, 256), Image.BILINEAR)
-                                            for path in large]}, args.repeats)
-        rows += [{"loader": f"2000x1500 JPEG, {name}, one thread", "images/s": len(large) / median(s)}
-                 for name, s in draft.items()]
+        draft = in_turns(
+            {
+                "draft": lambda: [decode(path, 256) for path in large],
+                "whole": lambda: [Image.open(path).convert("RGB").resize((256, 256), Image.BILINEAR) for path in large],
+            },
+            args.repeats,
+        )
+        rows += [
+            {"loader": f"2000x1500 JPEG, {name}, one thread", "images/s": len(large) / median(s)}
+            for name, s in draft.items()
+        ]
     report(rows, args)
 
 

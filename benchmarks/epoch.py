@@ -6,13 +6,14 @@
 
 Flags not listed by --help are settings of the project.
 """
+
 import time
 
 import torch
 
 from benchmarks.common import parser, report, settings, synchronize, synthetic
 from benchmarks.step import functions, kept_of_each_batch
-from utils.engine import precision
+from utils.device import precision
 from utils.memory import keep_freed_memory, peak_gb
 
 
@@ -36,11 +37,21 @@ def main():
             start = time.perf_counter()
             todo[name]()
             synchronize(device)
-            rows.append({"part": f"phase {phase}, {what}", "s": (time.perf_counter() - start) * sizes[name] / part[name],
-                         "extrapolated from": f"{args.steps} batches" if args.steps else "",
-                         "peak GB so far": peak_gb(device)})
-    rows.append({"part": f"cell of {args.epochs} + {args.epochs} epochs", "s": args.epochs * sum(row["s"] for row in rows),
-                 "extrapolated from": "the above"})
+            rows.append(
+                {
+                    "part": f"phase {phase}, {what}",
+                    "s": (time.perf_counter() - start) * sizes[name] / part[name],
+                    "extrapolated from": f"{args.steps} batches" if args.steps else "",
+                    "peak GB so far": peak_gb(device),
+                }
+            )
+    rows.append(
+        {
+            "part": f"cell of {args.epochs} + {args.epochs} epochs",
+            "s": args.epochs * sum(row["s"] for row in rows),
+            "extrapolated from": "the above",
+        }
+    )
     report(rows, args, settings=flags, prec=precision(device, cfg.prec))
 
 

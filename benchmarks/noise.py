@@ -1,7 +1,8 @@
 """Drawing label noise for a set of CIFAR-100's size: seconds.
 
-    python -m benchmarks.noise --as_published       and the plain way: a loop over samples, all of W at once
+python -m benchmarks.noise --as_published       and the plain way: a loop over samples, all of W at once
 """
+
 import random
 import time
 
@@ -53,11 +54,15 @@ def main():
         function()
         return time.perf_counter() - start
 
-    rows = [{"noise": "sym, 10 million labels", "s": seconds(lambda: sym(many, 0.4, K, rng))},
-            {"noise": "asym, 10 million labels", "s": seconds(lambda: asym(many, 0.4, K, rng))}]
-    cases = {"sym, official stream": (lambda: official_class_noise("sym", labels, 0.4, K, random.Random(0)), plain_sym),
-             "idn, official stream": (lambda: official_idn(labels, 0.4, K, pixels), plain_idn),
-             "idn, numpy": (lambda: idn(labels, 0.4, K, np.random.default_rng(0), pixels), plain_idn)}
+    rows = [
+        {"noise": "sym, 10 million labels", "s": seconds(lambda: sym(many, 0.4, K, rng))},
+        {"noise": "asym, 10 million labels", "s": seconds(lambda: asym(many, 0.4, K, rng))},
+    ]
+    cases = {
+        "sym, official stream": (lambda: official_class_noise("sym", labels, 0.4, K, random.Random(0)), plain_sym),
+        "idn, official stream": (lambda: official_idn(labels, 0.4, K, pixels), plain_idn),
+        "idn, numpy": (lambda: idn(labels, 0.4, K, np.random.default_rng(0), pixels), plain_idn),
+    }
     plain_seconds = {}
     for name, (ours, plain) in cases.items():
         row = {"noise": name, "s": min(seconds(ours) for _ in range(args.repeats)), "peak GB": peak_gb("cpu")}

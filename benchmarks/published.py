@@ -4,6 +4,7 @@ Prompts are padded to 77 tokens and encoded for every batch, training and test, 
 batched products and a softmax over the whole sequence, prompts included; every block computes every token; phase 2 runs
 all samples of a batch and throws the loss of the unselected away; fp32.
 """
+
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -21,7 +22,9 @@ class PlainBlock(ResidualAttentionBlock):
     def forward(self, x, attn_mask=None):
         attn, (B, L, width), h = self.attn, x.shape, self.ln_1(x)
         q, k, v = F.linear(h, attn.in_proj_weight, attn.in_proj_bias).chunk(3, dim=2)
-        q, k, v = (t.reshape(B, L, attn.num_heads, -1).transpose(1, 2).reshape(B * attn.num_heads, L, -1) for t in (q, k, v))
+        q, k, v = (
+            t.reshape(B, L, attn.num_heads, -1).transpose(1, 2).reshape(B * attn.num_heads, L, -1) for t in (q, k, v)
+        )
         scores = torch.bmm(q * q.shape[2] ** -0.5, k.transpose(1, 2))
         if attn_mask is not None:
             scores = scores + attn_mask[:L, :L]
@@ -34,7 +37,7 @@ class PlainPromptedBlock(PromptedBlock):
     """Visual prompts as further tokens of the sequence, cut off by the next block."""
 
     def forward(self, x, attn_mask=None):
-        return self.block(torch.cat([x[:, :self.num_tokens], self.prompts.expand(len(x), -1, -1)], 1))
+        return self.block(torch.cat([x[:, : self.num_tokens], self.prompts.expand(len(x), -1, -1)], 1))
 
 
 class PlainDetector(Detector):
@@ -42,7 +45,9 @@ class PlainDetector(Detector):
 
     def text_features(self, *contexts):
         text, prompts = text_tower(self.clip), self.prompts
-        tail = text.token_embedding.weight[:1].expand(len(prompts.eos), text.context_length - prompts.embedding.shape[1], -1)
+        tail = text.token_embedding.weight[:1].expand(
+            len(prompts.eos), text.context_length - prompts.embedding.shape[1], -1
+        )
         features = []
         for ctx in contexts:
             x = torch.cat([prompts(ctx), tail], 1) + text.positional_embedding
@@ -51,8 +56,9 @@ class PlainDetector(Detector):
         return features
 
     def classifier(self):
-        return lambda images: cosine_logits(self.clip, self.image_features(images),
-                                            self.text_features(self.prompts.pos_ctx)[0])
+        return lambda images: cosine_logits(
+            self.clip, self.image_features(images), self.text_features(self.prompts.pos_ctx)[0]
+        )
 
 
 def plain(model):

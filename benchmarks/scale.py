@@ -4,6 +4,7 @@
 
 The list is WebVision's, made for N images of 50 classes that all link to a few files; the model is the embedded one.
 """
+
 import json
 import os
 import subprocess
@@ -36,27 +37,35 @@ def write_list(root, n):
 
 def start(root):
     """In a process of its own: seconds and memory from the list to the end of the second step."""
-    from dataloader.datasets import load_data
+    from dataloader.load import load_data
     from dataloader.loaders import EpochRandomness, make_loaders
+    from methods.deft import Rules, train_detector_epoch
     from model.classifier import build_optimizer
-    from model.clip import image_statistics, load_clip, resolution
+    from model.clip import input_pixels, load_clip
     from model.detector import Detector
+    from model.prompts import DualPrompts
     from model.tuners import tune
-    from utils.engine import train_detector_epoch
+    from utils.device import Amp
+
     cfg = settings("--dataset", "webvision", "--data_path", root, "--backbone", "tiny-clip-digits", "--vpt_deep")
     keep_freed_memory()
     begin, device = time.perf_counter(), torch.device("cpu")
     data = load_data(cfg)
     clip, tokenizer = load_clip(cfg.backbone)
-    train, _ = make_loaders(data, cfg, resolution(clip, cfg), image_statistics(clip), device)
+    train, _ = make_loaders(data, cfg, input_pixels(clip, cfg), device)
     tune(clip.visual, cfg)
-    model = Detector(clip, tokenizer, data.classnames, cfg.n_ctx)
+    model = Detector(clip, DualPrompts(clip, tokenizer, data.classnames, cfg.n_ctx))
     randomness = EpochRandomness(0, 1, data.train.labels, data.num_classes)
     batches = iter(train.train(randomness))
-    train_detector_epoch(model, [next(batches), next(batches)], randomness.complementary, build_optimizer(model, cfg),
-                         warm=True, use_pseudo_labels=False)
-    print(json.dumps({"s": time.perf_counter() - begin,
-                      "peak GB": peak_gb()}))
+    train_detector_epoch(
+        model,
+        [next(batches), next(batches)],
+        randomness.complementary,
+        build_optimizer(model, cfg),
+        Rules(warm=True, use_pseudo_labels=False),
+        Amp(device),
+    )
+    print(json.dumps({"s": time.perf_counter() - begin, "peak GB": peak_gb()}))
 
 
 def main():
@@ -69,18 +78,44 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         for n in args.sizes:
             write_list(Path(folder) / str(n), n)
-            out = subprocess.run([sys.executable, "-m", "benchmarks.scale", START, str(Path(folder) / str(n))],
-                                 capture_output=True, text=True, check=True).stdout
+            out = subprocess.run(
+                [sys.executable, "-m", "benchmarks.scale", START, str(Path(folder) / str(n))],
+                capture_output=True,
+                text=True,
+                check=True,
+            ).stdout
             rows.append({"what": f"two steps of a list of {n:,} images", **json.loads(out.splitlines()[-1])})
         for processes in (1, 2):
             run = Path(folder) / f"run{processes}"
-            subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}",
-                            "main_phase1.py", "--cfg", "config/PEFT/digits.yaml", "--epochs", "3", "--batch_size", "64",
-                            "--output_dir", str(run)], check=True, capture_output=True,
-                           env={**os.environ, "OMP_NUM_THREADS": "1"})
+            subprocess.run(
+                [
+                    sys.executable,
+                    "-m",
+                    "torch.distributed.run",
+                    "--standalone",
+                    f"--nproc_per_node={processes}",
+                    "main_phase1.py",
+                    "--cfg",
+                    "config/PEFT/digits.yaml",
+                    "--epochs",
+                    "3",
+                    "--batch_size",
+                    "64",
+                    "--output_dir",
+                    str(run),
+                ],
+                check=True,
+                capture_output=True,
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+            )
             summary = json.loads(next(run.rglob("summary.json")).read_text())
-            rows.append({"what": f"digits, {processes} process(es) of one thread", "images/s": summary["images_per_second"],
-                         "peak GB": summary["peak_memory_gb"]})
+            rows.append(
+                {
+                    "what": f"digits, {processes} process(es) of one thread",
+                    "images/s": summary["images_per_second"],
+                    "peak GB": summary["peak_memory_gb"],
+                }
+            )
     report(rows, args)
 
 

@@ -5,6 +5,7 @@
 
 Every turn runs in a process of its own, so peak memory is its way's own. Flags not listed here are settings of the project.
 """
+
 import multiprocessing
 import os
 import threading
@@ -20,11 +21,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.common import in_turns, median, parser, report, settings, synchronize, synthetic
 from benchmarks.published import plain
 from dataloader.loaders import EpochRandomness, make_loaders
-from main_phase1 import build_detector
+from methods.baselines import METHODS
+from methods.deft import Rules, build_detector, train_detector_epoch
+from methods.fine_tuning import train_classifier_epoch
+from methods.loops import evaluate
 from model.classifier import build_classifier, build_optimizer
-from model.clip import image_statistics, resolution
-from utils.baselines import METHODS
-from utils.engine import autocast, evaluate, precision, train_classifier_epoch, train_detector_epoch
+from model.clip import input_pixels
+from utils.device import Amp, precision
 from utils.memory import keep_freed_memory, peak_gb
 
 ROWS = {"phase 1": (1, "train"), "evaluation": (1, "test"), "phase 2": (2, "train")}  # phase, and what of it is timed
@@ -32,12 +35,12 @@ PLAIN = "plain fp32"
 
 
 def build(phase, cfg, data, device):
-    """(model on the device, pixels of its input, (mean, std)) of a phase."""
+    """The model of a phase on the device, and the Pixels it takes."""
     if phase == 2:
-        model, *view = build_classifier(cfg, data, torch.Generator().manual_seed(0))
-        return model.to(device), *view
+        model, pixels = build_classifier(cfg, data, torch.Generator().manual_seed(0))
+        return model.to(device), pixels
     model = build_detector(cfg, data.classnames, device)
-    return model, resolution(model.clip, cfg), image_statistics(model.clip)
+    return model, input_pixels(model.clip, cfg)
 
 
 class FixedLogits(nn.Module):
@@ -48,7 +51,7 @@ class FixedLogits(nn.Module):
         self.pos, self.neg = (nn.Parameter(torch.zeros(batch, num_classes)) for _ in range(2))
 
     def forward(self, images):
-        return self.pos[:len(images)], self.neg[:len(images)]
+        return self.pos[: len(images)], self.neg[: len(images)]
 
 
 def functions(phase, cfg, data, device, keep=None, as_published=False):
@@ -56,27 +59,31 @@ def functions(phase, cfg, data, device, keep=None, as_published=False):
 
     keep (N,) bool numpy: the samples that phase 2 trains on.
     """
-    (model, *view), num_classes = build(phase, cfg, data, device), data.num_classes
-    train, tests = make_loaders(data, cfg, *view, device)
+    (model, pixels), num_classes = build(phase, cfg, data, device), data.num_classes
+    train, tests = make_loaders(data, cfg, pixels, device)
     randomness = EpochRandomness(0, 1, data.train.labels, num_classes)
     complementary = randomness.complementary.to(device)
     if as_published:
         plain(model)
     if cfg.compile:
         (model.clip.visual if phase == 1 else model).compile()
-    optimizer = build_optimizer(model, cfg)
-
-    def amp():
-        return autocast(device, cfg.prec)
+    optimizer, amp = build_optimizer(model, cfg), Amp(device, cfg.prec)
 
     def train_detector(model=model, optimizer=optimizer):
-        train_detector_epoch(model, train.train(randomness), complementary, optimizer, warm=True, use_pseudo_labels=False,
-                             amp=amp)
+        train_detector_epoch(
+            model, train.train(randomness), complementary, optimizer, Rules(warm=True, use_pseudo_labels=False), amp
+        )
 
     def train_classifier():
         chosen, in_loss = (None, torch.from_numpy(keep).to(device)) if as_published else (keep, None)
-        train_classifier_epoch(model, train.train(randomness, chosen), optimizer,
-                               METHODS["CE"](cfg, len(train), num_classes), clean_mask=in_loss, amp=amp)
+        train_classifier_epoch(
+            model,
+            train.train(randomness, chosen),
+            optimizer,
+            METHODS["CE"](cfg, len(train), num_classes),
+            amp,
+            in_loss,
+        )
 
     def test():
         model.eval()
@@ -100,23 +107,31 @@ def functions(phase, cfg, data, device, keep=None, as_published=False):
             features = model.image_features(images)
         features.sum().backward()
 
-    return {"train": train_detector, "test": test, "text": text, "image": image,
-            "loader, loss": lambda: train_detector(fixed, fixed_optimizer), "optimizer": optimizer.step}
+    return {
+        "train": train_detector,
+        "test": test,
+        "text": text,
+        "image": image,
+        "loader, loss": lambda: train_detector(fixed, fixed_optimizer),
+        "optimizer": optimizer.step,
+    }
 
 
 def kept_of_each_batch(labels, num_classes, batch_size, noise):
     """(N,) bool: the same number in every batch of the epoch that `functions` trains."""
     keep, order = np.zeros(len(labels), dtype=bool), EpochRandomness(0, 1, labels, num_classes).order
     for start in range(0, len(labels), batch_size):
-        keep[order[start:start + round(batch_size * (1 - noise))]] = True
+        keep[order[start : start + round(batch_size * (1 - noise))]] = True
     return keep
 
 
 def end_with_parent():
     """Do not outlive the command, which may be killed."""
+
     def watch():
         multiprocessing.parent_process().join()
         os._exit(1)
+
     threading.Thread(target=watch, daemon=True).start()
 
 
@@ -142,8 +157,10 @@ def turn(row, cfg, args, as_published):
         todo[name]()  # the first time does not count
     line = {"ms": milliseconds(name, args.steps), "peak GB": peak_gb(device)}
     if row == "phase 1" and not (cfg.compile or as_published):
-        line |= {f"{part} ms": milliseconds(part, calls) for part, calls in
-                 (("text", 1), ("image", 1), ("loader, loss", args.steps), ("optimizer", 1))}
+        line |= {
+            f"{part} ms": milliseconds(part, calls)
+            for part, calls in (("text", 1), ("image", 1), ("loader, loss", args.steps), ("optimizer", 1))
+        }
     return line | ({"flops": counter.get_total_flops() / args.steps} if count else {})
 
 
@@ -170,8 +187,10 @@ def measure(row, ways, args, rates):
             line["of matmul rate"] = f"{100 * flops / (line['ms'] / 1000) / rates[cfg.prec]:.0f} %"
         if PLAIN in ways:
             line["ratio"] = f"{lines[PLAIN]['ms'] / line['ms']:.2f}"
-    return [{"step": row, "way": way, "images/s": 1000 * ways[way][0].batch_size / line["ms"], **line}
-            for way, line in lines.items()]
+    return [
+        {"step": row, "way": way, "images/s": 1000 * ways[way][0].batch_size / line["ms"], **line}
+        for way, line in lines.items()
+    ]
 
 
 def main():
@@ -186,8 +205,10 @@ def main():
     args, flags = p.parse_known_args()
     device = torch.device(args.device)
     names = list(dict.fromkeys(precision(device, prec) for prec in args.prec))
-    rates = {prec: matmul_rate(device, {"fp32": torch.float32, "fp16": torch.float16}.get(prec, torch.bfloat16))
-             for prec in names}
+    rates = {
+        prec: matmul_rate(device, {"fp32": torch.float32, "fp16": torch.float16}.get(prec, torch.bfloat16))
+        for prec in names
+    }
     lines = []
     for row, (phase, _) in ROWS.items():
         tuned = ["--vpt_deep"] if phase == 1 else ["--finetune", "--lr", "5e-4"]

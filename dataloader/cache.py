@@ -1,4 +1,5 @@
 """Decoded images kept on disk: memory-mapped, bounded, checked; a second run, or another process, decodes nothing."""
+
 import contextlib
 import os
 import zlib
@@ -26,7 +27,9 @@ def decoded_files(paths, size, folder, limit_gb):
     _in_use.add(file)
     with contextlib.suppress(FileNotFoundError):  # another run may clear up at the same time
         others = sorted(set(file.parent.glob("pixels-*[0-9].npy")) - _in_use, key=lambda p: p.stat().st_mtime)
-        used = sum(p.stat().st_size for p in _in_use if p != file and p.is_file()) + sum(p.stat().st_size for p in others)
+        used = sum(p.stat().st_size for p in _in_use if p != file and p.is_file()) + sum(
+            p.stat().st_size for p in others
+        )
         while others and used + needed > limit_gb * 2**30:
             used -= others[0].stat().st_size
             others[0].with_suffix(".crc.npy").unlink(missing_ok=True)

@@ -1,4 +1,5 @@
 """Image files before they are used: which cannot be read, and why, and which are the same."""
+
 import hashlib
 import io
 import json
@@ -11,7 +12,9 @@ from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from dataloader.transforms import to_rgb
-from utils.checkpoint import write_whole
+from utils.files import write_whole
+
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
 
 
 def inspect_file(path):
@@ -52,8 +55,9 @@ def inspect_files(paths, cache):
     identity = {path: file_identity(path) for path in paths}
     new = [path for path, now in identity.items() if now is None or known.get(path, [])[:2] != now]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for path, result in zip(new, tqdm(pool.map(inspect_file, new), "checking images", len(new), leave=False,
-                                          disable=None)):
+        for path, result in zip(
+            new, tqdm(pool.map(inspect_file, new), "checking images", len(new), leave=False, disable=None)
+        ):
             known[path] = [*(identity[path] or (None, None)), *result]
     if new:
         with write_whole(cache, shared=True) as file:
@@ -74,3 +78,8 @@ def images_identity(images):
         else:
             sha.update(f"{os.path.abspath(image)} {file_identity(image)}\n".encode())
     return sha.hexdigest()
+
+
+def inspection_cache(cfg):
+    """Where what was found out about the files of data_path is kept."""
+    return Path(cfg.output_dir) / "cache" / f"{cfg.dataset}-files.json"

@@ -1,7 +1,9 @@
 """Batches (images (B, 3, H, W) float32, labels (B,) int64, index (B,) int64), all on the device."""
+
 import os
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -38,47 +40,54 @@ class EpochRandomness:
         self.flip = torch.from_numpy(rng.random(n, dtype=np.float32))
 
 
-def make_loaders(data, cfg, resolution, statistics, device):
-    """Loader of the training set, and {name: Loader} of the test sets, if any; statistics: the backbone's (mean, std)."""
-    def loader(split, augmented):
-        return make_loader(split, data.view, cfg, resolution, statistics, device, augmented)
+@dataclass(frozen=True)
+class Reading:
+    """How image files are read: by how many threads, and into how many GB of which folder decoded pixels are kept."""
 
-    tests = {"test": data.test, **data.more_tests} if data.test else data.more_tests
-    return loader(data.train, True), {name: loader(split, False) for name, split in tests.items()}
+    num_workers: int = 8
+    cache_gb: float = 0.0
+    cache: Path | None = None
 
 
-def make_loader(split, view, cfg, resolution, statistics, device, augmented):
+def make_loaders(data, cfg, pixels, device):
+    """Loader of the training set, and {name: Loader} of the test sets, if any; pixels: what the backbone takes."""
+    train = make_loader(data.train, data.view, cfg, pixels, device, augmented=True)
+    return train, {
+        name: make_loader(split, data.view, cfg, pixels, device, augmented=False) for name, split in data.tests.items()
+    }
+
+
+def make_loader(split, view, cfg, pixels, device, augmented):
     """Loader of one split, with the batch size, threads and cache that `cfg` names."""
-    return Loader(split, view, cfg.batch_size, resolution, statistics, device, augmented, cfg.num_workers, cfg.cache_gb,
-                  Path(cfg.output_dir) / "cache")
+    reading = Reading(cfg.num_workers, cfg.cache_gb, Path(cfg.output_dir) / "cache")
+    return Loader(split, view, pixels, cfg.batch_size, device, augmented, reading)
 
 
 class Loader:
     """One split: `train(randomness)` gives augmented batches in random order, `eval()` plain ones in order.
 
     Array data are one uint8 tensor, on the device up to ON_DEVICE_GB. Files are read by threads, a few batches ahead, and
-    decoded once where their pixels fit into `cache_gb` GB of the folder `cache` of one machine; those resized by their short
+    decoded once where their pixels fit into the cache of one machine; those resized by their short
     side, which have no one size, are decoded every time.
     """
 
-    def __init__(self, split, view, batch_size, resolution, statistics, device, augmented,
-                 num_workers=8, cache_gb=0.0, cache=None):
+    def __init__(self, split, view, pixels, batch_size, device, augmented, reading=Reading()):
         self.labels = torch.from_numpy(split.labels).to(device)
-        self.view, self.batch_size, self.resolution = view, batch_size, resolution
+        self.view, self.batch_size, self.resolution = view, batch_size, pixels.size
         self.device = device = torch.empty(0, device=device).device  # cuda is cuda:0: compared below
-        self.mean = torch.tensor(view.mean or statistics[0], device=device)
-        self.std = torch.tensor(view.std or statistics[1], device=device)
+        self.mean = torch.tensor(view.mean or pixels.mean, device=device)
+        self.std = torch.tensor(view.std or pixels.std, device=device)
         self.is_array = isinstance(split.images, np.ndarray)
-        self.size = round(resolution * (view.enlarge if augmented else view.test_enlarge))
+        self.size = round(pixels.size * (view.enlarge if augmented else view.test_enlarge))
         self.images = split.images
         if self.is_array:
             self.images = torch.from_numpy(np.ascontiguousarray(self.images.transpose(0, 3, 1, 2)))
         else:
-            self.pool = ThreadPoolExecutor(max(1, min(num_workers, os.cpu_count() or 1)))
+            self.pool = ThreadPoolExecutor(max(1, min(reading.num_workers, os.cpu_count() or 1)))
             with first_alone():  # one process makes the file
                 # one memory-mapped file cannot be written from several machines
-                keep = cache_gb > 0 and not view.short_side and not several_machines()
-                self.decoded = decoded_files(self.images, self.size, cache, cache_gb) if keep else None
+                keep = reading.cache_gb > 0 and not view.short_side and not several_machines()
+                self.decoded = decoded_files(self.images, self.size, reading.cache, reading.cache_gb) if keep else None
         if isinstance(self.images, torch.Tensor) and self.images.nbytes <= ON_DEVICE_GB * 2**30:
             self.images = self.images.to(device)
 
@@ -95,7 +104,11 @@ class Loader:
         else:
             paths, places = [self.images[i] for i in index], [None] * len(index) if u is None else u[index]
             images = list(self.pool.map(lambda path, place: decode(path, self.size, crop, place), paths, places))
-        return torch.stack(images) if images else torch.empty(0, 3, crop or self.size, crop or self.size, dtype=torch.uint8)
+        return (
+            torch.stack(images)
+            if images
+            else torch.empty(0, 3, crop or self.size, crop or self.size, dtype=torch.uint8)
+        )
 
     def _pixels(self, splits, index, u):
         """uint8 pixels of each batch, on the device; host memory and files are read two batches ahead.
@@ -136,21 +149,23 @@ class Loader:
         With `keep` (N,) bool numpy, every batch holds only its kept samples; it may be empty. The batches, and so the
         number of steps, are those of the whole set.
         """
-        splits = [randomness.order[i:i + self.batch_size] for i in range(0, len(self), self.batch_size)]
+        splits = [randomness.order[i : i + self.batch_size] for i in range(0, len(self), self.batch_size)]
         if keep is not None:
             splits = [index[keep[index]] for index in splits]
-        return _Sized(len(splits), self._batches([index[rank()::world_size()] for index in splits], randomness))
+        return _Sized(len(splits), self._batches([index[rank() :: world_size()] for index in splits], randomness))
 
     def eval(self):
         """Un-augmented batches of the whole split, in order; of several processes each has its share of each batch."""
         index = np.arange(len(self))
-        splits = [index[i:i + self.batch_size][rank()::world_size()] for i in range(0, len(self), self.batch_size)]
+        splits = [index[i : i + self.batch_size][rank() :: world_size()] for i in range(0, len(self), self.batch_size)]
         return _Sized(len(splits), self._batches(splits, None))
 
     def _batches(self, splits, randomness):
         # everything random goes to the device once an epoch: a step waits for nothing
         index = torch.from_numpy(np.concatenate(splits)).to(self.device).split([len(part) for part in splits])
-        crop, flip = (None, None) if randomness is None else (u.to(self.device) for u in (randomness.crop, randomness.flip))
+        crop, flip = (
+            (None, None) if randomness is None else (u.to(self.device) for u in (randomness.crop, randomness.flip))
+        )
         u = None if randomness is None else randomness.crop.numpy()
         for here, pixels in zip(index, self._pixels(splits, index, u)):
             pixels = self._plain(pixels) if randomness is None else self._augmented(pixels, crop[here], flip[here])

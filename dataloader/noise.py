@@ -4,6 +4,7 @@ labels (N,) int64; ratio in [0, 1]; rng a numpy Generator of the noise alone, so
 whatever ran before. `ratio` is what is asked for; the realised rate is np.mean(noisy != labels).
 The `official_…` functions draw the very labels that the official code draws for a seed.
 """
+
 import json
 import random
 from pathlib import Path
@@ -12,15 +13,116 @@ import numpy as np
 from scipy.special import softmax
 from scipy.stats import truncnorm
 
-from utils.config import UserError, nearest, read_lines
+from utils.config import UserError, nearest
+from utils.files import read_lines
 from utils.safe_pickle import load_arrays
 
 # CIFAR-10's look-alikes (Patrini et al., CVPR 2017) and the 20 superclasses of CIFAR-100, by class number
 CIFAR10_PAIRS = {9: 1, 2: 0, 4: 7, 3: 5, 5: 3}
-CIFAR100_SUPERCLASS = np.array([
-    4, 1, 14, 8, 0, 6, 7, 7, 18, 3, 3, 14, 9, 18, 7, 11, 3, 9, 7, 11, 6, 11, 5, 10, 7, 6, 13, 15, 3, 15, 0, 11, 1, 10, 12,
-    14, 16, 9, 11, 5, 5, 19, 8, 8, 15, 13, 14, 17, 18, 10, 16, 4, 17, 4, 2, 0, 17, 4, 18, 17, 10, 3, 2, 12, 12, 16, 12, 1,
-    9, 19, 2, 10, 0, 1, 16, 12, 9, 13, 15, 13, 16, 19, 2, 4, 6, 19, 5, 5, 8, 19, 18, 1, 2, 15, 6, 0, 17, 8, 14, 13])
+CIFAR100_SUPERCLASS = np.array(
+    [
+        4,
+        1,
+        14,
+        8,
+        0,
+        6,
+        7,
+        7,
+        18,
+        3,
+        3,
+        14,
+        9,
+        18,
+        7,
+        11,
+        3,
+        9,
+        7,
+        11,
+        6,
+        11,
+        5,
+        10,
+        7,
+        6,
+        13,
+        15,
+        3,
+        15,
+        0,
+        11,
+        1,
+        10,
+        12,
+        14,
+        16,
+        9,
+        11,
+        5,
+        5,
+        19,
+        8,
+        8,
+        15,
+        13,
+        14,
+        17,
+        18,
+        10,
+        16,
+        4,
+        17,
+        4,
+        2,
+        0,
+        17,
+        4,
+        18,
+        17,
+        10,
+        3,
+        2,
+        12,
+        12,
+        16,
+        12,
+        1,
+        9,
+        19,
+        2,
+        10,
+        0,
+        1,
+        16,
+        12,
+        9,
+        13,
+        15,
+        13,
+        16,
+        19,
+        2,
+        4,
+        6,
+        19,
+        5,
+        5,
+        8,
+        19,
+        18,
+        1,
+        2,
+        15,
+        6,
+        0,
+        17,
+        8,
+        14,
+        13,
+    ]
+)
 
 
 def chosen(n, ratio, rng):
@@ -116,8 +218,9 @@ def idn(labels, ratio, num_classes, rng, features):
     Flip rates q_i from a normal(ratio, 0.1) truncated to [0, 1], W_k of shape (F, K) standard normal.
     """
     flip_rate, F = _truncated_rates(len(labels), ratio, rng), features.shape[1]
-    P = flip_probabilities(labels, flip_rate, num_classes, features,
-                           lambda k: rng.standard_normal((F, num_classes), dtype=np.float32))
+    P = flip_probabilities(
+        labels, flip_rate, num_classes, features, lambda k: rng.standard_normal((F, num_classes), dtype=np.float32)
+    )
     return draw_rows(P, rng.random(len(labels)))
 
 
@@ -142,14 +245,20 @@ def official_idn(labels, ratio, num_classes, features, rng=None):
     """Instance-dependent noise as the official code draws it, always with numpy seed 1, whatever the run's seed."""
     rng = np.random.RandomState(1) if rng is None else rng
     flip_rate, F = _truncated_rates(len(labels), ratio, rng), features.shape[1]
-    P = flip_probabilities(labels, flip_rate, num_classes, features,
-                           lambda k: rng.randn(F, num_classes).astype(np.float32))
+    P = flip_probabilities(
+        labels, flip_rate, num_classes, features, lambda k: rng.randn(F, num_classes).astype(np.float32)
+    )
     return draw_rows(P, rng.random_sample(len(labels)))
 
 
 HUMAN = {  # noise_mode: {number of classes: entry of the file}; `real` is the official name
-    "real": {10: "worse_label", 100: "noisy_label"}, "worse": {10: "worse_label"}, "aggre": {10: "aggre_label"},
-    "random1": {10: "random_label1"}, "random2": {10: "random_label2"}, "random3": {10: "random_label3"}}
+    "real": {10: "worse_label", 100: "noisy_label"},
+    "worse": {10: "worse_label"},
+    "aggre": {10: "aggre_label"},
+    "random1": {10: "random_label1"},
+    "random2": {10: "random_label2"},
+    "random3": {10: "random_label3"},
+}
 DRAWN = {"sym": sym, "asym": asym, "asym_similar": asym_similar, "str": structured, "idn": idn}
 NOISE = ("none", *DRAWN, "transition", "file", *HUMAN)
 
@@ -203,10 +312,14 @@ def read_transition(path, num_classes):
     """A row-stochastic matrix (K, K) float64 from .npy or .csv: row k holds the chances of class k's new labels."""
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"noise_file: there is no file {path}; noise_mode transition needs a {num_classes}x{num_classes} "
-                        "matrix (.npy or .csv).")
+        raise UserError(
+            f"noise_file: there is no file {path}; noise_mode transition needs a {num_classes}x{num_classes} "
+            "matrix (.npy or .csv)."
+        )
     try:
-        matrix = np.load(path, allow_pickle=False) if path.suffix == ".npy" else np.loadtxt(path, delimiter=",", ndmin=2)
+        matrix = (
+            np.load(path, allow_pickle=False) if path.suffix == ".npy" else np.loadtxt(path, delimiter=",", ndmin=2)
+        )
         matrix = matrix.astype(np.float64)
     except (ValueError, OSError, EOFError) as error:
         raise UserError(f"{path}: not a matrix of numbers ({error})") from None

@@ -1,198 +1,139 @@
-"""A person's own images: class folders, or a table with a path and a label column, read as rows of text."""
-import csv
-import io
-import json
-import re
-import unicodedata
-from dataclasses import dataclass
-from pathlib import Path
+"""A person's own images as a data set: a folder, a table, or what a notebook holds in memory."""
 
-from utils.config import UserError, default_values, nearest
+from dataclasses import replace
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
-TABLE_SUFFIXES = {".csv", ".tsv", ".jsonl"}
-SPLITS = {"": "train", "train": "train", "training": "train", "test": "test", "testing": "test", "val": "val",
-          "valid": "val", "validation": "val", "dev": "val"}
-COLUMNS = {  # setting: names it goes by where the setting is empty; the first two must be there
-    "path_column": "path file filename file_name filepath file_path image image_path imagepath img img_path".split(),
-    "label_column": "label labels class class_name classname category target given_label".split(),
-    "split_column": "split subset partition".split(),
-    "id_column": "id image_id sample_id uid uuid".split(),
-    "true_label_column": "true_label true_labels clean_label gold_label correct_label".split()}
+import numpy as np
+from PIL import Image
+
+from dataloader.dataset import Dataset, Split, View, hold_out
+from dataloader.files import images_identity, inspect_files, inspection_cache
+from dataloader.rows import read_rows, say_names, shortened, tidy_names
+from utils.config import UserError, nearest
+
+OWN_VIEW = View(flip=False)  # neither cut nor mirrored: what fills the frame stays whole, and letters what they are
 
 
-@dataclass(frozen=True)
-class Row:
-    """One labelled image, all of it text; `where` is what an error calls it."""
-    path: str
-    label: str
-    split: str = "train"  # train, test or val
-    id: str = ""
-    true_label: str = ""
-    where: str = ""
+def own(cfg):
+    """A folder of class folders or a table (dataloader/own.py); without a test split `test_fraction` is held out by `seed`.
 
-
-def read_rows(source, cfg, key="data_path"):
-    """The rows of a folder of class folders or of a CSV, TSV or JSONL file, in sorted or in the file's order.
-
-    Of val and test, test is for testing and val is left out; val alone is for testing. Raises UserError where `source`,
-    which it calls by its setting `key`, is neither, for an unknown column, and for the line of an empty or doubled field.
+    Where true labels are given, those of the training images are true_labels, and those of the test images its labels.
     """
-    source = Path(source)
-    if source.is_dir():
-        rows = _read_folders(source, key)
-    elif source.is_file() and source.suffix.lower() in TABLE_SUFFIXES:
-        rows = _read_table(source, cfg)
-    elif source.is_file():
-        raise UserError(f"{key}: {source} is no folder and no {', '.join(sorted(TABLE_SUFFIXES))} file.")
-    else:
-        if source == Path(default_values()["data_path"]):
-            raise UserError("data_path: --data_path names your folder of class folders, or a .csv, .tsv or .jsonl table.")
-        there = [str(p) for p in source.parent.glob("*")] if source.parent.is_dir() else []
-        raise UserError(f"{key}: there is no folder or file {source}.{nearest(source, there)}")
-    splits = {row.split for row in rows}
-    if "val" in splits and "test" in splits:
-        print(f"left out: {sum(row.split == 'val' for row in rows)} images of val, since there is a test split")
-        rows = [row for row in rows if row.split != "val"]
-    return rows
+    rows, skipped, duplicates = sound_rows(cfg.data_path, cfg)
+    train, test = ([row for row in rows if (row.split == "train") == is_train] for is_train in (True, False))
+    classes = sorted({row.label for row in train} | {row.true_label for row in train} - {""})
+    if len({row.label for row in train}) < 2:
+        raise UserError(
+            f"data_path: {cfg.data_path} holds training images of {len(classes)} class, expected two or more."
+        )
+    labels, true_labels = label_numbers(train, classes)
+    if not test:
+        kept, held_out = hold_out(labels, cfg.test_fraction, cfg.seed)
+        few = [classes[k] for k in np.setdiff1d(labels, labels[held_out])]
+        if few and cfg.test_fraction:
+            print(f"too few images to hold one out for testing: {shortened(few)}")
+        train, test = [train[i] for i in kept], [train[i] for i in held_out]
+        labels, true_labels = labels[kept], None if true_labels is None else true_labels[kept]
+    test_split = None
+    if test:
+        test_split = Split([row.path for row in test], label_numbers([_corrected(row) for row in test], classes)[0])
+    print(f"{cfg.data_path}: {len(train)} training images of {len(classes)} classes, {len(test)} for testing")
+    return Dataset(
+        "own",
+        Split([row.path for row in train], labels),
+        test_split,
+        classnames=tidy_names(classes),
+        label_names=classes,
+        view=OWN_VIEW,
+        trusted=False,
+        true_labels=true_labels,
+        ids=[row.id for row in train] if train[0].id else None,
+        skipped=skipped,
+        duplicates=duplicates,
+    )
 
 
-# --- class folders
-
-def _read_folders(root, key):
-    parts = {part: root / part for part in ("train", "test", "val") if (root / "train").is_dir() and (root / part).is_dir()}
-    rows, ignored, empty = [], {}, []
-    for split, folder in (parts or {"train": root}).items():
-        classes = sorted(d for d in folder.iterdir() if d.is_dir() and not d.name.startswith((".", "__MACOSX")))
-        for class_folder in classes:
-            before = len(rows)
-            for path in sorted(p for p in class_folder.rglob("*") if p.is_file() and not p.name.startswith(".")):
-                if path.suffix.lower() in IMAGE_SUFFIXES:
-                    rows.append(Row(str(path), class_folder.name, split, where=str(path)))
-                else:
-                    ignored[path.suffix.lower()] = ignored.get(path.suffix.lower(), 0) + 1
-            if len(rows) == before:
-                empty.append(str(class_folder))
-    if not rows:
-        tables = sorted(str(p) for p in root.iterdir() if p.suffix.lower() in TABLE_SUFFIXES)
-        raise UserError(f"{key}: {root} holds no class folder with an image in it ({' '.join(sorted(IMAGE_SUFFIXES))})."
-                        f"{' Did you mean ' + tables[0] + '?' if tables else ''}")
-    if empty:
-        print(f"left out: {shortened(empty)}: class folders without an image")
-    if ignored:
-        print("ignored: files that end in " + shortened([f"{k or 'nothing'} ({n})" for k, n in sorted(ignored.items())]))
-    return rows
+def _corrected(row):
+    """The row with its true label, where it has one, for its label: what a classifier should say."""
+    return replace(row, label=row.true_label or row.label)
 
 
-# --- tables
-
-def _read_table(path, cfg):
-    lines = _read_jsonl(path) if path.suffix.lower() == ".jsonl" else read_csv(path)
-    if not lines:
-        raise UserError(f"{path}: holds no row.")
-    columns = _columns(path, list(dict.fromkeys(key for _, fields in lines for key in fields)), cfg)
-    rows, ids = [], {}
-    for line, fields in lines:
-        def field(key):
-            return fields.get(columns[key], "").strip() if columns[key] else ""
-        where = f"{path}: line {line}"
-        for key in ("path_column", "label_column", *(["id_column"] if columns["id_column"] else [])):
-            if not field(key):
-                raise UserError(f"{where} has nothing in column '{columns[key]}'.")
-        split = field("split_column").lower()
-        if split not in SPLITS:
-            raise UserError(f"{where} has the split '{split}', expected train, test or val.{nearest(split, SPLITS)}")
-        if field("id_column") and ids.setdefault(field("id_column"), line) != line:
-            raise UserError(f"{where} has the id '{field('id_column')}' of line {ids[field('id_column')]}; "
-                            "ids must differ (id_column names another column).")
-        rows.append(Row(str(path.parent / field("path_column")), field("label_column"), SPLITS[split],
-                        field("id_column"), field("true_label_column"), where))
-    print(f"{path}: " + ", ".join(f"{key} '{column}'" for key, column in columns.items() if column))
-    return rows
+def label_numbers(rows, classes):
+    """labels and true_labels of rows, (N,) int64; None for the latter unless every row has one."""
+    number = {name: i for i, name in enumerate(classes)}
+    for row in rows:
+        for label in (row.label, row.true_label or row.label):
+            if label not in number:
+                raise UserError(f"{row.where}: {label!r} is no class of the training images.{nearest(label, classes)}")
+    labels = np.array([number[row.label] for row in rows], dtype=np.int64)
+    known = [row.true_label for row in rows if row.true_label]
+    if len(known) < len(rows):
+        if known:
+            print(f"true labels: given for {len(known)} of {len(rows)} images only, not used")
+        return labels, None
+    return labels, np.array([number[name] for name in known], dtype=np.int64)
 
 
-def _columns(path, header, cfg):
-    """{setting: column of the table}, None for an optional one that is not there."""
-    plain, columns = {re.sub(r"[\s-]+", "_", name.strip().lower()): name for name in reversed(header)}, {}
-    for key, usual in COLUMNS.items():
-        wanted = getattr(cfg, key)
-        if wanted and wanted not in header:
-            raise UserError(f"{key}: {path} has no column '{wanted}', only {', '.join(header)}.{nearest(wanted, header)}")
-        columns[key] = wanted or next((plain[name] for name in usual if name in plain), None)
-        if columns[key] is None and key in ("path_column", "label_column"):
-            raise UserError(f"{path}: none of its columns {', '.join(header)} is called {usual[0]}; --path_column and "
-                            "--label_column name those of the images and labels.")
-    return columns
+def sound_rows(source, cfg, key="data_path"):
+    """The rows of a folder or table whose files can be read, {path: reason} of the others, and the identical files.
+
+    Of these, which stay, (group, path, label, whether the labels of the group differ).
+    """
+    rows = read_rows(source, cfg, key)
+    digests, reasons = inspect_files([row.path for row in rows], inspection_cache(cfg))
+    skipped = {row.path: reason for row, reason in zip(rows, reasons) if reason}
+    groups = {}
+    for row, digest, reason in zip(rows, digests, reasons):
+        if not reason:
+            groups.setdefault(digest, []).append(row)
+    twins = [group for group in groups.values() if len(group) > 1]
+    duplicates = [
+        (i, row.path, row.label, len({r.label for r in group}) > 1) for i, group in enumerate(twins, 1) for row in group
+    ]
+    if skipped:
+        reasons_given = [f"{path} ({reason})" for path, reason in skipped.items()]
+        print(f"left out {len(skipped)} of {len(rows)} images: {shortened(reasons_given, 5)}")
+    if len(skipped) == len(rows):
+        raise UserError(f"{key}: none of the {len(rows)} images of {source} can be read.")
+    if duplicates:
+        differ = sum(len({row.label for row in group}) > 1 for group in twins)
+        print(
+            f"{len(duplicates)} images are {len(twins)} files more than once"
+            + (f", {differ} of them with different labels" if differ else "")
+            + "; all are kept"
+        )
+    return [row for row in rows if row.path not in skipped], skipped, duplicates
 
 
-def read_csv(path):
-    """[(line it begins on, {column: text})]; the separator is a tab, or what the header has most of."""
-    text = _text(path)
-    header = text.split("\n", 1)[0]
-    separator = "\t" if path.suffix.lower() == ".tsv" else max(",;\t", key=header.count)
-    reader, rows, begins = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True), [], 1
-    try:
-        names = [name.strip() for name in next(reader, [])]
-        if len(set(names)) < len(names):
-            raise UserError(f"{path}: two columns have the same name; found {', '.join(names)}.")
-        begins = reader.line_num + 1
-        for fields in reader:
-            if fields:
-                if len(fields) != len(names):
-                    raise UserError(f"{path}: line {begins} has {len(fields)} fields, the first line has {len(names)}.")
-                rows.append((begins, dict(zip(names, fields))))
-            begins = reader.line_num + 1
-    except csv.Error as error:
-        raise UserError(f"{path}: line {begins} cannot be read ({error}).") from None
-    return rows
+def in_memory(images, labels, classnames=None):
+    """A Dataset without a test split from what a notebook has: paths, Pillow images or uint8 (N, H, W, 3); N labels.
 
-
-def _read_jsonl(path):
-    rows = []
-    for number, line in enumerate(_text(path).splitlines(), 1):
-        if line.strip():
-            try:
-                fields = dict(json.loads(line).items())
-            except (ValueError, AttributeError):
-                raise UserError(f"{path}: line {number} is no JSON object.") from None
-            rows.append((number, {k: "" if v is None else str(v) for k, v in fields.items()}))
-    return rows
-
-
-def _text(path):
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            return file.read()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not a UTF-8 text file ({error}).") from None
-
-
-# --- names
-
-def tidy_names(labels):
-    """What CLIP reads for each label: 001.Black_footed_Albatross -> Black footed Albatross, goldenRetriever -> golden
-    Retriever. A number in front goes only where every label has one and they still differ without."""
-    words = [" ".join(unicodedata.normalize("NFC", label).replace("_", " ").split()) for label in labels]
-    bare = [re.sub(r"^\d+[.\s-]+", "", name) for name in words]
-    if all(a != b and not b.isdigit() for a, b in zip(words, bare)) and len(set(bare)) == len(bare) and all(bare):
-        words = bare
-    return [name if " " in name else re.sub(r"(?<=[a-zß-ÿ])(?=[A-ZÀ-Þ])", " ", name) for name in words]
-
-
-def say_names(classnames, label_names):
-    """Print the names CLIP reads, and warn of those it cannot tell apart or knows nothing of."""
-    print(f"CLIP reads: {shortened(classnames)}")
-    cannot = [name for name in classnames if name.isdigit() or re.fullmatch(r"n\d{8}", name)]
-    if cannot:
-        print(f"warning: CLIP knows nothing of {shortened(cannot)}; --classnames FILE gives words, one class a line")
-    first = {}
-    for name, label in zip(classnames, label_names):
-        if first.setdefault(name.lower(), label) != label:
-            print(f"warning: CLIP reads the classes {first[name.lower()]!r} and {label!r} as the same words, '{name}'; "
-                  "it can tell them apart only by --classnames FILE")
-
-
-def shortened(words, count=12):
-    """The first words of a list with commas, and how many there are in all."""
-    rest = f" … ({len(words)} in all)" if len(words) > count else ""
-    return ", ".join(map(str, words[:count])) + rest
+    classnames are in the order of the sorted labels; with whole numbers as labels, label k is classnames[k].
+    """
+    is_array, labels = isinstance(images, np.ndarray), np.asarray(labels)
+    if is_array and (images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3):
+        raise UserError(f"images: expected uint8 (N, H, W, 3), found {images.dtype} of shape {images.shape}.")
+    if labels.shape != (len(images),) or labels.dtype.kind not in "iuU":
+        raise UserError(
+            f"labels: expected {len(images)} strings or whole numbers, one an image, found {labels.dtype} of "
+            f"shape {labels.shape}."
+        )
+    images = images if is_array else [x if isinstance(x, Image.Image) else str(x) for x in images]
+    names = np.arange(len(classnames)) if classnames and labels.dtype.kind != "U" else np.unique(labels)
+    unknown = np.setdiff1d(labels, names)
+    if len(unknown) or len(names) < 2 or (classnames and len(classnames) != len(names)):
+        raise UserError(
+            f"labels: {len(np.union1d(labels, names))} classes, expected two or more, with a name in classnames "
+            f"each, of which there are {len(classnames or names)}."
+        )
+    words = list(classnames) if classnames else tidy_names([str(name) for name in names])
+    say_names(words, names.tolist())
+    return Dataset(
+        "own",
+        Split(images, np.searchsorted(names, labels).astype(np.int64)),
+        None,
+        words,
+        OWN_VIEW,
+        names.tolist(),
+        trusted=False,
+        fingerprint=images_identity(images)[:8],
+    )

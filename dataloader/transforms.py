@@ -1,10 +1,21 @@
 """From files to views. All but `decode` work on batches, on the device: uint8 (B, 3, H, W) until `normalise`."""
+
+from typing import NamedTuple
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import ExifTags, Image, ImageOps
 
 from utils.config import UserError
+
+
+class Pixels(NamedTuple):
+    """The square input of a network: its side in pixels, and the mean and std of the channels in [0, 1] units."""
+
+    size: int
+    mean: tuple
+    std: tuple
 
 
 def to_rgb(image):
@@ -51,7 +62,7 @@ def decode(path, size, crop=None, u=None):
     if crop is not None:
         room = np.array(pixels.shape[:2]) - crop
         top, left = np.round(room / 2).astype(int) if u is None else (np.asarray(u) * (room + 1)).astype(int)
-        pixels = pixels[top:top + crop, left:left + crop]
+        pixels = pixels[top : top + crop, left : left + crop]
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
@@ -70,7 +81,7 @@ def random_crop(images, size, pad, u):
 def centre_crop(images, size):
     """The middle `size` pixels square of every image."""
     top, left = round((images.shape[2] - size) / 2), round((images.shape[3] - size) / 2)
-    return images[:, :, top:top + size, left:left + size]
+    return images[:, :, top : top + size, left : left + size]
 
 
 def random_flip(images, u):

@@ -1,4 +1,5 @@
 """open_clip's transformer block, computing the same with less: fewer copies, and only the tokens somebody reads."""
+
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -48,7 +49,7 @@ def attention(q, k, v, mask=None, causal=False):
 def _token(x, read):
     """Token `read` of each sequence of x (B, L, width): (B, 1, width)."""
     if isinstance(read, int):
-        return x[:, read:read + 1]
+        return x[:, read : read + 1]
     return x[torch.arange(len(x), device=x.device), read][:, None]
 
 

@@ -1,13 +1,16 @@
 """Phase 2's network: an image tower with a linear head."""
+
 from pathlib import Path
 
 import timm
 import torch
 import torch.nn as nn
 
+from dataloader.transforms import Pixels
 from model.blocks import in_pieces
-from model.clip import image_statistics, load_clip, resolution
+from model.clip import input_pixels, load_clip
 from model.detector import Detector
+from model.prompts import DualPrompts
 from model.tuners import tune
 from utils.config import BACKBONES, UserError, nearest
 from utils.distributed import in_order
@@ -53,17 +56,17 @@ def frozen(model):
 
 
 def build_classifier(cfg, data, generator=None):
-    """The classifier that `cfg` names with its trained parameters marked: (model, pixels, (mean, std))."""
+    """The classifier that `cfg` names with its trained parameters marked, and the Pixels it takes."""
     if cfg.backbone in BACKBONES or cfg.backbone.startswith("timm:"):
         return _timm_classifier(cfg, data.num_classes)
     clip, tokenizer = load_clip(cfg.backbone, cfg.pretrained)
     tune(clip.visual, cfg, generator)
     if cfg.is_coop:
-        model = TextClassifier(Detector(clip, tokenizer, data.classnames, cfg.n_ctx, cfg.class_token_position, cfg.csc,
-                                        generator, cfg.micro_batch, cfg.checkpoint_text))
+        prompts = DualPrompts(clip, tokenizer, data.classnames, cfg.n_ctx, cfg.class_token_position, cfg.csc, generator)
+        model = TextClassifier(Detector(clip, prompts, cfg.micro_batch, cfg.checkpoint_text))
     else:
         model = Classifier(clip.visual, data.num_classes, generator, cfg.micro_batch)
-    return model, resolution(clip, cfg), image_statistics(clip)
+    return model, input_pixels(clip, cfg)
 
 
 def timm_name(cfg):
@@ -76,26 +79,47 @@ def _timm_classifier(cfg, num_classes):
     name = timm_name(cfg)
     if not timm.is_model(name):
         raise UserError(f"backbone: timm knows no model '{name}'.{nearest(name, timm.list_models())}")
-    ignored = [k for k in ("vpt_deep", "vpt_shallow", "lora", "adapter", "adaptformer", "ssf", "bias_tuning", "is_coop",
-                           "micro_batch") if getattr(cfg, k)]
+    ignored = [
+        k
+        for k in (
+            "vpt_deep",
+            "vpt_shallow",
+            "lora",
+            "adapter",
+            "adaptformer",
+            "ssf",
+            "bias_tuning",
+            "is_coop",
+            "micro_batch",
+        )
+        if getattr(cfg, k)
+    ]
     if ignored:
         raise UserError(f"{ignored[0]}: works with CLIP backbones only, not with {cfg.backbone}.")
     is_file = bool(cfg.pretrained) and cfg.pretrained != "none"
     if is_file and not Path(cfg.pretrained).is_file():
-        raise UserError(f"pretrained: there is no weight file {cfg.pretrained}; for {cfg.backbone} it is a file, none, or "
-                        "empty to let timm fetch the weights.")
+        raise UserError(
+            f"pretrained: there is no weight file {cfg.pretrained}; for {cfg.backbone} it is a file, none, or "
+            "empty to let timm fetch the weights."
+        )
     with torch.random.fork_rng(devices=[]):  # the same head, and the same untrained network, for every start of a run
         torch.manual_seed(cfg.seed)
         try:
-            model = timm.create_model(name, pretrained=cfg.pretrained != "none", num_classes=num_classes,
-                                      pretrained_cfg_overlay={"file": cfg.pretrained} if is_file else None)
+            model = timm.create_model(
+                name,
+                pretrained=cfg.pretrained != "none",
+                num_classes=num_classes,
+                pretrained_cfg_overlay={"file": cfg.pretrained} if is_file else None,
+            )
         except Exception as error:  # offline hubs and foreign files fail in many ways
-            raise UserError(f"backbone: the weights of {name} could not be had ({error}). Where there is a network, fetch "
-                            f"timm's {name}; copy the file to this machine and pass --pretrained FILE.") from None
+            raise UserError(
+                f"backbone: the weights of {name} could not be had ({error}). Where there is a network, fetch "
+                f"timm's {name}; copy the file to this machine and pass --pretrained FILE."
+            ) from None
     pixels = model.pretrained_cfg["input_size"][1]
     if cfg.resolution not in (0, pixels):
         raise UserError(f"resolution: is {cfg.resolution}, but {name} takes images of {pixels} pixels.")
-    return model, pixels, (model.pretrained_cfg["mean"], model.pretrained_cfg["std"])
+    return model, Pixels(pixels, model.pretrained_cfg["mean"], model.pretrained_cfg["std"])
 
 
 def linear_head(model):
@@ -106,6 +130,7 @@ def linear_head(model):
 @torch.no_grad()
 def image_features(model, loader, amp):
     """What the linear head sees of every image of a loader, un-augmented, in order: (N, width) float32."""
+
     def features(images):
         if isinstance(model, Classifier):
             return model.backbone(images)

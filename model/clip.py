@@ -1,4 +1,5 @@
 """CLIP models: `load_clip` gives a frozen open_clip model with its tokenizer, from a name, a hub, a folder or a file."""
+
 import contextlib
 import logging
 import warnings
@@ -15,6 +16,7 @@ from open_clip.pretrained import (
 )
 from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 
+from dataloader.transforms import Pixels
 from model.blocks import speed_up
 from utils.config import UserError, nearest
 
@@ -40,6 +42,7 @@ def read_weights(path):
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
+
             state = load_file(str(path))
         else:
             try:
@@ -59,8 +62,9 @@ def read_weights(path):
     from_openai = numbers[0] is not None or mixed
     if "token_embedding.used_rows" in state:
         rows = state.pop("token_embedding.used_rows").float()
-        table = token_table(int(state.pop("token_embedding.seed")), open_clip.tokenizer.SimpleTokenizer().vocab_size,
-                            rows.shape[1])
+        table = token_table(
+            int(state.pop("token_embedding.seed")), open_clip.tokenizer.SimpleTokenizer().vocab_size, rows.shape[1]
+        )
         table[state.pop("token_embedding.used_ids").long()] = rows
         state["token_embedding.weight"] = table
     return {k: v.float() if v.is_floating_point() else v for k, v in state.items()}, from_openai
@@ -74,8 +78,10 @@ def _resolve(backbone, pretrained):
             raise UserError(f"backbone: the folder {folder} has no open_clip_config.json.")
         files = sorted(f for f in folder.iterdir() if f.suffix in (".safetensors", ".bin", ".pt", ".pth"))
         if not pretrained and not files:
-            raise UserError(f"backbone: the folder {folder} holds no weights (.safetensors, .bin, .pt); "
-                            "pretrained: none builds it untrained.")
+            raise UserError(
+                f"backbone: the folder {folder} holds no weights (.safetensors, .bin, .pt); "
+                "pretrained: none builds it untrained."
+            )
         return f"local-dir:{folder}", pretrained or files[0], None
 
     if backbone.startswith("hf-hub:"):
@@ -87,13 +93,18 @@ def _resolve(backbone, pretrained):
     # OpenAI's own names (ViT-B/16, ViT-L/14@336px) have a slash and mean its weights and its activation
     name, of_openai = backbone.replace("/", "-").replace("@", "-").removesuffix("px"), "/" in backbone
     quick = f"{name}-quickgelu"
-    if of_openai and open_clip.get_model_config(quick) and not (
-            get_pretrained_cfg(name, pretrained) and not get_pretrained_cfg(quick, pretrained)):
+    if (
+        of_openai
+        and open_clip.get_model_config(quick)
+        and not (get_pretrained_cfg(name, pretrained) and not get_pretrained_cfg(quick, pretrained))
+    ):
         name = quick
     if open_clip.get_model_config(name) is None:
         known = [TINY_CLIP.name, "ViT-B/32", "ViT-B/16", "ViT-L/14", *open_clip.list_models()]
-        raise UserError(f"backbone: there is no CLIP named '{backbone}'.{nearest(backbone, known)} Names are OpenAI's "
-                        "(ViT-B/16), open_clip's (ViT-B-16), hf-hub:org/name or a folder.")
+        raise UserError(
+            f"backbone: there is no CLIP named '{backbone}'.{nearest(backbone, known)} Names are OpenAI's "
+            "(ViT-B/16), open_clip's (ViT-B-16), hf-hub:org/name or a folder."
+        )
     tags = list_pretrained_tags_by_model(name)
     if not pretrained:
         if "openai" not in tags or not of_openai:
@@ -105,15 +116,19 @@ def _resolve(backbone, pretrained):
     if source and file:
         return name, file, source.get("quick_gelu", False)
     if not source:
-        raise UserError(f"pretrained: '{pretrained}' is neither a file nor weights of {name} "
-                        f"({', '.join(tags) or 'which has none'}).{nearest(pretrained, tags)}")
+        raise UserError(
+            f"pretrained: '{pretrained}' is neither a file nor weights of {name} "
+            f"({', '.join(tags) or 'which has none'}).{nearest(pretrained, tags)}"
+        )
     try:
         return name, download_pretrained(source), source.get("quick_gelu", False)
     except Exception as error:  # offline: every hub client fails in its own way
         where = source.get("url") or "the file open_clip_model.safetensors of " + str(source.get("hf_hub"))
-        raise UserError(f"pretrained: the weights {pretrained} of {name} could not be fetched "
-                        f"({_first_sentence(error)}). Where there is a network, fetch {where}; copy it to this machine "
-                        f"and pass --pretrained {pretrained}=FILE.") from None
+        raise UserError(
+            f"pretrained: the weights {pretrained} of {name} could not be fetched "
+            f"({_first_sentence(error)}). Where there is a network, fetch {where}; copy it to this machine "
+            f"and pass --pretrained {pretrained}=FILE."
+        ) from None
 
 
 def _first_sentence(error):
@@ -127,9 +142,13 @@ def _check_supported(clip, backbone):
         raise UserError(f"backbone: {backbone} has no ViT with a class token as its image tower; prompts need one.")
     pool = getattr(text, "pool_type", getattr(clip, "text_pool_type", None))
     if getattr(text, "attn_mask", None) is None or getattr(text, "cls_emb", None) is not None or pool != "argmax":
-        raise UserError(f"backbone: the text tower of {backbone} is not causal with an end-of-text token; "
-                        "learned contexts need one.")
-    if any(type(block) is not ResidualAttentionBlock for tower in (visual, text) for block in tower.transformer.resblocks):
+        raise UserError(
+            f"backbone: the text tower of {backbone} is not causal with an end-of-text token; "
+            "learned contexts need one."
+        )
+    if any(
+        type(block) is not ResidualAttentionBlock for tower in (visual, text) for block in tower.transformer.resblocks
+    ):
         raise UserError(f"backbone: {backbone} has transformer blocks of its own make; prompts need CLIP's.")
 
 
@@ -167,13 +186,18 @@ def load_clip(backbone, pretrained=""):
     except UserError:
         raise
     except (RuntimeError, OSError, ValueError) as error:
-        raise UserError(f"backbone: {backbone} could not be loaded ({_first_sentence(error)}). Without a network, copy the "
-                        "model's folder (open_clip_config.json and weights) here and pass --backbone FOLDER.") from None
+        raise UserError(
+            f"backbone: {backbone} could not be loaded ({_first_sentence(error)}). Without a network, copy the "
+            "model's folder (open_clip_config.json and weights) here and pass --backbone FOLDER."
+        ) from None
     _check_supported(clip, backbone)
     gelu = type(clip.visual.transformer.resblocks[0].mlp.gelu).__name__
     config = open_clip.get_model_config(name)
-    clip.visual.config = {"embed_dim": config["embed_dim"], "vision_cfg": config["vision_cfg"],
-                          "quick_gelu": gelu == "QuickGELU"}  # what rebuilds this tower (model/saved.py)
+    clip.visual.config = {
+        "embed_dim": config["embed_dim"],
+        "vision_cfg": config["vision_cfg"],
+        "quick_gelu": gelu == "QuickGELU",
+    }  # what rebuilds this tower (model/saved.py)
     print(f"CLIP {name.removeprefix('local-dir:')}, weights {pretrained or 'its own'}, {gelu}")
     speed_up(getattr(clip, "text", clip).transformer)
     speed_up(clip.visual.transformer, class_token=True)
@@ -191,11 +215,15 @@ def _build(backbone, pretrained):
     if not hasattr(clip, "positional_embedding") and "positional_embedding" in state:
         state = convert_to_custom_text_state_dict(state)
     here = clip.state_dict()
-    wrong = [k for k in here if k not in state or state[k].numel() != here[k].numel()] + [k for k in state if k not in here]
+    wrong = [k for k in here if k not in state or state[k].numel() != here[k].numel()] + [
+        k for k in state if k not in here
+    ]
     if wrong:
-        raise UserError(f"pretrained: {weights} does not fit {backbone}: {len(wrong)} tensors differ, first {wrong[0]} "
-                        f"(file {tuple(state[wrong[0]].shape) if wrong[0] in state else 'has none'}, "
-                        f"model {tuple(here[wrong[0]].shape) if wrong[0] in here else 'has none'}).")
+        raise UserError(
+            f"pretrained: {weights} does not fit {backbone}: {len(wrong)} tensors differ, first {wrong[0]} "
+            f"(file {tuple(state[wrong[0]].shape) if wrong[0] in state else 'has none'}, "
+            f"model {tuple(here[wrong[0]].shape) if wrong[0] in here else 'has none'})."
+        )
     clip.load_state_dict({k: v.reshape(here[k].shape) for k, v in state.items()})
     return clip, name
 
@@ -212,11 +240,18 @@ def image_statistics(clip):
     return tuple(cfg["mean"]), tuple(cfg["std"])
 
 
+def input_pixels(clip, cfg):
+    """The Pixels that a CLIP takes; UserError if `cfg.resolution` asks for another size."""
+    return Pixels(resolution(clip, cfg), *image_statistics(clip))
+
+
 def resolution(clip, cfg):
     """Pixels of the square input of a CLIP; UserError if `cfg.resolution` asks for another."""
     size = clip.visual.image_size
     size = size if isinstance(size, int) else size[0]
     if cfg.resolution not in (0, size):
-        raise UserError(f"resolution: is {cfg.resolution}, but {cfg.backbone} takes images of {size} pixels; "
-                        "leave it out or choose another backbone.")
+        raise UserError(
+            f"resolution: is {cfg.resolution}, but {cfg.backbone} takes images of {size} pixels; "
+            "leave it out or choose another backbone."
+        )
     return size

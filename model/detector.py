@@ -1,4 +1,5 @@
 """The noisy-label detector: a frozen CLIP with a positive and a negative prompt per class and visual prompts."""
+
 from functools import partial
 
 import torch
@@ -7,7 +8,7 @@ import torch.nn.functional as F
 
 from model.blocks import in_pieces
 from model.clip import cosine_logits
-from model.prompts import DualPrompts, encode_prompts
+from model.prompts import encode_prompts
 
 PROMPTS_AT_ONCE = 256  # with checkpoint_text; as many tokens as 30 images have, and still enough for a large GPU
 
@@ -21,11 +22,11 @@ class Detector(nn.Module):
     through the text tower.
     """
 
-    def __init__(self, clip, tokenizer, classnames, n_ctx=16, class_token_position="end", csc=False, generator=None,
-                 micro_batch=0, checkpoint_text=False):
+    def __init__(self, clip, prompts, micro_batch=0, checkpoint_text=False):
+        """clip: a frozen CLIP; prompts: its DualPrompts."""
         super().__init__()
-        self.clip, self.micro_batch, self.checkpoint_text = clip, micro_batch, checkpoint_text
-        self.prompts = DualPrompts(clip, tokenizer, classnames, n_ctx, class_token_position, csc, generator)
+        self.clip, self.prompts = clip, prompts
+        self.micro_batch, self.checkpoint_text = micro_batch, checkpoint_text
 
     def image_features(self, images):
         """Unit-length image features (B, D)."""
@@ -42,8 +43,10 @@ class Detector(nn.Module):
         """logits_pos = s f T+, logits_neg = s stop_grad(f) T- with s the checkpoint's logit scale; (B, K) each."""
         image_features = self.image_features(images)
         text_pos, text_neg = self.text_features(self.prompts.pos_ctx, self.prompts.neg_ctx)
-        return (cosine_logits(self.clip, image_features, text_pos),
-                cosine_logits(self.clip, image_features.detach(), text_neg))
+        return (
+            cosine_logits(self.clip, image_features, text_pos),
+            cosine_logits(self.clip, image_features.detach(), text_neg),
+        )
 
     def pair_classifier(self):
         """The forward pass as a function, images -> logits_pos, logits_neg, its text features computed once."""
@@ -52,6 +55,7 @@ class Detector(nn.Module):
         def predict(images):
             image_features = self.image_features(images)
             return tuple(cosine_logits(self.clip, image_features, text) for text in (text_pos, text_neg))
+
         return predict
 
     def classifier(self):

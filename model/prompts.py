@@ -1,4 +1,5 @@
 """Text prompts: learned contexts (CoOp, Zhou et al., IJCV 2022) in a positive and a negative copy, and fixed templates."""
+
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -59,8 +60,10 @@ class DualPrompts(nn.Module):
         name_lens = torch.tensor([int(tokenizer([name])[0].argmax()) - 1 for name in names])
         if int(eos.max()) == tokens.shape[1] - 1:
             longest = names[int(eos.argmax())]
-            raise UserError(f"n_ctx: {n_ctx} context vectors and the class name '{longest}' do not fit into the "
-                            f"{tokens.shape[1]} tokens that this CLIP reads.")
+            raise UserError(
+                f"n_ctx: {n_ctx} context vectors and the class name '{longest}' do not fit into the "
+                f"{tokens.shape[1]} tokens that this CLIP reads."
+            )
         length = int(eos.max()) + 1
         order = torch.stack([_layout(n_ctx, int(n), length, class_token_position) for n in name_lens])  # (K, L)
         device = text.token_embedding.weight.device
@@ -71,14 +74,15 @@ class DualPrompts(nn.Module):
         self.register_buffer("order", order.to(device), persistent=False)
         self.register_buffer("eos", eos.to(device), persistent=False)
         shape = (len(names), n_ctx, embedding.shape[2]) if csc else (n_ctx, embedding.shape[2])
-        self.pos_ctx, self.neg_ctx = (nn.Parameter((0.02 * torch.randn(shape, generator=generator)).to(device))
-                                      for _ in range(2))
+        self.pos_ctx, self.neg_ctx = (
+            nn.Parameter((0.02 * torch.randn(shape, generator=generator)).to(device)) for _ in range(2)
+        )
 
     def forward(self, ctx):
         """Token embeddings (K, L, width) of all classes around one context, cut behind the last [EOS] of any class."""
         K, L, width = self.embedding.shape
         ctx = ctx.expand(K, self.n_ctx, width)
-        prompts = torch.cat([self.embedding[:, :1], ctx, self.embedding[:, 1 + self.n_ctx:]], 1)  # name at the end
+        prompts = torch.cat([self.embedding[:, :1], ctx, self.embedding[:, 1 + self.n_ctx :]], 1)  # name at the end
         return prompts.gather(1, self.order[..., None].expand(K, L, width))
 
 

@@ -1,4 +1,5 @@
 """A trained classifier as two files that other programs can read: model.safetensors and model.json."""
+
 import json
 from collections import OrderedDict
 from pathlib import Path
@@ -17,11 +18,23 @@ from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
 from model.blocks import speed_up
 from model.classifier import Classifier, TextClassifier, timm_name
 from model.tuners import tune
-from utils.checkpoint import write_text, write_whole
 from utils.config import UserError
+from utils.files import write_text, write_whole
 
-TUNERS = ("finetune", "vpt_deep", "vpt_shallow", "vpt_len", "lora", "lora_dim", "adapter", "adaptformer", "adapter_dim",
-          "ssf", "bias_tuning", "partial")
+TUNERS = (
+    "finetune",
+    "vpt_deep",
+    "vpt_shallow",
+    "vpt_len",
+    "lora",
+    "lora_dim",
+    "adapter",
+    "adaptformer",
+    "adapter_dim",
+    "ssf",
+    "bias_tuning",
+    "partial",
+)
 
 
 class CosineHead(nn.Module):
@@ -37,19 +50,26 @@ class CosineHead(nn.Module):
 
 
 @torch.no_grad()
-def save_classifier(folder, model, cfg, data, pixels, statistics):
+def save_classifier(folder, model, cfg, data, pixels):
     """Write model.safetensors, all weights in fp32, and model.json, all that building and feeding the network takes.
 
-    model, pixels and statistics are those of model.classifier.build_classifier. LoRA and SSF are merged into the weights
+    model and pixels are those of model.classifier.build_classifier. LoRA and SSF are merged into the weights
     of `model` itself; of a text classifier the text features are saved, not the text tower.
     """
     for module in list(model.modules()):
         for name in list(module.parametrizations) if is_parametrized(module) else ():
             remove_parametrizations(module, name)
     view = data.view
-    info = {"classes": data.label_names, "backbone": cfg.backbone, "pretrained": cfg.pretrained, "pixels": pixels,
-            "resize": round(pixels * view.test_enlarge), "short_side": view.short_side,
-            "mean": list(view.mean or statistics[0]), "std": list(view.std or statistics[1])}
+    info = {
+        "classes": data.label_names,
+        "backbone": cfg.backbone,
+        "pretrained": cfg.pretrained,
+        "pixels": pixels.size,
+        "resize": round(pixels.size * view.test_enlarge),
+        "short_side": view.short_side,
+        "mean": list(view.mean or pixels.mean),
+        "std": list(view.std or pixels.std),
+    }
     if isinstance(model, Classifier):
         info |= {"head": "linear", "open_clip": model.backbone.config}
     elif isinstance(model, TextClassifier):
@@ -75,7 +95,9 @@ def load_classifier(folder):
     folder = Path(folder)
     for name in ("model.json", "model.safetensors"):
         if not (folder / name).is_file():
-            raise UserError(f"{folder}: holds no {name}; expected the folder of a finished run of phase 2 or a baseline.")
+            raise UserError(
+                f"{folder}: holds no {name}; expected the folder of a finished run of phase 2 or a baseline."
+            )
     try:
         info = json.loads((folder / "model.json").read_text(encoding="utf-8"))
         model = _build(info)

@@ -3,6 +3,7 @@
 Prompts and adapters wrap what open_clip built; LoRA and SSF re-parametrise weights, since its attention is fused.
 `tune` applies what a configuration asks for.
 """
+
 import math
 
 import torch
@@ -41,10 +42,13 @@ def tune(visual, cfg, generator=None):
         if cfg.adaptformer:
             block.mlp = AdaptFormer(block.mlp, block.ln_2.normalized_shape[0], cfg.adapter_dim, generator)
     if cfg.vpt_deep or cfg.vpt_shallow:
-        add_visual_prompts(visual, cfg.vpt_len, range(first, len(blocks)) if cfg.vpt_deep else [0], cfg.vpt_deep, generator)
+        add_visual_prompts(
+            visual, cfg.vpt_len, range(first, len(blocks)) if cfg.vpt_deep else [0], cfg.vpt_deep, generator
+        )
 
 
 # --- visual prompts
+
 
 class PromptedBlock(nn.Module):
     """A transformer block that sees its own learned prompts behind the image's tokens (VPT, Jia et al., ECCV 2022).
@@ -76,6 +80,7 @@ def add_visual_prompts(visual, vpt_len, layers, deep=True, generator=None):
 
 
 # --- adapters
+
 
 class Adapter(nn.Module):
     """up(relu(down(LN(mlp(x))))), in sequence and without an inner skip, as in the official code.
@@ -122,6 +127,7 @@ def _uniform(shape, bound, generator):
 
 # --- re-parametrised weights
 
+
 class LoRA(nn.Module):
     """in_proj_weight (3w, w) + (A B)^T / dim on the rows of q and of v (Hu et al., ICLR 2022, official scaling).
 
@@ -161,7 +167,8 @@ def add_ssf(block, generator=None):
     attn, mlp = block.attn, block.mlp
     for module, prefix in ((attn, "in_proj_"), (attn.out_proj, ""), (mlp.c_fc, ""), (mlp.c_proj, "")):
         bias = getattr(module, f"{prefix}bias")
-        scale, shift = (nn.Parameter((mean + 0.02 * torch.randn(len(bias), generator=generator)).to(bias.device))
-                        for mean in (1, 0))
+        scale, shift = (
+            nn.Parameter((mean + 0.02 * torch.randn(len(bias), generator=generator)).to(bias.device)) for mean in (1, 0)
+        )
         register_parametrization(module, f"{prefix}weight", _Scaled(scale))
         register_parametrization(module, f"{prefix}bias", _Scaled(scale, shift))

@@ -8,6 +8,7 @@ averaged to 8x8 with 16 grey levels, the way the UCI digits were made, then enla
 MNIST's test images and by the look of the digits. The scikit-learn digits are never trained on; the last line reads
 them zero-shot. About half an hour on two cores.
 """
+
 import argparse
 import json
 import sys
@@ -21,20 +22,38 @@ from PIL import Image, ImageDraw, ImageFont
 from safetensors.torch import save_file
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from dataloader.datasets import enlarge_digits, load_digits_8x8  # noqa: E402
+from dataloader.digits import enlarge_digits, load_digits_8x8  # noqa: E402
 from dataloader.transforms import normalise  # noqa: E402
 from model.clip import TINY_CLIP, load_clip, token_table  # noqa: E402
 from model.prompts import encode_prompts  # noqa: E402
 
 NAMES = "zero one two three four five six seven eight nine".split()
 SOURCES = ("handwritten", "printed")  # MNIST, fonts
-TEMPLATES = ("{n}.", "a {n}.", "a photo of a {n}.", "a photo of the digit {n}.", "the number {n}.", "the digit {n}",
-             "a picture of the number {n}.", "a {s} {n}.", "a {s} digit {n}.", "a photo of a {s} {n}.",
-             "an image of the {s} digit {n}.", "a small black and white picture of the {s} number {n}.",
-             "this is a {n}.", "this is a {s} {n}.", "a blurry photo of a {n}.", "a scan of the {s} digit {n}.",
-             "a tiny picture of a {n} that someone has written.", "one of many pictures of the digit {n}.",
-             "the {s} figure {n}, seen from the front, in the middle of the picture.", "{d}.", "the digit {d}.",
-             "a photo of the number {d}.", "a {s} {d}.")
+TEMPLATES = (
+    "{n}.",
+    "a {n}.",
+    "a photo of a {n}.",
+    "a photo of the digit {n}.",
+    "the number {n}.",
+    "the digit {n}",
+    "a picture of the number {n}.",
+    "a {s} {n}.",
+    "a {s} digit {n}.",
+    "a photo of a {s} {n}.",
+    "an image of the {s} digit {n}.",
+    "a small black and white picture of the {s} number {n}.",
+    "this is a {n}.",
+    "this is a {s} {n}.",
+    "a blurry photo of a {n}.",
+    "a scan of the {s} digit {n}.",
+    "a tiny picture of a {n} that someone has written.",
+    "one of many pictures of the digit {n}.",
+    "the {s} figure {n}, seen from the front, in the middle of the picture.",
+    "{d}.",
+    "the digit {d}.",
+    "a photo of the number {d}.",
+    "a {s} {d}.",
+)
 CANVAS = 64  # pixels; glyphs are kept at this size, cropped to their ink
 TOKEN_SEED = 0
 
@@ -45,7 +64,7 @@ def crop_to_ink(grey):
     That is, to 20 by 32 of 32 by 32 pixels, centred; thin figures keep their own width.
     """
     ys, xs = np.where(grey > 0.35)
-    box = Image.fromarray((255 * grey[ys.min():ys.max() + 1, xs.min():xs.max() + 1]).astype(np.uint8))
+    box = Image.fromarray((255 * grey[ys.min() : ys.max() + 1, xs.min() : xs.max() + 1]).astype(np.uint8))
     thin = box.width < 0.4 * box.height
     width = max(4, round(CANVAS * box.width / box.height)) if thin else CANVAS * 20 // 32
     out = Image.new("L", (CANVAS, CANVAS))
@@ -129,8 +148,9 @@ def draw(pictures, generator=None):
     u = torch.zeros(len(x), 7) if generator is None else torch.rand(len(x), 7, generator=generator) * 2 - 1
     angle, shear, sx, sy = 0.12 * u[:, 0], 0.2 * u[:, 1], 1.0 + 0.12 * u[:, 2], 1.0 + 0.06 * u[:, 3]
     cos, sin = angle.cos(), angle.sin()
-    theta = torch.stack([torch.stack([sx * cos, shear - sin, 0.12 * u[:, 4]], 1),
-                         torch.stack([sin, sy * cos, 0.04 * u[:, 5]], 1)], 1)  # (B, 2, 3)
+    theta = torch.stack(
+        [torch.stack([sx * cos, shear - sin, 0.12 * u[:, 4]], 1), torch.stack([sin, sy * cos, 0.04 * u[:, 5]], 1)], 1
+    )  # (B, 2, 3)
     x = F.grid_sample(x, F.affine_grid(theta, x.shape, align_corners=False), align_corners=False)
     x = F.avg_pool2d(x, 5, 1, 2)  # the blur lets the threshold set the width of the stroke
     threshold = 0.25 + 0.15 * u[:, 6, None, None, None]
@@ -259,7 +279,12 @@ def train_text_tower(clip, captions, tokenizer, pictures, args):
     names = torch.searchsorted(captions.used_ids, names[:, : int(names_eos.max()) + 1])
     clip.positional_embedding.data.mul_(6)
     used_rows = torch.nn.Parameter(clip.token_embedding.weight[captions.used_ids].clone())
-    trained = [*clip.transformer.parameters(), *clip.ln_final.parameters(), clip.text_projection, clip.positional_embedding]
+    trained = [
+        *clip.transformer.parameters(),
+        *clip.ln_final.parameters(),
+        clip.text_projection,
+        clip.positional_embedding,
+    ]
     for parameter in trained:
         parameter.requires_grad_(True)
     optimizer = torch.optim.AdamW([*trained, used_rows], lr=1e-3, weight_decay=0.05, betas=(0.9, 0.98))
@@ -301,16 +326,23 @@ def main():
     tokenizer = open_clip.get_tokenizer(f"local-dir:{args.out}")
     captions = Captions(tokenizer)
 
-    train_both_towers(clip, captions, pictures, args,
-                      lambda: zero_shot_accuracy(clip, tokenizer, test_levels, test_labels))
+    train_both_towers(
+        clip, captions, pictures, args, lambda: zero_shot_accuracy(clip, tokenizer, test_levels, test_labels)
+    )
     save_compact(clip, args.out, captions.used_ids)
     clip, tokenizer = load_clip(args.out)  # stage 2 starts from the weights as they are stored
     train_text_tower(clip, captions, tokenizer, pictures, args)
     save_compact(clip, args.out, captions.used_ids)
 
     clip, tokenizer = load_clip(args.out)
-    print(json.dumps({"mnist_test_zero_shot": round(zero_shot_accuracy(clip, tokenizer, test_levels, test_labels), 4),
-                      "sklearn_digits_zero_shot": round(zero_shot_accuracy(clip, tokenizer, *load_digits_8x8()), 4)}))
+    print(
+        json.dumps(
+            {
+                "mnist_test_zero_shot": round(zero_shot_accuracy(clip, tokenizer, test_levels, test_labels), 4),
+                "sklearn_digits_zero_shot": round(zero_shot_accuracy(clip, tokenizer, *load_digits_8x8()), 4),
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

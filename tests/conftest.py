@@ -25,6 +25,7 @@ def random_clip(tmp_path_factory):
             assert recipe.digest(weights) == key
             folders[key] = write_clip(tmp_path_factory.mktemp("clip"), weights, meta["clip_config"])
         return load_clip(folders[key])
+
     return build
 
 
@@ -32,6 +33,9 @@ def random_clip(tmp_path_factory):
 def cell(tmp_path_factory):
     """One finished cell: label-match, phase 1, phase 2, CE."""
     out = tmp_path_factory.mktemp("runs")
-    return out, {"label-match": main_detect.main(phase1(out)), "deft": main_phase1.main(phase1(out)),
-                 "phase2-deft-tiny-clip-digits": main_phase2.main(phase2(out)),
-                 "ce-tiny-clip-digits": main_baseline.main(phase2(out))}
+    return out, {
+        "label-match": main_detect.main(phase1(out)),
+        "deft": main_phase1.main(phase1(out)),
+        "phase2-deft-tiny-clip-digits": main_phase2.main(phase2(out)),
+        "ce-tiny-clip-digits": main_baseline.main(phase2(out)),
+    }

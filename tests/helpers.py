@@ -1,4 +1,5 @@
 """What several test files share: data in official layouts, flags of a quick run, checkpoints compared."""
+
 import json
 import pickle
 from pathlib import Path
@@ -8,7 +9,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from dataloader.datasets import enlarge_digits, load_digits_8x8
+from dataloader.digits import enlarge_digits, load_digits_8x8
 
 GOLDEN = Path(__file__).parent / "golden"
 CELL = ["--noise_mode", "sym", "--noise_ratio", "0.4"]
@@ -23,12 +24,24 @@ def golden(name):
 
 def write_clip(folder, weights, cfg):
     """A folder in open_clip's format from weights in OpenAI's names."""
-    model_cfg = {"embed_dim": cfg["embed_dim"], "quick_gelu": True,
-                 "vision_cfg": {"image_size": cfg["image_resolution"], "patch_size": cfg["vision_patch_size"],
-                                "layers": cfg["vision_layers"], "width": cfg["vision_width"], "head_width": 64},
-                 "text_cfg": {"context_length": cfg["context_length"], "vocab_size": cfg["vocab_size"],
-                              "layers": cfg["transformer_layers"], "width": cfg["transformer_width"],
-                              "heads": cfg["transformer_width"] // 64}}
+    model_cfg = {
+        "embed_dim": cfg["embed_dim"],
+        "quick_gelu": True,
+        "vision_cfg": {
+            "image_size": cfg["image_resolution"],
+            "patch_size": cfg["vision_patch_size"],
+            "layers": cfg["vision_layers"],
+            "width": cfg["vision_width"],
+            "head_width": 64,
+        },
+        "text_cfg": {
+            "context_length": cfg["context_length"],
+            "vocab_size": cfg["vocab_size"],
+            "layers": cfg["transformer_layers"],
+            "width": cfg["transformer_width"],
+            "heads": cfg["transformer_width"] // 64,
+        },
+    }
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": model_cfg}))
     save_file({k: torch.from_numpy(v) for k, v in weights.items()}, str(folder / "open_clip_model.safetensors"))
@@ -88,8 +101,11 @@ def write_digits(root, ratio, every=1, table=False):
         rows = [f"d{i},img/{i}.png,{DIGITS[g]},{DIGITS[t]}" for i, (g, t) in enumerate(zip(given, labels))]
         (root / "labels.csv").write_text("\n".join(["id,image,label,true_label", *rows, ""]))
     names = [str(p) for p in paths]
-    return (root / "labels.csv" if table else root, dict(zip(names, (DIGITS[k] for k in labels))),
-            dict(zip(names, (DIGITS[k] for k in given))))
+    return (
+        root / "labels.csv" if table else root,
+        dict(zip(names, (DIGITS[k] for k in labels))),
+        dict(zip(names, (DIGITS[k] for k in given))),
+    )
 
 
 def phase1(out, *flags):

@@ -2,6 +2,7 @@
 
 Every array is drawn by itself: PCG64 seeded with (seed, crc32 of the array's name), 53-bit uniforms, float64 arithmetic.
 """
+
 import hashlib
 import zlib
 
@@ -19,8 +20,19 @@ def centred(seed, name, shape, std, mean=0.0):
     return (mean + std * SQRT12 * (uniform(seed, name, shape) - 0.5)).astype("f4").astype("f2").astype("f4")
 
 
-def clip_weights(seed, *, embed_dim, image_resolution, vision_layers, vision_width, vision_patch_size, context_length,
-                 vocab_size, transformer_width, transformer_layers):
+def clip_weights(
+    seed,
+    *,
+    embed_dim,
+    image_resolution,
+    vision_layers,
+    vision_width,
+    vision_patch_size,
+    context_length,
+    vocab_size,
+    transformer_width,
+    transformer_layers,
+):
     """A state dict in OpenAI's names."""
     weights = {"logit_scale": np.array(np.log(1 / 0.07), dtype="f4")}
 
@@ -37,9 +49,12 @@ def clip_weights(seed, *, embed_dim, image_resolution, vision_layers, vision_wid
             block = f"{prefix}transformer.resblocks.{i}"
             norm(f"{block}.ln_1", w)
             norm(f"{block}.ln_2", w)
-            for name, shape, std in (("attn.in_proj_", (3 * w, w), 1.5 * w**-0.5),
-                                     ("attn.out_proj.", (w, w), 1.5 * residual),
-                                     ("mlp.c_fc.", (4 * w, w), (2 * w) ** -0.5), ("mlp.c_proj.", (w, 4 * w), residual)):
+            for name, shape, std in (
+                ("attn.in_proj_", (3 * w, w), 1.5 * w**-0.5),
+                ("attn.out_proj.", (w, w), 1.5 * residual),
+                ("mlp.c_fc.", (4 * w, w), (2 * w) ** -0.5),
+                ("mlp.c_proj.", (w, 4 * w), residual),
+            ):
                 put(f"{block}.{name}weight", shape, std)
                 put(f"{block}.{name}bias", shape[:1], 0.05)
 
@@ -61,6 +76,7 @@ def clip_weights(seed, *, embed_dim, image_resolution, vision_layers, vision_wid
 
 def images(seed, n, size, labels):
     """float32 (n, 3, size, size): fine noise, coarse 4x4 blocks, and the coarse pattern of each image's label, if any."""
+
     def blocks(name):
         return np.kron(uniform(seed, name, (3, 4, 4)) - 0.5, np.ones((size // 4, size // 4))) * SQRT12
 

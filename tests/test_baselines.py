@@ -1,4 +1,5 @@
 """Baselines against numbers of the official code."""
+
 from contextlib import nullcontext
 from types import SimpleNamespace
 
@@ -6,17 +7,19 @@ import numpy as np
 import pytest
 import torch
 
-from model.classifier import Classifier
-from tests.helpers import golden
-from utils import baselines
-from utils.baselines import ELR, METHODS, forget_rates, smallest
-from utils.config import UserError, load_config
-from utils.losses import (
+from methods import sample_selection
+from methods.baselines import METHODS
+from methods.losses import (
     cross_entropy,
     generalized_cross_entropy,
     symmetric_cross_entropy,
 )
-from utils.selection import gmm_clean_probability, precision_recall
+from methods.robust_losses import ELR
+from methods.sample_selection import forget_rates, smallest
+from methods.selection import gmm_clean_probability, precision_recall
+from model.classifier import Classifier
+from tests.helpers import golden
+from utils.config import UserError, load_config
 
 G, META = golden("baselines")
 
@@ -32,7 +35,9 @@ def test_sce():
     losses.mean().backward()
     np.testing.assert_allclose(logits.grad, G["sce.grad"], atol=1e-6)
     for a, b in ((0.1, 1.0), (6.0, 0.1)):
-        np.testing.assert_allclose(symmetric_cross_entropy(logits, labels, a, b).detach(), G[f"sce.loss_{a}_{b}"], atol=1e-4)
+        np.testing.assert_allclose(
+            symmetric_cross_entropy(logits, labels, a, b).detach(), G[f"sce.loss_{a}_{b}"], atol=1e-4
+        )
 
 
 def test_elr_targets_follow_the_sample():
@@ -106,19 +111,23 @@ def test_turn_probes_the_head_and_cleans_class_by_class(monkeypatch):
     torch.manual_seed(0)
     model = Classifier(Body(), 2)
     before, sizes = [p.clone() for p in model.parameters()], []
-    monkeypatch.setattr(baselines, "gmm_clean_probability",
-                        lambda losses, seed: (sizes.append(len(losses)), gmm_clean_probability(losses, seed))[1])
+    monkeypatch.setattr(
+        sample_selection,
+        "gmm_clean_probability",
+        lambda losses, seed: (sizes.append(len(losses)), gmm_clean_probability(losses, seed))[1],
+    )
     method = METHODS["TURN"](load_config([]), n, 2)
-    loader = SimpleNamespace(labels=torch.from_numpy(given), device=torch.device("cpu"),
-                             eval=lambda: [(images, None, torch.arange(n))])
+    loader = SimpleNamespace(
+        labels=torch.from_numpy(given), device=torch.device("cpu"), eval=lambda: [(images, None, torch.arange(n))]
+    )
     method.prepare(model, loader, 0, nullcontext)
     assert sizes == np.bincount(given).tolist()  # a mixture of its own for every given class
     body, head = zip(*[(torch.equal(a, b), "head" in name) for a, (name, b) in zip(before, model.named_parameters())])
     assert body == tuple(not is_head for is_head in head)  # the head learned, the rest did not
     selection = method.epoch_selection(1, None)
-    assert precision_recall(selection["kept"].numpy(), truth == given)["f1"] > 0.97
+    assert precision_recall(selection["mask"].numpy(), truth == given)["f1"] > 0.97
     assert (selection["predicted"].numpy() == truth).mean() > 0.97
-    assert torch.equal(selection["kept"], selection["p_clean"] > 0.5)
+    assert torch.equal(selection["mask"], selection["p_clean"] > 0.5)
     with pytest.raises(UserError, match="is_coop"):
         METHODS["TURN"](load_config(["--is_coop"]), n, 2)
 

@@ -1,4 +1,5 @@
 """What the benchmarks compare with computes the same, so that a ratio is of the same work."""
+
 import copy
 from types import SimpleNamespace
 
@@ -25,10 +26,10 @@ def test_the_plain_way_gives_the_same_numbers():
     data, flags = synthetic(6, 4, 5), ["--backbone", "tiny-clip-digits", "--n_ctx", 4]
     for phase, more in ((1, ["--vpt_deep", "--vpt_len", 3]), (2, ["--finetune"])):
         cfg = settings(*flags, *more)
-        model, *view = build(phase, cfg, data, CPU)
+        model, pixels = build(phase, cfg, data, CPU)
         other = plain(copy.deepcopy(model))
         assert type(other) is not type(model) or phase == 2
-        images = next(iter(make_loaders(data, cfg, *view, CPU)[1]["test"].eval()))[0]
+        images = next(iter(make_loaders(data, cfg, pixels, CPU)[1]["test"].eval()))[0]
         ours, theirs = (torch.cat(m(images), 1) if phase == 1 else m(images) for m in (model, other))
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
         for a, b in zip(gradients(model, ours), gradients(other, theirs), strict=True):
@@ -58,8 +59,21 @@ def test_a_turn_gives_one_line_of_figures():
 
 
 def test_commands_print_a_table(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["noise", "--n", "300", "--num_classes", "5", "--pixels", "12", "--as_published",
-                                     "--json", str(tmp_path / "noise.json")])
+    monkeypatch.setattr(
+        "sys.argv",
+        [
+            "noise",
+            "--n",
+            "300",
+            "--num_classes",
+            "5",
+            "--pixels",
+            "12",
+            "--as_published",
+            "--json",
+            str(tmp_path / "noise.json"),
+        ],
+    )
     noise.main()
     assert "idn, numpy" in capsys.readouterr().out and '"ratio"' in (tmp_path / "noise.json").read_text()
     scale.write_list(tmp_path / "list", 100)

@@ -1,4 +1,5 @@
 """The fast transformer blocks give what open_clip's own give, forward and backward."""
+
 import copy
 
 import open_clip

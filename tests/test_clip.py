@@ -1,4 +1,5 @@
 """Loading CLIP: names, files, activations, and what is said when something cannot be had."""
+
 import json
 
 import numpy as np
@@ -8,15 +9,18 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
-from dataloader.datasets import enlarge_digits, load_digits_8x8
+from dataloader.digits import enlarge_digits, load_digits_8x8
 from dataloader.transforms import normalise
 from model import clip as clip_module
 from model.clip import TINY_CLIP, image_statistics, load_clip, resolution
 from model.prompts import zero_shot_features
 from utils.config import UserError, load_config
 
-TINY = {"embed_dim": 16, "vision_cfg": {"image_size": 32, "patch_size": 16, "layers": 1, "width": 64, "head_width": 64},
-        "text_cfg": {"context_length": 77, "vocab_size": 49408, "layers": 1, "width": 64, "heads": 1}}
+TINY = {
+    "embed_dim": 16,
+    "vision_cfg": {"image_size": 32, "patch_size": 16, "layers": 1, "width": 64, "head_width": 64},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "layers": 1, "width": 64, "heads": 1},
+}
 
 
 @pytest.fixture
@@ -60,16 +64,32 @@ def test_embedded_clip_is_small_and_other_words_read_as_something():
     assert torch.equal(table, again) and not any(p.requires_grad for p in clip.parameters()) and not clip.training
 
 
-@pytest.mark.parametrize("case, backbone, quick", [
-    ("openai archive", "Tiny-16", True), ("openai state dict", "Tiny-16", True), ("openai half", "Tiny-16", True),
-    ("open_clip checkpoint", "Tiny-16", False), ("safetensors", "Tiny-16", False),
-    ("safetensors", "Tiny-16-quickgelu", True), ("safetensors", "Tiny/16", True)])
+@pytest.mark.parametrize(
+    "case, backbone, quick",
+    [
+        ("openai archive", "Tiny-16", True),
+        ("openai state dict", "Tiny-16", True),
+        ("openai half", "Tiny-16", True),
+        ("open_clip checkpoint", "Tiny-16", False),
+        ("safetensors", "Tiny-16", False),
+        ("safetensors", "Tiny-16-quickgelu", True),
+        ("safetensors", "Tiny/16", True),
+    ],
+)
 def test_weight_files(tiny_named, tmp_path, case, backbone, quick):
     state, path = tiny_named, tmp_path / "weights.pt"
     if case == "openai state dict":
-        torch.save({**state, "input_resolution": torch.tensor(32), "context_length": torch.tensor(77),
-                    "vocab_size": torch.tensor(49408)}, path)
+        torch.save(
+            {
+                **state,
+                "input_resolution": torch.tensor(32),
+                "context_length": torch.tensor(77),
+                "vocab_size": torch.tensor(49408),
+            },
+            path,
+        )
     elif case == "openai archive":
+
         class Archive(torch.nn.Module):  # OpenAI ships TorchScript; its state dict is all that is read
             def forward(self, x):
                 return x
@@ -80,9 +100,14 @@ def test_weight_files(tiny_named, tmp_path, case, backbone, quick):
                     module.add_module(part, Archive())
                 module = getattr(module, part)
             module.register_buffer(name.split(".")[-1], value)
+
         archive = Archive()
-        for name, value in {**state, "input_resolution": torch.tensor(32), "context_length": torch.tensor(77),
-                            "vocab_size": torch.tensor(49408)}.items():
+        for name, value in {
+            **state,
+            "input_resolution": torch.tensor(32),
+            "context_length": torch.tensor(77),
+            "vocab_size": torch.tensor(49408),
+        }.items():
             fill(archive, name, value)
         torch.jit.script(archive).save(str(path))
     elif case == "openai half":
@@ -104,11 +129,18 @@ def test_a_tag_tells_the_activation_of_a_file(tmp_path, monkeypatch):
     """Weights of a tag, fetched elsewhere: the tag says whether they want QuickGELU, whatever the spelling of the name."""
     seen = {}
     monkeypatch.setattr(clip_module, "read_weights", lambda path: ({}, False))
-    monkeypatch.setattr(clip_module.open_clip, "create_model",
-                        lambda name, **k: seen.update(name=name, **k) or (_ for _ in ()).throw(RuntimeError("enough")))
+    monkeypatch.setattr(
+        clip_module.open_clip,
+        "create_model",
+        lambda name, **k: seen.update(name=name, **k) or (_ for _ in ()).throw(RuntimeError("enough")),
+    )
     (tmp_path / "w.bin").write_bytes(b"x")
-    for backbone, tag, quick in (("ViT-B/16", "openai", True), ("ViT-B/16", "laion2b_s34b_b88k", False),
-                                 ("ViT-B-16", "metaclip_400m", True), ("ViT-B-16", "laion2b_s34b_b88k", False)):
+    for backbone, tag, quick in (
+        ("ViT-B/16", "openai", True),
+        ("ViT-B/16", "laion2b_s34b_b88k", False),
+        ("ViT-B-16", "metaclip_400m", True),
+        ("ViT-B-16", "laion2b_s34b_b88k", False),
+    ):
         with pytest.raises(UserError, match="enough"):
             load_clip(backbone, f"{tag}={tmp_path / 'w.bin'}")
         assert (seen["force_quick_gelu"] or seen["name"].endswith("quickgelu")) is quick, (backbone, tag)
@@ -127,23 +159,30 @@ def test_openai_name_means_openai_weights_and_quickgelu(monkeypatch):
     def download(cfg, *args, **kwargs):
         asked.update(cfg)
         raise OSError("no network")
+
     monkeypatch.setattr(clip_module, "download_pretrained", download)
     for backbone in ("ViT-B/16", "ViT-L/14@336px"):
-        with pytest.raises(UserError, match="pretrained: the weights openai of ViT-.*-quickgelu could not be fetched.*"
-                                            "fetch .*--pretrained openai=FILE"):
+        with pytest.raises(
+            UserError,
+            match="pretrained: the weights openai of ViT-.*-quickgelu could not be fetched.*"
+            "fetch .*--pretrained openai=FILE",
+        ):
             load_clip(backbone)
         assert asked["quick_gelu"] is True
     with pytest.raises(UserError, match="the weights laion2b_s34b_b88k of ViT-B-16 could not"):
         load_clip("ViT-B/16", "laion2b_s34b_b88k")  # trained with plain GELU, whatever the spelling
 
 
-@pytest.mark.parametrize("backbone, pretrained, message", [
-    ("ViT-B/17", "", "there is no CLIP named 'ViT-B/17'. Did you mean ViT-B/1"),
-    ("ViT-B-16", "", "pretrained: which weights of ViT-B-16"),
-    ("ViT-B-16", "laion2b_s34b_b88", "Did you mean laion2b_s34b_b88k"),
-    ("RN50", "none", "RN50 has no ViT with a class token"),
-    ("roberta-ViT-B-32", "none", "roberta-ViT-B-32"),
-])
+@pytest.mark.parametrize(
+    "backbone, pretrained, message",
+    [
+        ("ViT-B/17", "", "there is no CLIP named 'ViT-B/17'. Did you mean ViT-B/1"),
+        ("ViT-B-16", "", "pretrained: which weights of ViT-B-16"),
+        ("ViT-B-16", "laion2b_s34b_b88", "Did you mean laion2b_s34b_b88k"),
+        ("RN50", "none", "RN50 has no ViT with a class token"),
+        ("roberta-ViT-B-32", "none", "roberta-ViT-B-32"),
+    ],
+)
 def test_clear_errors(backbone, pretrained, message):
     with pytest.raises(UserError) as error:
         load_clip(backbone, pretrained)

@@ -64,22 +64,25 @@ def test_every_key_has_a_comment():
         assert not line or line.startswith("#") or " # " in line, line
 
 
-@pytest.mark.parametrize("content, message", [
-    ("epochz: 3", "there is no key 'epochz'. Did you mean epochs?"),
-    ("epochs: ten", "epochs must be a whole number, not 'ten'"),
-    ("epochs: 2.5", "epochs must be a whole number, not 2.5"),
-    ("epochs: true", "epochs must be a whole number, not True"),
-    ("lr: fast", "lr must be a number"),
-    ("lr: .nan", "lr must be a number"),
-    ("lr: 0", "lr must be > 0"),
-    ("vpt_deep: maybe", "vpt_deep must be true or false"),
-    ("noise_ratio: 1.5", "noise_ratio must be between 0 and 1"),
-    ("class_token_position: start", "one of end, middle, front"),
-    ("schedule: cosin", "Did you mean cosine?"),
-    ("class_names: cat", "class_names must be a list"),
-    ("- epochs", "expected lines of the form"),
-    ("epochs: [1", "not a YAML file"),
-])
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ("epochz: 3", "there is no key 'epochz'. Did you mean epochs?"),
+        ("epochs: ten", "epochs must be a whole number, not 'ten'"),
+        ("epochs: 2.5", "epochs must be a whole number, not 2.5"),
+        ("epochs: true", "epochs must be a whole number, not True"),
+        ("lr: fast", "lr must be a number"),
+        ("lr: .nan", "lr must be a number"),
+        ("lr: 0", "lr must be > 0"),
+        ("vpt_deep: maybe", "vpt_deep must be true or false"),
+        ("noise_ratio: 1.5", "noise_ratio must be between 0 and 1"),
+        ("class_token_position: start", "one of end, middle, front"),
+        ("schedule: cosin", "Did you mean cosine?"),
+        ("class_names: cat", "class_names must be a list"),
+        ("- epochs", "expected lines of the form"),
+        ("epochs: [1", "not a YAML file"),
+    ],
+)
 def test_bad_yaml(tmp_path, content, message):
     path = tmp_path / "bad.yaml"
     path.write_text(content)
@@ -88,11 +91,14 @@ def test_bad_yaml(tmp_path, content, message):
     assert message in str(error.value) and str(path) in str(error.value)
 
 
-@pytest.mark.parametrize("argv, message", [
-    (["--epoch", "3"], "--epoch: no such flag. Did you mean --epochs?"),
-    (["--cfg", "config/PEFT/digit.yaml"], "Did you mean config/PEFT/digits.yaml?"),
-    (["--batch_size", "0"], "batch_size must be >= 1"),
-])
+@pytest.mark.parametrize(
+    "argv, message",
+    [
+        (["--epoch", "3"], "--epoch: no such flag. Did you mean --epochs?"),
+        (["--cfg", "config/PEFT/digit.yaml"], "Did you mean config/PEFT/digits.yaml?"),
+        (["--batch_size", "0"], "batch_size must be >= 1"),
+    ],
+)
 def test_bad_flags(argv, message):
     with pytest.raises(UserError, match=message.replace("?", r"\?")):
         load_config(argv)
@@ -100,8 +106,11 @@ def test_bad_flags(argv, message):
 
 def test_errors_are_one_line_with_exit_code_2():
     """The only process this file starts: what a user sees."""
-    done = subprocess.run([sys.executable, "main_phase1.py", "--cfg", "config/PEFT/digits.yaml", "--noise_mode", "symm"],
-                          capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "main_phase1.py", "--cfg", "config/PEFT/digits.yaml", "--noise_mode", "symm"],
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 2
     assert done.stderr.startswith("error: noise_mode: there is no 'symm', only none, sym, asym, ")
     assert done.stderr.endswith("Did you mean sym?\n") and done.stderr.count("\n") == 1

@@ -9,9 +9,10 @@ import torchvision.transforms as T
 from PIL import Image
 
 from dataloader import cache
-from dataloader.datasets import Split, View, load_data
-from dataloader.loaders import EpochRandomness, Loader
-from dataloader.transforms import decode, normalise, random_crop, random_flip, resize
+from dataloader.dataset import Split, View
+from dataloader.load import load_data
+from dataloader.loaders import EpochRandomness, Loader, Reading
+from dataloader.transforms import Pixels, decode, normalise, random_crop, random_flip, resize
 from tests.helpers import write_cifar
 from utils.config import UserError, load_config
 
@@ -20,6 +21,7 @@ HALF = ((0.5,) * 3, (0.5,) * 3)
 
 
 # --- views
+
 
 def test_resize_is_pillow_s():
     pixels = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
@@ -50,7 +52,7 @@ def test_every_sample_once_an_epoch_and_augmentation_follows_the_sample():
     randomness = EpochRandomness(1, 2, labels, 5)
     by_index = {}
     for batch_size, keep in ((16, None), (7, labels != 3)):
-        loader = Loader(Split(images, labels), View(pad=2), batch_size, 16, HALF, CPU, augmented=True)
+        loader = Loader(Split(images, labels), View(pad=2), Pixels(16, *HALF), batch_size, CPU, augmented=True)
         batches = list(loader.train(randomness, keep))
         assert len(batches) == -(-50 // batch_size)  # the steps are those of the whole set
         seen = torch.cat([index for _, _, index in batches])
@@ -78,8 +80,15 @@ def test_files_kept_and_streamed_give_the_same_batches(tmp_path, monkeypatch):
         for gb, machines in ((1.0, 1), (0.0, 1), (1.0, 2)):
             monkeypatch.setenv("WORLD_SIZE", str(machines))  # with one process each; two must not write one file
             monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
-            loader = Loader(Split(paths, labels), View(enlarge=8 / 7), 4, 28, HALF, CPU, augmented, cache_gb=gb,
-                            cache=tmp_path / "cache")
+            loader = Loader(
+                Split(paths, labels),
+                View(enlarge=8 / 7),
+                Pixels(28, *HALF),
+                4,
+                CPU,
+                augmented,
+                Reading(cache_gb=gb, cache=tmp_path / "cache"),
+            )
             assert (loader.decoded is None) == (gb == 0 or machines == 2)
             runs.append(list(loader.train(randomness, labels != 1) if augmented else loader.eval()))
         for batches in zip(*runs, strict=True):
@@ -126,8 +135,11 @@ def test_decoded_files_are_kept_checked_and_bounded(tmp_path, monkeypatch):
 
 # --- data sets
 
-@pytest.mark.parametrize("name, folder", [("cifar10", ""), ("cifar10", "cifar-10-batches-py"),
-                                          ("cifar100", ""), ("cifar100", "cifar-100-python")])
+
+@pytest.mark.parametrize(
+    "name, folder",
+    [("cifar10", ""), ("cifar10", "cifar-10-batches-py"), ("cifar100", ""), ("cifar100", "cifar-100-python")],
+)
 def test_cifar_layouts(tmp_path, name, folder):
     labels = write_cifar(tmp_path / folder, name)
     data = load_data(load_config(["--dataset", name, "--data_path", str(tmp_path)]))
@@ -141,6 +153,7 @@ def test_cifar_files_cannot_run_code(tmp_path):
     class Evil:
         def __reduce__(self):
             return (print, ("owned",))
+
     write_cifar(tmp_path, "cifar100")
     (tmp_path / "train").write_bytes(pickle.dumps({"data": Evil(), "fine_labels": []}))
     with pytest.raises(UserError, match="train: not a file of CIFAR's python version.*builtins.print"):

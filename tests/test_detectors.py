@@ -1,4 +1,5 @@
 """Digits written out as files with wrong labels, through the detectors and both phases; detect() and --score."""
+
 import json
 
 import numpy as np
@@ -11,16 +12,21 @@ import main_detect
 import main_phase1
 import main_real_phase1
 import main_real_phase2
-from dataloader.datasets import Split, View, load_data
+from dataloader.dataset import Split, View
 from dataloader.files import images_identity
+from dataloader.load import load_data
 from dataloader.transforms import normalise
-from main_detect import DETECTORS, clip_margin, detect, out_of_fold
+from main_detect import detect
+from methods.deft import build_detector
+from methods.detectors import DETECTORS, clip_margin, out_of_fold
+from methods.masks import load_mask
+from methods.selection import clean_probability, detection_quality, precision_recall
+from model import features
 from model.clip import image_statistics, load_clip
+from report import tables
 from tests.helpers import DIGITS, phase1, write_digits
-from utils import features, tables
-from utils.checkpoint import load_checkpoint, load_mask
+from utils.checkpoint import load_checkpoint
 from utils.config import UserError, load_config
-from utils.selection import clean_probability, detection_quality, precision_recall
 
 TINY = ["--backbone", "tiny-clip-digits", "--device", "cpu"]
 SMALL = ["--n_ctx", "4", "--vpt_len", "4", "--batch_size", "16", "--epochs", "6"]
@@ -30,8 +36,10 @@ def f1_of_masks(summaries, cfg, truth):
     """{detector: F1 of the mask it wrote}, by the truth of each path."""
     data = load_data(cfg)
     is_clean = np.array(data.label_names)[data.train.labels] == [truth[p] for p in data.train.images]
-    masks = {name: load_mask(f"{cfg.output_dir}/own/none/seed0/{name}/clean_mask.npz", data.train.labels, "own", "none", 0)
-             for name in summaries}
+    masks = {
+        name: load_mask(f"{cfg.output_dir}/own/none/seed0/{name}/clean_mask.npz", data.train.labels, "own", "none", 0)
+        for name in summaries
+    }
     return {name: precision_recall(mask, is_clean)["f1"] for name, mask in masks.items()}
 
 
@@ -50,7 +58,9 @@ def test_mislabelled_digits(tmp_path, ratio, table):
         assert ("f1" in summary) == table  # the table has the truth
         if table:
             assert summary["f1"] == f1[name] and 0.3 < summary["noise_rate"] < 0.5 and summary["auroc"] > 0.95
-    trained = main_real_phase2.main([*fft, "--batch_size", "16", "--epochs", "4", "--lr", "0.01", "--schedule", "cosine"])
+    trained = main_real_phase2.main(
+        [*fft, "--batch_size", "16", "--epochs", "4", "--lr", "0.01", "--schedule", "cosine"]
+    )
     other = main_real_phase2.main([*fft, "--mask", "confident-learning", "--batch_size", "16", "--epochs", "1"])
     assert other["name"] == "phase2-confident-learning-tiny-clip-digits"
     # of test images of a folder the labels are as wrong as those of the others
@@ -84,6 +94,7 @@ def test_features_are_computed_once_and_only_for_the_same_images(tmp_path, monke
         summary = main_detect.main([*flags, "--tag", tag])
         with np.load(tmp_path / "runs/own/none/seed0" / summary["name"] / "clean_mask.npz") as file:
             return summary, file["p_clean"]
+
     with monkeypatch.context() as patch:
         patch.setattr(features, "make_loader", None)
         summary, p_clean = again("second")
@@ -136,6 +147,7 @@ def test_detection_quality_by_hand():
 
 # --- detect()
 
+
 def test_detect_in_a_notebook(tmp_path):
     _, truth, given = write_digits(tmp_path / "data", 0.3, every=9)
     paths, labels, settings = list(given), list(given.values()), {"backbone": "tiny-clip-digits", "device": "cpu"}
@@ -151,10 +163,12 @@ def test_detect_in_a_notebook(tmp_path):
     assert (tmp_path / "runs/own/none/seed0/label-match/clean_mask.npz").is_file()
     p_clean, suggested = detect(paths, labels, detector="deft", n_ctx=2, vpt_len=1, epochs=1, **settings)
     assert p_clean.shape == suggested.shape == (200,) and ((0 <= p_clean) & (p_clean <= 1)).all()
-    for args, message in [((paths[:5], labels), "labels: expected 5 strings or whole numbers"),
-                          ((paths, numbers, DIGITS[:9]), "labels: 10 classes, .* of which there are 9"),
-                          ((np.zeros((2, 8, 8), dtype=np.uint8), ["a", "b"]), r"images: expected uint8 \(N, H, W, 3\)"),
-                          ((paths, labels, None, "deftt"), "detector: there is no 'deftt'.*Did you mean deft")]:
+    for args, message in [
+        ((paths[:5], labels), "labels: expected 5 strings or whole numbers"),
+        ((paths, numbers, DIGITS[:9]), "labels: 10 classes, .* of which there are 9"),
+        ((np.zeros((2, 8, 8), dtype=np.uint8), ["a", "b"]), r"images: expected uint8 \(N, H, W, 3\)"),
+        ((paths, labels, None, "deftt"), "detector: there is no 'deftt'.*Did you mean deft"),
+    ]:
         with pytest.raises(UserError, match=message):
             detect(*args, **settings)
     with pytest.raises(UserError, match="--epoch=3: no such flag. Did you mean --epochs"):
@@ -162,6 +176,7 @@ def test_detect_in_a_notebook(tmp_path):
 
 
 # --- --score
+
 
 def test_a_finished_detector_scores_other_labels(cell, tmp_path, capsys):
     out, _ = cell
@@ -172,7 +187,7 @@ def test_a_finished_detector_scores_other_labels(cell, tmp_path, capsys):
     assert (test["noise_rate"], test["precision"], test["auroc"]) == (0, 1, None)  # all of these labels are right
     cfg = load_config([*phase1(out), "--score", yaml.safe_load((folder / "config.yaml").read_text())["score"]])
     data = load_data(cfg)  # what a report reads
-    model = main_phase1.build_detector(cfg, data.classnames, torch.device("cpu"))
+    model = build_detector(cfg, data.classnames, torch.device("cpu"))
     load_checkpoint(folder.parent / "checkpoint.pt", model)
     pixels = torch.from_numpy(data.train.images).permute(0, 3, 1, 2)
     with torch.no_grad():
@@ -187,7 +202,9 @@ def test_a_finished_detector_scores_other_labels(cell, tmp_path, capsys):
     assert own["name"] == "deft/score-labels.csv" and own["num_train"] == 200 and 0.2 < own["noise_rate"] < 0.4
     assert json.loads((folder.parent / "score-labels.csv/summary.json").read_text()) == own
     path.write_text(path.read_text().replace("d0,img/0.png,", "d0,img/0.png,x"))
-    with pytest.raises(UserError, match="labels.csv: line 2: 'xzero' is no class of the training images.*Did you mean zero"):
+    with pytest.raises(
+        UserError, match="labels.csv: line 2: 'xzero' is no class of the training images.*Did you mean zero"
+    ):
         main_phase1.main(phase1(out, "--score", str(path)))
     with pytest.raises(UserError, match="score: there is no folder or file tset"):
         main_phase1.main(phase1(out, "--score", "tset"))

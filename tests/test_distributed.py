@@ -1,4 +1,5 @@
 """Two processes under torchrun do what one does."""
+
 import json
 import subprocess
 import sys
@@ -22,10 +23,18 @@ def test_two_processes_train_as_one(tmp_path):
     assert "going on after epoch 1" in resumed.stdout and resumed.stdout.count("epoch 2/2") == 6  # one process prints
     train(tmp_path / "one")
     cell = "digits/sym-0.4/seed0"
-    for run in ("deft", "phase2-deft-tiny-clip-digits", "elr-tiny-clip-digits", "gmm-tiny-clip-digits",
-                "turn-tiny-clip-digits", "small-loss-tiny-clip-digits"):
-        logs = [[json.loads(line) for line in (tmp_path / n / cell / run / "log.jsonl").read_text().splitlines()]
-                for n in ("one", "two")]
+    for run in (
+        "deft",
+        "phase2-deft-tiny-clip-digits",
+        "elr-tiny-clip-digits",
+        "gmm-tiny-clip-digits",
+        "turn-tiny-clip-digits",
+        "small-loss-tiny-clip-digits",
+    ):
+        logs = [
+            [json.loads(line) for line in (tmp_path / n / cell / run / "log.jsonl").read_text().splitlines()]
+            for n in ("one", "two")
+        ]
         for one, two in zip(*logs, strict=True):
             assert two["loss"] == pytest.approx(one["loss"], abs=1e-4), run
             assert two["acc_test"] == pytest.approx(one["acc_test"], abs=0.2) and two["images"] == one["images"], run

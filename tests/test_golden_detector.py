@@ -1,19 +1,22 @@
 """Phase 1 against numbers of the official code (float32, small random CLIPs)."""
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
+from methods.deft import Rules, train_detector_epoch
+from methods.loops import evaluate, learning_rate
+from methods.losses import cross_entropy, negative_prompt_loss, symmetric_cross_entropy
+from methods.selection import clean_probability, precision_recall, select_clean
 from model.classifier import Classifier
 from model.clip import load_clip
 from model.detector import Detector
-from model.prompts import encode_prompts
+from model.prompts import DualPrompts, encode_prompts
 from model.tuners import add_visual_prompts
 from tests import recipe
 from tests.helpers import golden, write_clip
-from utils.engine import autocast, evaluate, learning_rate, train_detector_epoch
-from utils.losses import cross_entropy, negative_prompt_loss, symmetric_cross_entropy
-from utils.selection import clean_probability, precision_recall, select_clean
+from utils.device import Amp, autocast
 
 FORWARD = ["end", "middle", "front", "wide_end"]
 
@@ -25,7 +28,9 @@ def close(actual, expected, atol):
 def build_detector(random_clip, meta, arrays, prefix=""):
     clip, tokenizer = random_clip(meta)
     add_visual_prompts(clip.visual, meta["vpt_len"], range(meta["clip_config"]["vision_layers"]))
-    detector = Detector(clip, tokenizer, meta["class_names"], meta["n_ctx"], meta["class_token_position"])
+    detector = Detector(
+        clip, DualPrompts(clip, tokenizer, meta["class_names"], meta["n_ctx"], meta["class_token_position"])
+    )
     with torch.no_grad():
         detector.prompts.pos_ctx.copy_(torch.from_numpy(arrays[f"{prefix}pos_ctx"]))
         detector.prompts.neg_ctx.copy_(torch.from_numpy(arrays[f"{prefix}neg_ctx"]))
@@ -48,8 +53,11 @@ def test_forward(random_clip, case):
     K = len(meta["class_names"])
     prompts = detector.prompts
     np.testing.assert_array_equal(prompts.eos, g["eot_position"])
-    for ctx, normalised, name in zip((prompts.pos_ctx, prompts.neg_ctx),
-                                     detector.text_features(prompts.pos_ctx, prompts.neg_ctx), ("text_pos", "text_neg")):
+    for ctx, normalised, name in zip(
+        (prompts.pos_ctx, prompts.neg_ctx),
+        detector.text_features(prompts.pos_ctx, prompts.neg_ctx),
+        ("text_pos", "text_neg"),
+    ):
         close(encode_prompts(detector.clip, prompts(ctx), prompts.eos), g[name], 1e-5)
         close(normalised, g[f"{name}_norm"], 1e-5)
     close(detector.clip.encode_image(images), g["image_features_projected"], 1e-5)
@@ -97,8 +105,12 @@ def test_training(random_clip, script, saving, monkeypatch):
         detector.micro_batch, detector.checkpoint_text = 3, True
         monkeypatch.setattr("model.detector.PROMPTS_AT_ONCE", 7)
     real = script == "real"
-    optimizer = torch.optim.SGD([p for p in detector.parameters() if p.requires_grad], lr=meta["lr"],
-                                momentum=meta["momentum"], weight_decay=meta["weight_decay"])
+    optimizer = torch.optim.SGD(
+        [p for p in detector.parameters() if p.requires_grad],
+        lr=meta["lr"],
+        momentum=meta["momentum"],
+        weight_decay=meta["weight_decay"],
+    )
     final_mask = np.zeros(n, dtype=bool)
     for e in range(meta["epochs"]):
         lr = learning_rate(meta["lr"], e + 1, meta["epochs"], "constant" if real else "cosine")
@@ -107,17 +119,26 @@ def test_training(random_clip, script, saving, monkeypatch):
         hits = []
         for b, index in enumerate(torch.from_numpy(g["order"][e]).split(B)):
             result = train_detector_epoch(
-                detector, [(images[index], labels[index], index)], torch.from_numpy(g["comple"][e]), optimizer,
-                warm=e + 1 <= meta["warmup"], use_pseudo_labels=e + 1 >= (2 if real else meta["warmup"] + 1),
-                warmup_loss=symmetric_cross_entropy if real else cross_entropy, require_agreement=real)
+                detector,
+                [(images[index], labels[index], index)],
+                torch.from_numpy(g["comple"][e]),
+                optimizer,
+                Rules(
+                    warm=e + 1 <= meta["warmup"],
+                    use_pseudo_labels=e + 1 >= (2 if real else meta["warmup"] + 1),
+                    warmup_loss=symmetric_cross_entropy if real else cross_entropy,
+                    require_agreement=real,
+                ),
+                Amp("cpu"),
+            )
             for key in ("loss", "loss_cls", "loss_neg"):
                 assert result[key] == pytest.approx(g[key][e, b], abs=1e-4)
             here = slice(b * B, (b + 1) * B)
             close(result["p_clean"], g["p_clean"][e, here], 1e-4)
-            np.testing.assert_array_equal(result["selected"], g["selected"][e, here].astype(bool))
+            np.testing.assert_array_equal(result["mask"], g["selected"][e, here].astype(bool))
             np.testing.assert_array_equal(result["predicted"], g["predicted"][e, here])
-            final_mask[result["index"]] = result["selected"]
-            hits.append((result["selected"].numpy(), g["labels_clean"][index] == g["labels_noisy"][index]))
+            final_mask[result["index"]] = result["mask"]
+            hits.append((result["mask"].numpy(), g["labels_clean"][index] == g["labels_noisy"][index]))
         close(detector.prompts.pos_ctx, g["epoch.pos_ctx"][e], 1e-4)
         close(detector.prompts.neg_ctx, g["epoch.neg_ctx"][e], 1e-4)
         blocks = detector.clip.visual.transformer.resblocks
@@ -128,10 +149,13 @@ def test_training(random_clip, script, saving, monkeypatch):
         test_batch = [(images[n:], torch.from_numpy(test_labels), None)]
         assert evaluate(predict, test_batch, K)["acc"] == pytest.approx(g["test_accuracy"][e], abs=1e-3)
         if not real:  # the official figures are means over batches, divided by one batch too many
-            means = [sum(precision_recall(*batch)[k] for batch in hits) / meta["official_num_iter"]
-                     for k in ("precision", "recall")]
-            np.testing.assert_allclose(means, g["returned"][e, 1:] / (100 if g["returned"][e, 1:].max() > 1 else 1),
-                                       atol=1e-4)
+            means = [
+                sum(precision_recall(*batch)[k] for batch in hits) / meta["official_num_iter"]
+                for k in ("precision", "recall")
+            ]
+            np.testing.assert_allclose(
+                means, g["returned"][e, 1:] / (100 if g["returned"][e, 1:].max() > 1 else 1), atol=1e-4
+            )
     np.testing.assert_array_equal(final_mask, g["final_clean_mask"].astype(bool))
     close(predict(images[n:]), g["test_logits_sim"], 1e-4)
 
@@ -141,29 +165,47 @@ def test_learned_contexts_equal_real_words(random_clip, position):
     """A context set to the embeddings of real words reads as those words, in all three places of the name."""
     clip, tokenizer = random_clip(golden("detector_forward_wide_end")[1])
     words, names = ["an", "old", "blurry", "photo", "of"], ["cat", "maple tree", "kite (bird of prey)"]
-    detector = Detector(clip, tokenizer, names, len(words), position)
-    ids = tokenizer([" ".join(words)])[0, 1:1 + len(words)]
+    detector = Detector(clip, DualPrompts(clip, tokenizer, names, len(words), position))
+    ids = tokenizer([" ".join(words)])[0, 1 : 1 + len(words)]
     with torch.no_grad():
         detector.prompts.pos_ctx.copy_(clip.token_embedding(ids))
-    text = {"end": "an old blurry photo of {}.", "middle": "an old {} blurry photo of.",
-            "front": "{} an old blurry photo of."}[position]
+    text = {
+        "end": "an old blurry photo of {}.",
+        "middle": "an old {} blurry photo of.",
+        "front": "{} an old blurry photo of.",
+    }[position]
     if position != "end":  # `).` is one token behind the name, two where the name stands elsewhere
         names = names[:2]
     expected = F.normalize(clip.encode_text(tokenizer([text.format(name) for name in names])), dim=-1)
-    torch.testing.assert_close(detector.text_features(detector.prompts.pos_ctx)[0][:len(names)], expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        detector.text_features(detector.prompts.pos_ctx)[0][: len(names)], expected, atol=1e-6, rtol=0
+    )
 
 
-@pytest.mark.parametrize("seed, width, heads_text, K, n_ctx, vpt_len, csc", [
-    (3, 64, 128, 3, 1, 1, False), (7, 192, 64, 17, 7, 9, False), (5, 64, 64, 4, 3, 2, True)])
+@pytest.mark.parametrize(
+    "seed, width, heads_text, K, n_ctx, vpt_len, csc",
+    [(3, 64, 128, 3, 1, 1, False), (7, 192, 64, 17, 7, 9, False), (5, 64, 64, 4, 3, 2, True)],
+)
 def test_other_sizes(tmp_path, seed, width, heads_text, K, n_ctx, vpt_len, csc):
     """Other seeds, widths, class counts, context and prompt lengths; nothing selected leaves cls and its gradient 0."""
-    cfg = dict(embed_dim=24, image_resolution=48, vision_layers=3, vision_width=width, vision_patch_size=16,
-               context_length=77, vocab_size=49408, transformer_width=heads_text, transformer_layers=1)
+    cfg = dict(
+        embed_dim=24,
+        image_resolution=48,
+        vision_layers=3,
+        vision_width=width,
+        vision_patch_size=16,
+        context_length=77,
+        vocab_size=49408,
+        transformer_width=heads_text,
+        transformer_layers=1,
+    )
     clip, tokenizer = load_clip(write_clip(tmp_path, recipe.clip_weights(seed, **cfg), cfg))
     generator = torch.Generator().manual_seed(seed)
     clip.visual.requires_grad_(False)
     add_visual_prompts(clip.visual, vpt_len, range(3), generator=generator)
-    detector = Detector(clip, tokenizer, [f"class {i}" for i in range(K)], n_ctx, csc=csc, generator=generator)
+    detector = Detector(
+        clip, DualPrompts(clip, tokenizer, [f"class {i}" for i in range(K)], n_ctx, csc=csc, generator=generator)
+    )
     images = torch.from_numpy(recipe.images(seed, 12, 48, np.arange(12) % K))
     with torch.no_grad():
         logits_pos, logits_neg = detector(images)
@@ -178,13 +220,20 @@ def test_other_sizes(tmp_path, seed, width, heads_text, K, n_ctx, vpt_len, csc):
     assert len(labels)
     optimizer = torch.optim.SGD([p for p in detector.parameters() if p.requires_grad], lr=0.1, weight_decay=0.5)
     before = detector.prompts.pos_ctx.detach().clone()
-    result = train_detector_epoch(detector, [(images, labels, torch.arange(len(labels)))], (labels + 1) % K,
-                                  optimizer, warm=False, use_pseudo_labels=True)
-    assert not result["selected"].any() and result["loss_cls"] == 0 and np.isfinite(result["loss"])
+    result = train_detector_epoch(
+        detector,
+        [(images, labels, torch.arange(len(labels)))],
+        (labels + 1) % K,
+        optimizer,
+        Rules(warm=False, use_pseudo_labels=True),
+        Amp("cpu"),
+    )
+    assert not result["mask"].any() and result["loss_cls"] == 0 and np.isfinite(result["loss"])
     torch.testing.assert_close(detector.prompts.pos_ctx, before * (1 - 0.1 * 0.5))  # weight decay alone
     trained = {name for name, p in detector.named_parameters() if p.requires_grad}
     assert trained == {"prompts.pos_ctx", "prompts.neg_ctx"} | {
-        f"clip.visual.transformer.resblocks.{i}.prompts" for i in range(3)}
+        f"clip.visual.transformer.resblocks.{i}.prompts" for i in range(3)
+    }
 
 
 def test_bf16_autocast_gives_nearly_the_same_logits(random_clip):

@@ -1,15 +1,18 @@
 """Phase 2 against numbers of the official code."""
+
 import numpy as np
 import pytest
 import torch
 
+from methods.baselines import METHODS
+from methods.fine_tuning import train_classifier_epoch
+from methods.loops import learning_rate
 from model.classifier import Classifier
 from model.tuners import tune
 from tests import recipe
 from tests.helpers import golden
-from utils.baselines import METHODS
 from utils.config import load_config
-from utils.engine import learning_rate, train_classifier_epoch
+from utils.device import Amp
 
 
 @pytest.mark.parametrize("full_batch, micro_batch", [(False, 0), (True, 0), (False, 3)])
@@ -32,20 +35,32 @@ def test_finetune(random_clip, prefix, full_batch, micro_batch):
         model.head.weight.copy_(torch.from_numpy(g["init.head_weight"]))
         model.head.bias.copy_(torch.from_numpy(g["init.head_bias"]))
     start = {name: p.detach().clone() for name, p in model.named_parameters()}
-    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=meta["lr"],
-                                momentum=meta["momentum"], weight_decay=meta["weight_decay"])
+    optimizer = torch.optim.SGD(
+        [p for p in model.parameters() if p.requires_grad],
+        lr=meta["lr"],
+        momentum=meta["momentum"],
+        weight_decay=meta["weight_decay"],
+    )
     step = 0
     for e in range(meta["epochs"]):
         optimizer.param_groups[0]["lr"] = learning_rate(meta["lr"], e + 1, meta["epochs"])
         assert optimizer.param_groups[0]["lr"] == pytest.approx(g["lr"][e], rel=1e-5)
         for b, index in enumerate(torch.from_numpy(g["order"][e]).split(B)):
             kept = index if full_batch else index[mask[index]]
-            result = train_classifier_epoch(model, [(images[kept], labels[kept], kept)], optimizer,
-                                            METHODS["CE"](None, n, K), clean_mask=mask if full_batch else None)
+            result = train_classifier_epoch(
+                model,
+                [(images[kept], labels[kept], kept)],
+                optimizer,
+                METHODS["CE"](None, n, K),
+                Amp("cpu"),
+                clean_mask=mask if full_batch else None,
+            )
             expected = np.nan_to_num(g[f"{prefix}loss"][e, b])  # the official loss of an empty batch is NaN, ours 0
             assert result["loss"] == pytest.approx(expected, abs=1e-5)
-            np.testing.assert_allclose(model.head.weight.detach(), g[f"{prefix}head_weight_after_step"][step], atol=1e-5)
-            here = g["loss_per_sample"][e, b * B:(b + 1) * B]
+            np.testing.assert_allclose(
+                model.head.weight.detach(), g[f"{prefix}head_weight_after_step"][step], atol=1e-5
+            )
+            here = g["loss_per_sample"][e, b * B : (b + 1) * B]
             if not prefix:
                 np.testing.assert_allclose(result["losses"], here if full_batch else here[mask[index]], atol=1e-4)
             step += 1

@@ -1,4 +1,5 @@
 """The paper's image sets: small copies in each official layout, made of real images, through both phases."""
+
 import io
 import json
 from pathlib import Path
@@ -13,9 +14,13 @@ import main_phase1
 import main_phase2
 import main_real_phase1
 import main_real_phase2
-from dataloader.datasets import Split, View, load_data, load_digits_8x8
+from dataloader.dataset import Split, View
+from dataloader.digits import load_digits_8x8
+from dataloader.load import load_data
 from dataloader.loaders import EpochRandomness, Loader
-from utils.config import UserError, load_config, read_lines
+from dataloader.transforms import Pixels
+from utils.config import UserError, load_config
+from utils.files import read_lines
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data" / "tiny_imagenet_train20k_val2k.npz"
 NAMES = Path("config/classnames")
@@ -29,7 +34,7 @@ class Pictures:
         if SHARED.is_file():
             data = np.load(SHARED, allow_pickle=False)
             jpeg, offsets = data["train_jpeg"], data["train_offsets"]
-            self.jpegs = [jpeg[offsets[i]:offsets[i + 1]].tobytes() for i in range(0, 20000, 17)]
+            self.jpegs = [jpeg[offsets[i] : offsets[i + 1]].tobytes() for i in range(0, 20000, 17)]
         else:
             self.jpegs = []
             for level in load_digits_8x8()[0]:
@@ -119,7 +124,8 @@ SETS = {  # name: (make, YAML, training images, test images, classes)
     "cub": (make_cub, "cub200", 200, 200, 200),
     "clothing1m": (make_clothing, "clothing1m", 56, 28, 14),
     "clothing1m prefix": (lambda r, p: make_clothing(r, p, True), "clothing1m", 56, 28, 14),
-    "webvision": (make_webvision, "webvision", 100, 50, 50)}
+    "webvision": (make_webvision, "webvision", 100, 50, 50),
+}
 
 
 def cfg_of(name, root, *flags, phase="PEFT"):
@@ -151,7 +157,16 @@ def test_both_phases(tmp_path, name):
     SETS[name][0](tmp_path / "data", Pictures().write)
     synthetic = name in ("tiny_imagenet", "stanford_cars", "cub")
     phase1, phase2 = (main_phase1, main_phase2) if synthetic else (main_real_phase1, main_real_phase2)
-    flags = ["--backbone", "tiny-clip-digits", "--epochs", "1", "--output_dir", str(tmp_path / "runs"), "--device", "cpu"]
+    flags = [
+        "--backbone",
+        "tiny-clip-digits",
+        "--epochs",
+        "1",
+        "--output_dir",
+        str(tmp_path / "runs"),
+        "--device",
+        "cpu",
+    ]
     flags += ["--noise_mode", "sym", "--noise_ratio", "0.2"] if synthetic else []
     first = phase1.main(cfg_of(name, tmp_path / "data", *flags))
     mask = []
@@ -178,28 +193,62 @@ def test_check_data_and_skip_broken(tmp_path, capsys):
         load_data(load_config(cfg_of("cub", tmp_path, "--check_data", "--output_dir", str(tmp_path / "runs"))))
     printed = capsys.readouterr().out
     assert done.value.code == 0
-    assert f"training: 200 images of 200 classes, published 5994; 1 files missing, 1 broken, first {paths[3]}" in printed
+    assert (
+        f"training: 200 images of 200 classes, published 5994; 1 files missing, 1 broken, first {paths[3]}" in printed
+    )
     data = load_data(load_config(cfg_of("cub", tmp_path, "--skip_broken", "--output_dir", str(tmp_path / "runs"))))
     assert list(data.skipped) == [paths[3], paths[5]] and data.skipped[paths[3]] == "missing"
     assert len(data.train.images) == 198 == len(data.train.labels)
-    summary = main_phase1.main(cfg_of("cub", tmp_path, "--skip_broken", "--backbone", "tiny-clip-digits", "--epochs", "1",
-                                      "--output_dir", str(tmp_path / "runs")))
+    summary = main_phase1.main(
+        cfg_of(
+            "cub",
+            tmp_path,
+            "--skip_broken",
+            "--backbone",
+            "tiny-clip-digits",
+            "--epochs",
+            "1",
+            "--output_dir",
+            str(tmp_path / "runs"),
+        )
+    )
     assert summary["skipped"] == 2
     with pytest.raises(UserError, match="not a readable image.*--skip_broken"):
-        main_phase1.main(cfg_of("cub", tmp_path, "--backbone", "tiny-clip-digits", "--output_dir", str(tmp_path / "runs2")))
+        main_phase1.main(
+            cfg_of("cub", tmp_path, "--backbone", "tiny-clip-digits", "--output_dir", str(tmp_path / "runs2"))
+        )
 
 
-@pytest.mark.parametrize("name, file, content, message", [
-    ("clothing1m", "noisy_train_key_list.txt", "images/nowhere.jpg\n", "line 1, images/nowhere.jpg, has no label in"),
-    ("clothing1m", "noisy_label_kv.txt", "images/0/0.jpg one\n", "line 1 has the label 'one', expected a whole number"),
-    ("clothing1m", "clean_label_kv.txt", None, "clean_label_kv.txt is missing"),
-    ("webvision", "info/val_filelist.txt", "a\nb 3\n", "line 1 has 1 words, expected 2"),
-    ("webvision", "info/val_filelist.txt", "a b\n", "line 1 has the label 'b', expected a whole number"),
-    ("clothing1m", "noisy_train_key_list.txt", "\n", "noisy_train_key_list.txt: line 1 has 0 words, expected 1"),
-    ("cub", "image_class_labels.txt", "1 x\n", "image_class_labels.txt: line 1 has the label 'x'"),
-    ("stanford_cars devkit", "devkit/cars_meta.mat", "x", "cars_meta.mat: not an annotation file of the devkit"),
-    ("cub", "train_test_split.txt", "1 1\n", "has no line for image 2"),
-    ("tiny_imagenet val", "val/val_annotations.txt", "val_0.JPEG\tn99\n", "line 1 names n99, which is no folder of")])
+@pytest.mark.parametrize(
+    "name, file, content, message",
+    [
+        (
+            "clothing1m",
+            "noisy_train_key_list.txt",
+            "images/nowhere.jpg\n",
+            "line 1, images/nowhere.jpg, has no label in",
+        ),
+        (
+            "clothing1m",
+            "noisy_label_kv.txt",
+            "images/0/0.jpg one\n",
+            "line 1 has the label 'one', expected a whole number",
+        ),
+        ("clothing1m", "clean_label_kv.txt", None, "clean_label_kv.txt is missing"),
+        ("webvision", "info/val_filelist.txt", "a\nb 3\n", "line 1 has 1 words, expected 2"),
+        ("webvision", "info/val_filelist.txt", "a b\n", "line 1 has the label 'b', expected a whole number"),
+        ("clothing1m", "noisy_train_key_list.txt", "\n", "noisy_train_key_list.txt: line 1 has 0 words, expected 1"),
+        ("cub", "image_class_labels.txt", "1 x\n", "image_class_labels.txt: line 1 has the label 'x'"),
+        ("stanford_cars devkit", "devkit/cars_meta.mat", "x", "cars_meta.mat: not an annotation file of the devkit"),
+        ("cub", "train_test_split.txt", "1 1\n", "has no line for image 2"),
+        (
+            "tiny_imagenet val",
+            "val/val_annotations.txt",
+            "val_0.JPEG\tn99\n",
+            "line 1 names n99, which is no folder of",
+        ),
+    ],
+)
 def test_broken_lists(tmp_path, name, file, content, message):
     SETS[name][0](tmp_path, Pictures().write)
     (tmp_path / file).write_text(content) if content else (tmp_path / file).unlink()
@@ -214,14 +263,14 @@ def test_files_cut_by_their_short_side(tmp_path):
     Image.fromarray(pixels).save(tmp_path / "wide.png")
     split, labels = Split([str(tmp_path / "wide.png")] * 6, np.zeros(6, dtype=np.int64)), np.zeros(6, dtype=np.int64)
     view = View(enlarge=8 / 7, test_enlarge=8 / 7, short_side=True, flip=False)
-    plain = ((0.0,) * 3, (1.0,) * 3)
-    loader = Loader(split, view, 4, 28, plain, torch.device("cpu"), False)
+    plain = Pixels(28, (0.0,) * 3, (1.0,) * 3)
+    loader = Loader(split, view, plain, 4, torch.device("cpu"), False)
     images = torch.cat([x for x, _, _ in loader.eval()])
     assert images.shape == (6, 3, 28, 28) and images[0, 0].mean().item() == pytest.approx(0.5, abs=0.02)
     randomness = EpochRandomness(0, 1, labels, 2)
     by_index = {}
     for batch_size in (4, 3):
-        loader = Loader(split, view, batch_size, 28, plain, torch.device("cpu"), True)
+        loader = Loader(split, view, plain, batch_size, torch.device("cpu"), True)
         for x, _, index in loader.train(randomness):
             for image, i in zip(x, index.tolist()):
                 assert torch.equal(by_index.setdefault(i, image), image)

@@ -1,4 +1,5 @@
 """Methods, tuners and backbones through the scripts' main()."""
+
 import json
 
 import numpy as np
@@ -24,13 +25,30 @@ from utils.config import UserError, load_config
 
 def test_real_world_scripts_on_a_folder(tmp_path):
     write_folder(tmp_path / "data", {"zero": 30, "one": 30, "two": 30})
-    flags = ["--dataset", "own", "--data_path", str(tmp_path / "data"), "--backbone", "tiny-clip-digits",
-             "--n_ctx", "4", "--output_dir", str(tmp_path / "runs"), "--device", "cpu"]
+    flags = [
+        "--dataset",
+        "own",
+        "--data_path",
+        str(tmp_path / "data"),
+        "--backbone",
+        "tiny-clip-digits",
+        "--n_ctx",
+        "4",
+        "--output_dir",
+        str(tmp_path / "runs"),
+        "--device",
+        "cpu",
+    ]
     summary = main_real_phase1.main([*flags, "--vpt_deep", "--vpt_len", "2", "--epochs", "2", "--warmup", "1"])
     assert "precision" not in summary and "noise_rate" not in summary  # nobody knows the truth
     config = yaml.safe_load((tmp_path / "runs/own/none/seed0/deft/config.yaml").read_text())
     assert {k: config[k] for k in ("require_agreement", "warmup_loss", "pseudo_from", "schedule", "warmup")} == {
-        "require_agreement": True, "warmup_loss": "sce", "pseudo_from": 2, "schedule": "constant", "warmup": 1}
+        "require_agreement": True,
+        "warmup_loss": "sce",
+        "pseudo_from": 2,
+        "schedule": "constant",
+        "warmup": 1,
+    }
     if summary["selected"] == 0:  # a mask that selects nothing cannot train anything
         with pytest.raises(UserError, match="selects no sample"):
             main_real_phase2.main([*flags, "--finetune", "--lr", "0.001"])
@@ -44,8 +62,19 @@ def test_real_world_scripts_on_a_folder(tmp_path):
 def test_untrained_vit_b16_takes_a_step_through_both_scripts(tmp_path):
     """The real architecture, through the real scripts, on four CIFAR-100 images."""
     write_cifar(tmp_path / "data", "cifar100", n_train=4, n_test=2)
-    flags = ["--data_path", str(tmp_path / "data"), "--pretrained", "none", "--epochs", "1", "--device", "cpu",
-             "--output_dir", str(tmp_path / "runs"), *CELL]
+    flags = [
+        "--data_path",
+        str(tmp_path / "data"),
+        "--pretrained",
+        "none",
+        "--epochs",
+        "1",
+        "--device",
+        "cpu",
+        "--output_dir",
+        str(tmp_path / "runs"),
+        *CELL,
+    ]
     summary = main_phase1.main(["--cfg", "config/PEFT/cifar100.yaml", *flags])
     saved = checkpoint(tmp_path / "runs/cifar100/sym-0.4/seed0/deft")["model"]
     assert summary["backbone"] == "ViT-B/16" and len(saved) == 2 + 12
@@ -58,9 +87,18 @@ def test_untrained_vit_b16_takes_a_step_through_both_scripts(tmp_path):
     assert {k.split(".")[0] for k in saved} == {"head", "backbone"} and len(saved) == 2 + 12 * 12
 
 
-@pytest.mark.parametrize("script, method", [(main_baseline, "SCE"), (main_baseline, "GCE"), (main_baseline, "ELR"),
-                                            (main_baseline, "GMM"), (main_baseline, "TURN"), (main_small_loss, "small-loss"),
-                                            (main_real_baseline, "GMM")])
+@pytest.mark.parametrize(
+    "script, method",
+    [
+        (main_baseline, "SCE"),
+        (main_baseline, "GCE"),
+        (main_baseline, "ELR"),
+        (main_baseline, "GMM"),
+        (main_baseline, "TURN"),
+        (main_small_loss, "small-loss"),
+        (main_real_baseline, "GMM"),
+    ],
+)
 def test_baselines_leave_the_same_record(cell, tmp_path, script, method):
     flags = [] if script is main_small_loss else ["--lnl_methods", method]
     summary = script.main(phase2(tmp_path, *flags))
@@ -74,11 +112,17 @@ def test_baselines_leave_the_same_record(cell, tmp_path, script, method):
         assert again["selected"] == summary["selected"]
 
 
-@pytest.mark.parametrize("flags, parameter", [
-    (["--finetune", "false", "--vpt_deep", "--vpt_len", "2"], "backbone.transformer.resblocks.3.prompts"),
-    (["--finetune", "false", "--lora", "--ssf"],
-     "backbone.transformer.resblocks.0.attn.parametrizations.in_proj_weight.1.q_A"),
-    (["--is_coop", "--n_ctx", "4", "--csc"], "detector.prompts.pos_ctx")])
+@pytest.mark.parametrize(
+    "flags, parameter",
+    [
+        (["--finetune", "false", "--vpt_deep", "--vpt_len", "2"], "backbone.transformer.resblocks.3.prompts"),
+        (
+            ["--finetune", "false", "--lora", "--ssf"],
+            "backbone.transformer.resblocks.0.attn.parametrizations.in_proj_weight.1.q_A",
+        ),
+        (["--is_coop", "--n_ctx", "4", "--csc"], "detector.prompts.pos_ctx"),
+    ],
+)
 def test_peft_and_text_classifier_as_adaptation(cell, tmp_path, flags, parameter):
     out, _ = cell
     mask = str(out / "digits/sym-0.4/seed0/deft/clean_mask.npz")
@@ -120,8 +164,12 @@ def test_timm_backbones(cell, tmp_path):
     assert (cfg.lr, cfg.optimizer, cfg.weight_decay) == (0.5, "adamw", 1e-3)  # what the file says itself stays
     (tmp_path / "upper.yaml").write_text("BACKBONE: resnet\n")
     assert load_config(["--cfg", str(tmp_path / "upper.yaml")]).optimizer == "adamw"
-    for name, (optimizer, lr, weight_decay) in {"vit": ("sgd", 1e-2, 1e-5), "resnet": ("adamw", 1e-3, 1e-5),
-                                                "convnext": ("adamw", 1e-4, 1e-4), "mae": ("adamw", 1e-4, 1e-3)}.items():
+    for name, (optimizer, lr, weight_decay) in {
+        "vit": ("sgd", 1e-2, 1e-5),
+        "resnet": ("adamw", 1e-3, 1e-5),
+        "convnext": ("adamw", 1e-4, 1e-4),
+        "mae": ("adamw", 1e-4, 1e-3),
+    }.items():
         cfg = load_config(phase2(tmp_path, "--backbone", name))
         assert (cfg.optimizer, cfg.lr, cfg.weight_decay) == (optimizer, lr, weight_decay)
     assert load_config(phase2(tmp_path, "--backbone", "vit", "--lr", "0.5")).lr == 0.5

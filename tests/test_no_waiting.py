@@ -2,6 +2,7 @@
 
 This watches the loops, models, losses and optimizers of one process; among several, small-loss must compare its losses.
 """
+
 from contextlib import closing
 
 import numpy as np
@@ -10,16 +11,16 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dataloader.datasets import load_data
+from dataloader.load import load_data
 from dataloader.loaders import EpochRandomness, make_loaders
-from main_phase1 import build_detector
+from methods.baselines import METHODS
+from methods.deft import build_detector, epoch_rules, train_detector_epoch
+from methods.fine_tuning import train_classifier_epoch
 from model.classifier import build_classifier, build_optimizer
-from model.clip import image_statistics, resolution
+from model.clip import input_pixels
 from tests.helpers import FAST
-from utils.baselines import METHODS
 from utils.config import load_config
-from utils.engine import train_classifier_epoch, train_detector_epoch
-from utils.losses import cross_entropy
+from utils.device import Amp
 
 CPU = torch.device("cpu")
 
@@ -36,9 +37,14 @@ class NoScalars(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         by_mask = "index" in str(func) and any(
-            i is not None and i.dtype == torch.bool for i in (args[1] if isinstance(args[1], (list, tuple)) else ()))
-        if by_mask or func.overloadpacket in (torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero,
-                                              torch.ops.aten.masked_select, torch.ops.aten.equal):
+            i is not None and i.dtype == torch.bool for i in (args[1] if isinstance(args[1], (list, tuple)) else ())
+        )
+        if by_mask or func.overloadpacket in (
+            torch.ops.aten._local_scalar_dense,
+            torch.ops.aten.nonzero,
+            torch.ops.aten.masked_select,
+            torch.ops.aten.equal,
+        ):
             raise Waited(str(func))
         return func(*args, **(kwargs or {}))
 
@@ -67,8 +73,19 @@ def cell(*flags):
     return cfg, data, EpochRandomness(0, 1, data.train.labels, data.num_classes)
 
 
-@pytest.mark.parametrize("read", [lambda x: x.item(), lambda x: x.cpu(), lambda x: x.sum() and 1, lambda x: x[x > 0],
-                                  lambda x: x.nonzero(), lambda x: x.tolist(), lambda x: int(x), lambda x: x.to("cpu")])
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda x: x.item(),
+        lambda x: x.cpu(),
+        lambda x: x.sum() and 1,
+        lambda x: x[x > 0],
+        lambda x: x.nonzero(),
+        lambda x: x.tolist(),
+        lambda x: int(x),
+        lambda x: x.to("cpu"),
+    ],
+)
 def test_what_waits_is_seen(read):
     x = torch.ones(1)
     with pytest.raises(Waited), closing(watched([x])) as batches:
@@ -76,28 +93,37 @@ def test_what_waits_is_seen(read):
             read(batch)
 
 
-@pytest.mark.parametrize("flags", [(), ("--warmup", "0", "--require_agreement"),
-                                   ("--micro_batch", "8", "--checkpoint_text")])
+@pytest.mark.parametrize(
+    "flags", [(), ("--warmup", "0", "--require_agreement"), ("--micro_batch", "8", "--checkpoint_text")]
+)
 def test_phase_1(flags, monkeypatch):
     monkeypatch.setattr("model.detector.PROMPTS_AT_ONCE", 7)
     cfg, data, randomness = cell("--vpt_deep", "--vpt_len", "4", "--n_ctx", "4", *flags)
     model = build_detector(cfg, data.classnames, CPU)
-    train, _ = make_loaders(data, cfg, resolution(model.clip, cfg), image_statistics(model.clip), CPU)
+    train, _ = make_loaders(data, cfg, input_pixels(model.clip, cfg), CPU)
     with closing(watched(train.train(randomness))) as batches:
-        result = train_detector_epoch(model, batches, randomness.complementary, build_optimizer(model, cfg),
-                                      warm=cfg.warmup > 0, use_pseudo_labels=cfg.warmup == 0, warmup_loss=cross_entropy,
-                                      require_agreement=cfg.require_agreement)
+        result = train_detector_epoch(
+            model,
+            batches,
+            randomness.complementary,
+            build_optimizer(model, cfg),
+            epoch_rules(cfg, 1),
+            Amp(CPU),
+        )
     assert len(result["index"]) == len(data.train.labels)  # every batch was watched
 
 
-@pytest.mark.parametrize("method", ["CE", "GCE", "ELR", "GMM", "small-loss"])  # one_hot of SCE checks labels on CPUs alone
+@pytest.mark.parametrize(
+    "method", ["CE", "GCE", "ELR", "GMM", "small-loss"]
+)  # one_hot of SCE checks labels on CPUs alone
 def test_phase_2_and_baselines(method):
     cfg, data, randomness = cell("--finetune", "--lr", "0.01")
-    model, *view = build_classifier(cfg, data, torch.Generator().manual_seed(0))
-    train, _ = make_loaders(data, cfg, *view, CPU)
+    model, pixels = build_classifier(cfg, data, torch.Generator().manual_seed(0))
+    train, _ = make_loaders(data, cfg, pixels, CPU)
     method = METHODS[method](cfg, len(data.train.labels), data.num_classes)
     keep = np.random.default_rng(0).random(len(data.train.labels)) < 0.6
     with closing(watched(train.train(randomness, keep))) as batches:
-        result = train_classifier_epoch(model, batches, build_optimizer(model, cfg), method,
-                                        batch_mask=method.batch_mask(1))
+        result = train_classifier_epoch(
+            model, batches, build_optimizer(model, cfg), method, Amp(CPU), batch_mask=method.batch_mask(1)
+        )
     assert len(result["index"]) == keep.sum() and result["samples"] > 0  # every batch was watched

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dataloader import noise
-from dataloader.datasets import load_data
+from dataloader.load import load_data
 from tests.helpers import golden, write_cifar, write_folder
 from utils.config import UserError, load_config
 
@@ -30,6 +30,7 @@ def test_noise_is_pure_and_repeatable(mode, rng):
 
     def make(ratio=0.4, seed=3):
         return noise.make_noise(cfg(mode, ratio, seed, dataset="cifar10", noise_rng=rng), labels, 10, False, features())
+
     a = make()
     assert np.array_equal(a, make()) and np.array_equal(labels, np.arange(5000) % 10) and a.dtype == np.int64
     assert np.array_equal(np.random.get_state()[1], states[0]) and random.getstate() == states[1]
@@ -69,16 +70,23 @@ def test_idn_depends_on_the_instance():
 
 
 def test_conventional_confusions_of_cifar():
-    names = {10: open("config/classnames/cifar10.txt").read().split("\n"),
-             100: open("config/classnames/cifar100.txt").read().split("\n")}
+    names = {
+        10: open("config/classnames/cifar10.txt").read().split("\n"),
+        100: open("config/classnames/cifar100.txt").read().split("\n"),
+    }
 
     def moves(K):
         return {names[K][i]: names[K][j] for i, j in enumerate(noise.similar_class(K)) if i != j}
+
     assert moves(10) == {"truck": "automobile", "bird": "airplane", "deer": "horse", "cat": "dog", "dog": "cat"}
     ring = moves(100)
     assert len(ring) == 100 and sorted(ring) == sorted(ring.values())
-    for first, others in (("beaver", "dolphin otter seal whale"), ("maple_tree", "oak_tree palm_tree pine_tree willow_tree"),
-                          ("baby", "boy girl man woman"), ("orchid", "poppy rose sunflower tulip")):
+    for first, others in (
+        ("beaver", "dolphin otter seal whale"),
+        ("maple_tree", "oak_tree palm_tree pine_tree willow_tree"),
+        ("baby", "boy girl man woman"),
+        ("orchid", "poppy rose sunflower tulip"),
+    ):
         seen, name = [], ring[first]
         while name != first:
             seen.append(name)
@@ -88,6 +96,7 @@ def test_conventional_confusions_of_cifar():
 
 
 # --- the official stream
+
 
 @pytest.mark.parametrize("mode", ["sym", "asym", "str"])
 @pytest.mark.parametrize("ratio", [0.2, 0.4, 0.6])
@@ -138,7 +147,10 @@ def test_official_cache_file(tmp_path):
 
 # --- from files
 
-@pytest.mark.parametrize("name, content", [("a.npy", None), ("cifar100_sym_0.2", "[0, 2, 1]"), ("a.txt", "0\r\n2\r\n1\r\n")])
+
+@pytest.mark.parametrize(
+    "name, content", [("a.npy", None), ("cifar100_sym_0.2", "[0, 2, 1]"), ("a.txt", "0\r\n2\r\n1\r\n")]
+)
 def test_labels_from_a_file(tmp_path, name, content):
     path = tmp_path / name
     np.save(path, np.array([0, 2, 1])) if content is None else path.write_text(content)
@@ -164,9 +176,12 @@ def test_transition_matrix(tmp_path):
     noisy = noise.make_noise(cfg("transition", noise_file=str(path)), labels, 3)
     counts = np.stack([np.bincount(noisy[labels == k], minlength=3) for k in range(3)]) / 10000
     np.testing.assert_allclose(counts, [[1, 0, 0], [0.3, 0.7, 0], [0.2, 0.2, 0.6]], atol=0.015)
-    for content, message in (("1,0,0\n0.3,0.6,0\n0,0,1\n", "row 2 sums to 0.9, expected chances that sum to 1"),
-                             ("1,0\n0,1\n", "expected a 3x3 matrix, found shape"), ("a,b\n", "not a matrix"),
-                             ("1,0,0\n-1,2,0\n0,0,1\n", "row 2 sums to 1")):
+    for content, message in (
+        ("1,0,0\n0.3,0.6,0\n0,0,1\n", "row 2 sums to 0.9, expected chances that sum to 1"),
+        ("1,0\n0,1\n", "expected a 3x3 matrix, found shape"),
+        ("a,b\n", "not a matrix"),
+        ("1,0,0\n-1,2,0\n0,0,1\n", "row 2 sums to 1"),
+    ):
         path.write_text(content)
         with pytest.raises(UserError, match=f"T.csv: .*{message}|T.csv: {message}"):
             noise.make_noise(cfg("transition", noise_file=str(path)), labels, 3)
@@ -174,8 +189,12 @@ def test_transition_matrix(tmp_path):
 
 def test_human_labels(tmp_path):
     labels = write_cifar(tmp_path, "cifar10")
-    entries = {k: (labels + i) % 10 for i, k in enumerate(
-        ["clean_label", "worse_label", "aggre_label", "random_label1", "random_label2", "random_label3"])}
+    entries = {
+        k: (labels + i) % 10
+        for i, k in enumerate(
+            ["clean_label", "worse_label", "aggre_label", "random_label1", "random_label2", "random_label3"]
+        )
+    }
     torch.save(entries, tmp_path / "CIFAR-10_human.pt")
     flags = ["--dataset", "cifar10", "--data_path", str(tmp_path), "--noise_mode"]
     for i, mode in enumerate(["worse", "aggre", "random1", "random2", "random3"]):
@@ -195,8 +214,18 @@ def test_human_labels(tmp_path):
 
 def test_idn_on_files_of_any_size(tmp_path):
     write_folder(tmp_path / "data", {"a": 20, "b": 20, "c": 20})
-    flags = ["--dataset", "own", "--data_path", str(tmp_path / "data"), "--output_dir", str(tmp_path), "--noise_mode", "idn",
-             "--noise_ratio", "0.4"]
+    flags = [
+        "--dataset",
+        "own",
+        "--data_path",
+        str(tmp_path / "data"),
+        "--output_dir",
+        str(tmp_path),
+        "--noise_mode",
+        "idn",
+        "--noise_ratio",
+        "0.4",
+    ]
     for rng in ("numpy", "official"):
         data = load_data(load_config([*flags, "--noise_rng", rng]))
         assert 0.1 < np.mean(data.train.labels != data.true_labels) < 0.7

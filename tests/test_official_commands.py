@@ -1,4 +1,5 @@
 """The commands of the official README: argument for argument, on small data in the official layouts."""
+
 from pathlib import Path
 
 import pytest
@@ -17,11 +18,16 @@ from utils.config import UserError
 
 SYM, IDN = (["--noise_mode", mode, "--noise_ratio", "0.2"] for mode in ("sym", "idn"))
 COMMANDS = [
-    (main_phase1, "PEFT/cifar100", SYM), (main_phase2, "FFT/cifar100", SYM),
-    (main_phase1, "PEFT/cifar100", IDN), (main_phase2, "FFT/cifar100", IDN),
-    (main_real_phase1, "PEFT/clothing1m", []), (main_real_phase2, "FFT/clothing1m", []),
-    (main_small_loss, "PEFT/cifar100", SYM), (main_baseline, "FFT/cifar100", [*SYM, "--lnl_methods", "GMM"]),
-    (main_real_baseline, "FFT/clothing1m", ["--lnl_methods", "GMM"])]
+    (main_phase1, "PEFT/cifar100", SYM),
+    (main_phase2, "FFT/cifar100", SYM),
+    (main_phase1, "PEFT/cifar100", IDN),
+    (main_phase2, "FFT/cifar100", IDN),
+    (main_real_phase1, "PEFT/clothing1m", []),
+    (main_real_phase2, "FFT/clothing1m", []),
+    (main_small_loss, "PEFT/cifar100", SYM),
+    (main_baseline, "FFT/cifar100", [*SYM, "--lnl_methods", "GMM"]),
+    (main_real_baseline, "FFT/clothing1m", ["--lnl_methods", "GMM"]),
+]
 
 
 @pytest.fixture(scope="module")

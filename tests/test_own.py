@@ -1,4 +1,5 @@
 """A person's own images: folders and tables, good and bad, the names CLIP reads, and what cannot be read."""
+
 import csv
 import json
 from collections import Counter
@@ -13,19 +14,23 @@ from PIL import Image
 import main_detect
 import main_real_phase1
 import main_real_phase2
-from dataloader.datasets import hold_out, load_data
+from dataloader.dataset import hold_out
 from dataloader.files import inspect_file, inspect_files
+from dataloader.load import load_data
 from dataloader.loaders import Loader
-from dataloader.own import tidy_names
-from dataloader.transforms import decode, open_image
+from dataloader.rows import tidy_names
+from dataloader.transforms import Pixels, decode, open_image
+from report import tables
 from tests.helpers import write_cifar, write_folder
-from utils import tables
 from utils.config import UserError, load_config, settle_epochs
 
 
 def load(source, *flags):
-    return load_data(load_config(["--dataset", "own", "--data_path", str(source), "--output_dir",
-                                  str(source.parent / "runs"), *flags]))
+    return load_data(
+        load_config(
+            ["--dataset", "own", "--data_path", str(source), "--output_dir", str(source.parent / "runs"), *flags]
+        )
+    )
 
 
 def table(folder, text, name="labels.csv", images="abcdef", **settings):
@@ -42,6 +47,7 @@ NO_TEST = ("--test_fraction", "0")
 
 
 # --- folders
+
 
 def test_class_folders(tmp_path):
     write_folder(tmp_path / "plain", {"b_2": 10, "a": 20})
@@ -101,19 +107,37 @@ def test_a_messy_folder(tmp_path, capsys):
 
 # --- tables
 
-@pytest.mark.parametrize("text, name", [
-    (SIX, "labels.csv"),
-    (SIX.replace("\n", "\r\n"), "labels.csv"),
-    (b"\xef\xbb\xbf" + SIX.encode(), "labels.csv"),
-    (SIX.replace("path,label", "Image Path,Class Name"), "labels.csv"),
-    (SIX.replace(",", ";"), "labels.csv"),
-    (SIX.replace(",", "\t"), "labels.tsv"),
-    (SIX.replace("x", '"x"') + "\n\n", "labels.csv"),
-    ("note,path,label\n" + SIX.split("\n", 1)[1].replace("a.png", '"two, lines\nand ""quotes""",a.png')
-     .replace("\nb", "\n,b").replace("\nc", "\n,c").replace("\nd", "\n,d").replace("\ne", "\n,e").replace("\nf", "\n,f"),
-     "labels.csv"),
-    ("\n".join(json.dumps({"path": f"{p}.png", "label": k, "id": i}) for i, (p, k) in enumerate(zip("abcdef", "xxxyyy"))),
-     "labels.jsonl")])
+
+@pytest.mark.parametrize(
+    "text, name",
+    [
+        (SIX, "labels.csv"),
+        (SIX.replace("\n", "\r\n"), "labels.csv"),
+        (b"\xef\xbb\xbf" + SIX.encode(), "labels.csv"),
+        (SIX.replace("path,label", "Image Path,Class Name"), "labels.csv"),
+        (SIX.replace(",", ";"), "labels.csv"),
+        (SIX.replace(",", "\t"), "labels.tsv"),
+        (SIX.replace("x", '"x"') + "\n\n", "labels.csv"),
+        (
+            "note,path,label\n"
+            + SIX.split("\n", 1)[1]
+            .replace("a.png", '"two, lines\nand ""quotes""",a.png')
+            .replace("\nb", "\n,b")
+            .replace("\nc", "\n,c")
+            .replace("\nd", "\n,d")
+            .replace("\ne", "\n,e")
+            .replace("\nf", "\n,f"),
+            "labels.csv",
+        ),
+        (
+            "\n".join(
+                json.dumps({"path": f"{p}.png", "label": k, "id": i})
+                for i, (p, k) in enumerate(zip("abcdef", "xxxyyy"))
+            ),
+            "labels.jsonl",
+        ),
+    ],
+)
 def test_tables(tmp_path, text, name):
     path = table(tmp_path, text, name)
     data = load(path, *NO_TEST)
@@ -123,34 +147,70 @@ def test_tables(tmp_path, text, name):
 
 
 def test_all_columns(tmp_path):
-    text = "k;f;given;part;truth\n" + "".join(f"n{i};{tmp_path}/{c}.png;{g};{s};{t}\n" for i, (c, g, s, t) in enumerate(zip(
-        "abcdef", ["007", "7", "007", "7", "7", "7"], ["train", "", "Training", "train", "test", "test"],
-        ["007", "007", "7", "7", "7", "007"])))
+    text = "k;f;given;part;truth\n" + "".join(
+        f"n{i};{tmp_path}/{c}.png;{g};{s};{t}\n"
+        for i, (c, g, s, t) in enumerate(
+            zip(
+                "abcdef",
+                ["007", "7", "007", "7", "7", "7"],
+                ["train", "", "Training", "train", "test", "test"],
+                ["007", "007", "7", "7", "7", "007"],
+            )
+        )
+    )
     path = table(tmp_path / "elsewhere", text)
     table(tmp_path, "")
-    data = load(path, "--path_column", "f", "--label_column", "given", "--split_column", "part", "--id_column", "k",
-                "--true_label_column", "truth")
+    data = load(
+        path,
+        "--path_column",
+        "f",
+        "--label_column",
+        "given",
+        "--split_column",
+        "part",
+        "--id_column",
+        "k",
+        "--true_label_column",
+        "truth",
+    )
     assert data.label_names == ["007", "7"] and data.train.labels.tolist() == [0, 1, 0, 1]  # labels stay text
     assert data.ids == ["n0", "n1", "n2", "n3"] and data.true_labels.tolist() == [0, 0, 1, 1]
     assert data.test.labels.tolist() == [1, 0]  # tested against the truth
-    no_truth = table(tmp_path, SIX.replace("path,label", "path,label,true_label").replace("x\n", "x,x\n").replace(
-        "y\n", "y,\n"))
+    no_truth = table(
+        tmp_path, SIX.replace("path,label", "path,label,true_label").replace("x\n", "x,x\n").replace("y\n", "y,\n")
+    )
     assert load(no_truth, *NO_TEST).true_labels is None  # known for some only
 
 
-@pytest.mark.parametrize("text, flags, message", [
-    (SIX, ["--label_column", "lable"], "label_column: .*csv has no column 'lable', only path, label. Did you mean label"),
-    (SIX.replace("label", "lbel"), [], "none of its columns path, lbel is called label; --path_column and --label_column"),
-    (SIX.replace("b.png,x", "b.png,"), [], "labels.csv: line 3 has nothing in column 'label'"),
-    (SIX.replace("b.png,x", ",x"), [], "labels.csv: line 3 has nothing in column 'path'"),
-    (SIX.replace("b.png,x", "b.png,x,z"), [], "labels.csv: line 3 has 3 fields, the first line has 2"),
-    (SIX.replace("label", "id"), ["--label_column", "path"], "line 3 has the id 'x' of line 2; ids must differ"),
-    (SIX.replace("label", "split"), ["--label_column", "path"], "line 2 has the split 'x', expected train, test or val"),
-    (SIX.replace("e.png,y", 'e.png,"y'), [], "labels.csv: line 6 cannot be read"),
-    (SIX.encode("utf-16"), [], "labels.csv: not a UTF-8 text file"),
-    ("", [], "labels.csv: holds no row"),
-    ("path,label\n", [], "labels.csv: holds no row"),
-    ("path,path\n1,2\n", [], "two columns have the same name")])
+@pytest.mark.parametrize(
+    "text, flags, message",
+    [
+        (
+            SIX,
+            ["--label_column", "lable"],
+            "label_column: .*csv has no column 'lable', only path, label. Did you mean label",
+        ),
+        (
+            SIX.replace("label", "lbel"),
+            [],
+            "none of its columns path, lbel is called label; --path_column and --label_column",
+        ),
+        (SIX.replace("b.png,x", "b.png,"), [], "labels.csv: line 3 has nothing in column 'label'"),
+        (SIX.replace("b.png,x", ",x"), [], "labels.csv: line 3 has nothing in column 'path'"),
+        (SIX.replace("b.png,x", "b.png,x,z"), [], "labels.csv: line 3 has 3 fields, the first line has 2"),
+        (SIX.replace("label", "id"), ["--label_column", "path"], "line 3 has the id 'x' of line 2; ids must differ"),
+        (
+            SIX.replace("label", "split"),
+            ["--label_column", "path"],
+            "line 2 has the split 'x', expected train, test or val",
+        ),
+        (SIX.replace("e.png,y", 'e.png,"y'), [], "labels.csv: line 6 cannot be read"),
+        (SIX.encode("utf-16"), [], "labels.csv: not a UTF-8 text file"),
+        ("", [], "labels.csv: holds no row"),
+        ("path,label\n", [], "labels.csv: holds no row"),
+        ("path,path\n1,2\n", [], "two columns have the same name"),
+    ],
+)
 def test_bad_tables(tmp_path, text, flags, message):
     path = table(tmp_path, text)
     with pytest.raises(UserError, match=message):
@@ -163,17 +223,29 @@ def test_other_files_are_no_tables(tmp_path):
     with pytest.raises(UserError, match="labels.xlsx is no folder and no .csv, .jsonl, .tsv file"):
         load(table(tmp_path, "x", "labels.xlsx"))
     with pytest.raises(UserError, match="line 8: 'z' is no class of the training images"):
-        load(table(tmp_path, SIX.replace("label", "label,split").replace("\n", ",train\n").replace("split,train", "split")
-                   + "a.png,z,test\n"))
+        load(
+            table(
+                tmp_path,
+                SIX.replace("label", "label,split").replace("\n", ",train\n").replace("split,train", "split")
+                + "a.png,z,test\n",
+            )
+        )
 
 
 # --- names
 
+
 def test_what_clip_reads(tmp_path, capsys):
     assert tidy_names(["001.Black_footed_Albatross", "200.Common_Yellowthroat"]) == [
-        "Black footed Albatross", "Common Yellowthroat"]
+        "Black footed Albatross",
+        "Common Yellowthroat",
+    ]
     assert tidy_names(["goldenRetriever", "hot_dog", "T-Shirt", "3_series"]) == [
-        "golden Retriever", "hot dog", "T-Shirt", "3 series"]
+        "golden Retriever",
+        "hot dog",
+        "T-Shirt",
+        "3 series",
+    ]
     assert tidy_names(["3_series", "5_series"]) == ["3 series", "5 series"]  # they would be the same without
     assert tidy_names(["7 up", "1 007"]) == ["7 up", "1 007"]
     assert tidy_names(["cafe\u0301"]) == ["caf\u00e9"]
@@ -199,11 +271,16 @@ def test_class_names_from_a_file(tmp_path):
         load(path, "--num_class", "3")
     write_cifar(tmp_path / "c", "cifar100")
     with pytest.raises(UserError, match="label 2 of training image 2 is out of range"):
-        load_data(SimpleNamespace(**vars(load_config(["--dataset", "cifar100", "--data_path", str(tmp_path / "c")]))
-                                  | {"class_names": ["a", "b"]}))
+        load_data(
+            SimpleNamespace(
+                **vars(load_config(["--dataset", "cifar100", "--data_path", str(tmp_path / "c")]))
+                | {"class_names": ["a", "b"]}
+            )
+        )
 
 
 # --- images
+
 
 def test_every_kind_of_image_is_read(tmp_path):
     rng = np.random.default_rng(0)
@@ -233,8 +310,12 @@ def test_every_kind_of_image_is_read(tmp_path):
 
 
 def messy(tmp_path, monkeypatch):
-    path = table(tmp_path, SIX + "gone.png,x\nbroken.png,x\nempty.png,y\ntext.png,y\nhuge.png,y\ntwin.png,x\nsame.png,y\n")
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 20, 3), dtype=np.uint8)).save(tmp_path / "broken.png")
+    path = table(
+        tmp_path, SIX + "gone.png,x\nbroken.png,x\nempty.png,y\ntext.png,y\nhuge.png,y\ntwin.png,x\nsame.png,y\n"
+    )
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 20, 3), dtype=np.uint8)).save(
+        tmp_path / "broken.png"
+    )
     (tmp_path / "broken.png").write_bytes((tmp_path / "broken.png").read_bytes()[:600])
     (tmp_path / "empty.png").write_bytes(b"")
     (tmp_path / "text.png").write_text("no image")
@@ -250,14 +331,19 @@ def test_what_cannot_be_read_is_left_out_at_the_start_and_said(tmp_path, monkeyp
     path.write_text(path.read_text().replace("same.png,y", "same.png,x"))
     data = load(path, *NO_TEST)
     reasons = {p.removeprefix(f"{tmp_path}/"): reason for p, reason in data.skipped.items()}
-    assert reasons["gone.png"] == "missing" and reasons["empty.png"] == "empty" and reasons["text.png"] == "not an image"
+    assert (
+        reasons["gone.png"] == "missing" and reasons["empty.png"] == "empty" and reasons["text.png"] == "not an image"
+    )
     assert "exceeds limit" in reasons["huge.png"] and "broken.png" in reasons and len(reasons) == 5
     printed = capsys.readouterr().out
     assert "left out 5 of 13 images" in printed
     assert "4 images are 2 files more than once, 1 of them with different labels" in printed
     assert [(group, p[-10:], label, differ) for group, p, label, differ in data.duplicates] == [
-        (1, str(tmp_path / "a.png")[-10:], "x", False), (1, str(tmp_path / "twin.png")[-10:], "x", False),
-        (2, str(tmp_path / "d.png")[-10:], "y", True), (2, str(tmp_path / "same.png")[-10:], "x", True)]
+        (1, str(tmp_path / "a.png")[-10:], "x", False),
+        (1, str(tmp_path / "twin.png")[-10:], "x", False),
+        (2, str(tmp_path / "d.png")[-10:], "y", True),
+        (2, str(tmp_path / "same.png")[-10:], "x", True),
+    ]
     assert len(data.train.images) == 8
 
     for name in "abcdef":
@@ -286,20 +372,24 @@ def test_a_file_that_breaks_later_is_named(tmp_path):
     data = load(path, *NO_TEST)
     (tmp_path / "b.png").write_bytes(b"x")
     with pytest.raises(UserError, match="b.png: not a readable image"):
-        list(Loader(data.train, data.view, 4, 28, ((0.5,) * 3,) * 2, torch.device("cpu"), False).eval())
+        list(Loader(data.train, data.view, Pixels(28, (0.5,) * 3, (0.5,) * 3), 4, torch.device("cpu"), False).eval())
 
 
 # --- whole runs
 
+
 def test_hold_out_leaves_small_classes_in_training():
     labels = np.repeat(np.arange(4), [1, 3, 5, 20])
     train, test = hold_out(labels, 0.2, 0)
-    assert Counter(labels[test].tolist()) == {2: 1, 3: 4} and not set(train) & set(test) and len(train) + len(test) == 29
+    assert (
+        Counter(labels[test].tolist()) == {2: 1, 3: 4} and not set(train) & set(test) and len(train) + len(test) == 29
+    )
     assert len(hold_out(labels, 0, 0)[1]) == 0 and len(hold_out(labels[:3], 0.2, 0)[1]) == 0
 
 
-@pytest.mark.parametrize("n, batch_size, epochs, warmup", [(100, 64, 100, 50), (1437, 64, 66, 7), (1437, 16, 17, 2),
-                                                           (50_000, 64, 10, 1)])
+@pytest.mark.parametrize(
+    "n, batch_size, epochs, warmup", [(100, 64, 100, 50), (1437, 64, 66, 7), (1437, 16, 17, 2), (50_000, 64, 10, 1)]
+)
 def test_small_sets_get_more_epochs(n, batch_size, epochs, warmup):
     cfg = load_config(["--epochs", "0", "--warmup", "-1", "--batch_size", str(batch_size)])
     settle_epochs(cfg, n)
@@ -310,18 +400,33 @@ def test_small_sets_get_more_epochs(n, batch_size, epochs, warmup):
 
 
 def flags(path, out, *more):
-    return ["--data_path", str(path), "--backbone", "tiny-clip-digits", "--output_dir", str(out), "--device", "cpu", *more]
+    return [
+        "--data_path",
+        str(path),
+        "--backbone",
+        "tiny-clip-digits",
+        "--output_dir",
+        str(out),
+        "--device",
+        "cpu",
+        *more,
+    ]
 
 
 def test_without_a_test_split_everything_runs(tmp_path, monkeypatch, capsys):
     path, out = messy(tmp_path, monkeypatch), tmp_path / "runs"
     first = main_detect.main(["--cfg", "config/PEFT/own.yaml", *flags(path, out, *NO_TEST)])
-    real = ["--cfg", "config/PEFT/own.yaml", *flags(path, out, *NO_TEST, "--n_ctx", "2", "--vpt_len", "1", "--epochs", "1")]
+    real = [
+        "--cfg",
+        "config/PEFT/own.yaml",
+        *flags(path, out, *NO_TEST, "--n_ctx", "2", "--vpt_len", "1", "--epochs", "1"),
+    ]
     second = main_real_phase1.main(real)
     mask = tmp_path / "mask.npy"
     np.save(mask, np.ones(8, dtype=bool))
-    third = main_real_phase2.main(["--cfg", "config/FFT/own.yaml", *flags(path, out, *NO_TEST, "--epochs", "1"), "--mask",
-                                   str(mask)])
+    third = main_real_phase2.main(
+        ["--cfg", "config/FFT/own.yaml", *flags(path, out, *NO_TEST, "--epochs", "1"), "--mask", str(mask)]
+    )
     for summary in (first, second, third):
         assert summary["num_test"] == 0 and summary.get("acc_last") is None and summary["skipped"] == 5
         folder = out / "own/none/seed0" / summary["name"]
@@ -339,7 +444,9 @@ def test_a_thousand_classes(tmp_path, capsys):
     rng = np.random.default_rng(0)
     for k in range(1000):
         (tmp_path / "data" / f"class{k:04d}").mkdir(parents=True)
-        Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(tmp_path / "data" / f"class{k:04d}" / "0.png")
+        Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(
+            tmp_path / "data" / f"class{k:04d}" / "0.png"
+        )
     summary = main_detect.main(["--cfg", "config/PEFT/own.yaml", *flags(tmp_path / "data", tmp_path / "runs")])
     assert summary["num_classes"] == 1000 and summary["num_test"] == 0
     assert "… (1000 in all)" in capsys.readouterr().out

@@ -1,4 +1,5 @@
 """The trained classifier as two files: the same logits as the run's own evaluation, by the project and by the README."""
+
 import json
 import re
 from pathlib import Path
@@ -8,48 +9,54 @@ import pytest
 import torch
 
 import main_baseline
-from dataloader.datasets import Split, View, load_data
+from dataloader.dataset import Split, View
+from dataloader.load import load_data
 from dataloader.loaders import Loader
-from main_phase2 import fine_tune
+from dataloader.transforms import Pixels
+from methods.fine_tuning import fine_tune
 from model.classifier import build_classifier, frozen
 from model.saved import load_classifier, save_classifier
+from report import predict
 from tests.helpers import Killed, write_digits, write_folder
-from utils import predict
 from utils.checkpoint import load_checkpoint
 from utils.config import UserError, load_config
-from utils.runs import torch_generator
+from utils.device import torch_generator
 
 
 def own_logits(folder, flags, split=None):
     """Logits of the un-augmented images of the test set, or of another split, as a run evaluates them."""
     cfg = load_config(flags)
     data = load_data(cfg)
-    model, pixels, statistics = build_classifier(cfg, data, torch_generator(cfg.seed, 0))
+    model, pixels = build_classifier(cfg, data, torch_generator(cfg.seed, 0))
     load_checkpoint(folder / "checkpoint.pt", model)
-    loader = Loader(split or data.test, data.view, 64, pixels, statistics, torch.device("cpu"), False)
+    loader = Loader(split or data.test, data.view, pixels, 64, torch.device("cpu"), False)
     with torch.no_grad():
         return torch.cat([frozen(model)(images) for images, _, _ in loader.eval()])
 
 
-@pytest.mark.parametrize("flags", [
-    ["--finetune", "true"],
-    ["--vpt_deep", "--vpt_len", "2", "--partial", "2", "--adapter", "--bias_tuning"],
-    ["--vpt_shallow", "--lora", "--ssf", "--adaptformer"],
-    ["--is_coop", "--n_ctx", "4", "--csc", "--lora"],
-    ["--backbone", "timm:test_vit", "--pretrained", "none"]])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--finetune", "true"],
+        ["--vpt_deep", "--vpt_len", "2", "--partial", "2", "--adapter", "--bias_tuning"],
+        ["--vpt_shallow", "--lora", "--ssf", "--adaptformer"],
+        ["--is_coop", "--n_ctx", "4", "--csc", "--lora"],
+        ["--backbone", "timm:test_vit", "--pretrained", "none"],
+    ],
+)
 def test_every_kind_of_classifier_comes_back(tmp_path, flags):
     """The two files alone give the logits of the network they were made of, with every trained weight moved."""
     cfg = load_config(["--backbone", "tiny-clip-digits", *flags])
     data = load_data(cfg)
-    model, pixels, statistics = build_classifier(cfg, data, torch_generator(0, 0))
+    model, pixels = build_classifier(cfg, data, torch_generator(0, 0))
     noise = torch.Generator().manual_seed(1)
-    images = torch.randn(5, 3, pixels, pixels, generator=noise)
+    images = torch.randn(5, 3, pixels.size, pixels.size, generator=noise)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter += 0.02 * torch.randn(parameter.shape, generator=noise)
         logits = frozen(model)(images)
-    save_classifier(tmp_path, model, cfg, data, pixels, statistics)
+    save_classifier(tmp_path, model, cfg, data, pixels)
     again, info = load_classifier(tmp_path)
     torch.testing.assert_close(again(images), logits, atol=1e-5, rtol=1e-5)
     assert logits.std() > 0.01 and info["classes"] == data.label_names
@@ -61,8 +68,24 @@ def own_run(tmp_path_factory):
     """A fully fine-tuned classifier of own images: its folder, and the flags."""
     root = tmp_path_factory.mktemp("own")
     source, *_ = write_digits(root / "data", 0.2, every=8)
-    flags = ["--cfg", "config/FFT/own.yaml", "--data_path", str(source), "--backbone", "tiny-clip-digits", "--epochs", "1",
-             "--lr", "0.01", "--batch_size", "16", "--device", "cpu", "--output_dir", str(root / "runs")]
+    flags = [
+        "--cfg",
+        "config/FFT/own.yaml",
+        "--data_path",
+        str(source),
+        "--backbone",
+        "tiny-clip-digits",
+        "--epochs",
+        "1",
+        "--lr",
+        "0.01",
+        "--batch_size",
+        "16",
+        "--device",
+        "cpu",
+        "--output_dir",
+        str(root / "runs"),
+    ]
     main_baseline.main(flags)
     return root / "runs/own/none/seed0/ce-tiny-clip-digits", flags
 
@@ -70,7 +93,9 @@ def own_run(tmp_path_factory):
 def test_the_lines_of_the_readme(own_run, tmp_path):
     """The README's Python block, as it stands, gives the logits of the run's own evaluation for a file."""
     folder, flags = own_run
-    block = next(b for b in re.findall(r"```python\n(.*?)```", Path("README.md").read_text(), re.S) if "safetensors" in b)
+    block = next(
+        b for b in re.findall(r"```python\n(.*?)```", Path("README.md").read_text(), re.S) if "safetensors" in b
+    )
     lines = block.splitlines()
     assert lines[0].startswith("run, file = ") and len(lines) == 1 + 10
     write_folder(tmp_path, {"a": 2})
@@ -111,16 +136,21 @@ def test_predict_prints_label_and_probability(own_run, tmp_path, capsys):
 def test_images_are_cut_as_the_run_cuts_them(own_run, tmp_path):
     """Data sets that enlarge their test images, or resize the short side only: the pixels of Loader.eval."""
     from PIL import Image
+
     rng = np.random.default_rng(0)
     Image.fromarray(rng.integers(0, 256, (60, 90, 3), dtype=np.uint8)).save(tmp_path / "x.png")
-    data, statistics = load_data(load_config(own_run[1])), ((0.1, 0.2, 0.3), (0.5, 0.6, 0.7))
-    for view in (View(), View(test_enlarge=8 / 7), View(test_enlarge=8 / 7, short_side=True, mean=(0.4,) * 3, std=(1,) * 3)):
+    data, pixels = load_data(load_config(own_run[1])), Pixels(32, (0.1, 0.2, 0.3), (0.5, 0.6, 0.7))
+    for view in (
+        View(),
+        View(test_enlarge=8 / 7),
+        View(test_enlarge=8 / 7, short_side=True, mean=(0.4,) * 3, std=(1,) * 3),
+    ):
         data.view = view
-        save_classifier(tmp_path, torch.nn.Identity(), load_config(["--backbone", "timm:x"]), data, 32, statistics)
+        save_classifier(tmp_path, torch.nn.Identity(), load_config(["--backbone", "timm:x"]), data, pixels)
         info = json.loads((tmp_path / "model.json").read_text())
         split = Split([str(tmp_path / "x.png")], np.zeros(1, dtype=np.int64))
-        (images, _, _), = Loader(split, view, 1, 32, statistics, torch.device("cpu"), False).eval()
-        (_, seen), = predict.predict(torch.nn.Identity(), info, [tmp_path / "x.png"], torch.device("cpu"))
+        ((images, _, _),) = Loader(split, view, pixels, 1, torch.device("cpu"), False).eval()
+        ((_, seen),) = predict.predict(torch.nn.Identity(), info, [tmp_path / "x.png"], torch.device("cpu"))
         assert torch.equal(seen, images[0])
 
 

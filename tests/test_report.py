@@ -1,4 +1,5 @@
 """What a person gets out of a detector's run: CSV files, the page (in a real browser), and the cleaned folders."""
+
 import csv
 import json
 import shutil
@@ -11,15 +12,25 @@ import pytest
 from PIL import Image
 
 import main_detect
-from dataloader.datasets import load_data
+import report.page as report
+from dataloader.load import load_data
+from report import export
+from report.suspects import fixed_labels, ranking, read_run
 from tests.helpers import write_digits, write_folder
-from utils import export, report
 from utils.config import UserError, load_config
-from utils.suspects import fixed_labels, ranking, read_run
 
-COLUMNS = ["rank", "index", "id", "path", "given_label", "predicted_label", "predicted_probability", "label_score",
-           "is_label_issue"]
-NASTY = ["<script>", "ends<", "\"quo'te\" & $x$", "plain, with comma", "Ünï 数字"]
+COLUMNS = [
+    "rank",
+    "index",
+    "id",
+    "path",
+    "given_label",
+    "predicted_label",
+    "predicted_probability",
+    "label_score",
+    "is_label_issue",
+]
+NASTY = ["<script>", "ends<", '"quo\'te" & $x$', "plain, with comma", "Ünï 数字"]
 
 
 def rows_of(path):
@@ -44,14 +55,29 @@ def nasty_run(tmp_path_factory):
     for folder in (root / "data").iterdir():
         for i, file in enumerate(sorted(folder.iterdir())[:4]):  # with the folder before: ends</script>
             file.rename(folder / f"script>\"><!--<script>alert({i})'.png")
-    main_detect.main(["--cfg", "config/PEFT/own.yaml", "--data_path", str(root / "data"), "--backbone", "tiny-clip-digits",
-                      "--test_fraction", "0", "--device", "cpu", "--output_dir", str(root / "runs")])
+    main_detect.main(
+        [
+            "--cfg",
+            "config/PEFT/own.yaml",
+            "--data_path",
+            str(root / "data"),
+            "--backbone",
+            "tiny-clip-digits",
+            "--test_fraction",
+            "0",
+            "--device",
+            "cpu",
+            "--output_dir",
+            str(root / "runs"),
+        ]
+    )
     folder = root / "runs/own/none/seed0/label-match"
     report.main([str(folder)])
     return folder
 
 
 # --- the lists
+
 
 def test_decisions_of_a_person_change_what_is_kept(digits_run, tmp_path):
     _, before, data, _ = read_run(digits_run)
@@ -73,9 +99,11 @@ def test_decisions_of_a_person_change_what_is_kept(digits_run, tmp_path):
     report.main([str(copy), "--decisions", str(file)])
     clean = {row["index"] for row in rows_of(copy / "labels_clean.csv")}
     assert suspects[0]["index"] in clean and not {suspects[1]["index"], kept["index"]} & clean
-    for wrong, message in ((suspects[0] | {"decision": "maybe"}, "line 2 has the decision 'maybe', expected right or wrong"),
-                           (suspects[0] | {"decision": "right", "index": "359"}, "index '359', expected one from 0 to 358"),
-                           (suspects[0] | {"decision": "right", "given_label": "x"}, "the decisions are of another run")):
+    for wrong, message in (
+        (suspects[0] | {"decision": "maybe"}, "line 2 has the decision 'maybe', expected right or wrong"),
+        (suspects[0] | {"decision": "right", "index": "359"}, "index '359', expected one from 0 to 358"),
+        (suspects[0] | {"decision": "right", "given_label": "x"}, "the decisions are of another run"),
+    ):
         decide(wrong)
         with pytest.raises(UserError, match=message):
             read_run(digits_run, decisions=file)
@@ -94,11 +122,12 @@ def test_a_detector_leaves_its_lists_beside_the_mask(cell):
         for i in (0, 7, 200):
             row = scores[i]
             assert (row["given_label"], row["predicted_label"], row["true_label"]) == tuple(
-                data.label_names[k] for k in (arrays["labels"][i], arrays["predicted"][i], data.true_labels[i]))
+                data.label_names[k] for k in (arrays["labels"][i], arrays["predicted"][i], data.true_labels[i])
+            )
             assert float(row["label_score"]) == pytest.approx(arrays["p_clean"][i], abs=1e-6)
             assert float(row["predicted_probability"]) == pytest.approx(arrays["confidence"][i], abs=1e-6)
         assert [int(row["rank"]) for row in suspects] == list(range(1, np.sum(~arrays["mask"]) + 1))
-        assert sorted(scores, key=lambda row: int(row["rank"]))[:len(suspects)] == suspects
+        assert sorted(scores, key=lambda row: int(row["rank"]))[: len(suspects)] == suspects
         values = [float(row["label_score"]) for row in suspects]
         assert values == sorted(values) and {row["is_label_issue"] for row in suspects} == {"True"}
 
@@ -109,8 +138,12 @@ def test_ranking_puts_suspects_first():
 
 
 def test_only_sure_suspects_are_put_right():
-    arrays = {"mask": np.array([True, False, False, False]), "confidence": np.array([0.99, 0.9, 0.89, 0.99]),
-              "predicted": np.array([1, 1, 1, 0]), "labels": np.array([0, 0, 0, 0])}
+    arrays = {
+        "mask": np.array([True, False, False, False]),
+        "confidence": np.array([0.99, 0.9, 0.89, 0.99]),
+        "predicted": np.array([1, 1, 1, 0]),
+        "labels": np.array([0, 0, 0, 0]),
+    }
     labels, sure = fixed_labels(arrays, 0.9)
     assert labels.tolist() == [0, 1, 0, 0] and sure.tolist() == [False, True, False, False]
 
@@ -118,7 +151,16 @@ def test_only_sure_suspects_are_put_right():
 def test_labels_to_train_on_are_a_data_set(tmp_path, monkeypatch):
     """From a table with ids, relative paths and the run's folder elsewhere: both files load as the data of a run."""
     source, truth, given = write_digits(tmp_path / "data", 0.3, every=6, table=True)
-    flags = ["--cfg", "config/PEFT/own.yaml", "--backbone", "tiny-clip-digits", "--test_fraction", "0", "--device", "cpu"]
+    flags = [
+        "--cfg",
+        "config/PEFT/own.yaml",
+        "--backbone",
+        "tiny-clip-digits",
+        "--test_fraction",
+        "0",
+        "--device",
+        "cpu",
+    ]
     monkeypatch.chdir(tmp_path)
     flags[1] = str(Path(__file__).parents[1] / flags[1])
     main_detect.main([*flags, "--data_path", "data/labels.csv", "--output_dir", "runs"])
@@ -144,6 +186,7 @@ def test_labels_to_train_on_are_a_data_set(tmp_path, monkeypatch):
 
 # --- the page
 
+
 class Page(HTMLParser):
     """What of a page matters here: tags, the texts of its cells and headings, and attributes that load something."""
 
@@ -168,8 +211,15 @@ def test_the_page_holds_everything_and_loads_nothing(digits_run, cell):
     assert f"{suspects} of 359 labels look wrong" in page.texts
     assert page.tags.count("article") == min(suspects, report.GALLERY) == page.tags.count("img")
     assert all(link.startswith(("data:", "#")) for link in page.links)
-    for what in (f"{100 * summary['precision']:.1f} %", f"{100 * summary['recall']:.1f} %", f"{100 * summary['f1']:.1f} %",
-                 "Against the truth", "Training", "acc_test", "noise_ratio"):
+    for what in (
+        f"{100 * summary['precision']:.1f} %",
+        f"{100 * summary['recall']:.1f} %",
+        f"{100 * summary['f1']:.1f} %",
+        "Against the truth",
+        "Training",
+        "acc_test",
+        "noise_ratio",
+    ):
         assert what in page.texts, what
     assert (digits_run / "suspects.png").read_bytes().startswith(b"\x89PNG")
     assert {p.name for p in digits_run.glob(".*")} == set()
@@ -239,31 +289,47 @@ def test_errors_of_the_commands(cell, nasty_run, tmp_path):
 
 # --- in a browser
 
+
 @pytest.fixture
 def browser(tmp_path):
     """Headless Chromium that logs its console and its network; downloads go to tmp_path/downloads."""
-    program, driver = (next((p for name in names if (p := shutil.which(name))), None)
-                       for names in (("chromium", "google-chrome"), ("chromedriver",)))
+    program, driver = (
+        next((p for name in names if (p := shutil.which(name))), None)
+        for names in (("chromium", "google-chrome"), ("chromedriver",))
+    )
     if not (program and driver):
         pytest.skip("needs Chromium and chromedriver")
     from selenium import webdriver
     from selenium.webdriver.chrome.service import Service
+
     options = webdriver.ChromeOptions()
     options.binary_location = program
-    for flag in ("headless=new", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run",
-                 "disable-background-networking", "disable-component-update", "disable-sync",
-                 f"user-data-dir={tmp_path / 'profile'}"):
+    for flag in (
+        "headless=new",
+        "no-sandbox",
+        "disable-gpu",
+        "disable-quic",
+        "no-first-run",
+        "disable-background-networking",
+        "disable-component-update",
+        "disable-sync",
+        f"user-data-dir={tmp_path / 'profile'}",
+    ):
         options.add_argument("--" + flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     chrome = webdriver.Chrome(options=options, service=Service(executable_path=driver))
-    chrome.execute_cdp_cmd("Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path / "downloads")})
+    chrome.execute_cdp_cmd(
+        "Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path / "downloads")}
+    )
     yield chrome
     chrome.quit()
 
 
 def size(browser, width, height):
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride",
-                            {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600})
+    browser.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride",
+        {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600},
+    )
 
 
 def requests(browser):
@@ -279,6 +345,7 @@ def test_the_page_in_a_browser(browser, nasty_run, tmp_path, width):
     from selenium.webdriver.common.by import By
     from selenium.webdriver.common.keys import Keys
     from selenium.webdriver.support.ui import Select
+
     size(browser, width, 844)
     browser.get((nasty_run / "report.html").as_uri())
     cards = browser.find_elements(By.TAG_NAME, "article")
@@ -298,6 +365,7 @@ def test_the_page_in_a_browser(browser, nasty_run, tmp_path, width):
 
     def box(i, value):
         return cards[i].find_element(By.CSS_SELECTOR, f"input[value={value}]")
+
     save = browser.find_element(By.ID, "export")
     assert not save.is_enabled()
     box(0, "wrong").click()
@@ -326,6 +394,7 @@ def test_the_whole_page_fits_a_phone(browser, digits_run):
 
 
 # --- the cleaned folders
+
 
 def tree(folder):
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
@@ -376,12 +445,15 @@ def test_a_stopped_export_is_completed_by_the_same_command_only(nasty_run, tmp_p
         if len(calls) == 3:
             raise KeyboardInterrupt
         calls.append(real(*args))
+
     with monkeypatch.context() as patch:
         patch.setattr(export, "_write", stops)
         with pytest.raises(KeyboardInterrupt):
             export.main([str(nasty_run), "--to", str(tmp_path / "half")])
     assert len(tree(tmp_path / "half")) == 3 + 1  # and what it was to be
-    with pytest.raises(UserError, match="is not empty, and holds an unfinished export of another run or with other flags"):
+    with pytest.raises(
+        UserError, match="is not empty, and holds an unfinished export of another run or with other flags"
+    ):
         export.main([str(nasty_run), "--to", str(tmp_path / "half"), "--link"])
     export.main([str(nasty_run), "--to", str(tmp_path / "half")])
     assert tree(tmp_path / "half") == tree(tmp_path / "whole")
@@ -390,6 +462,16 @@ def test_a_stopped_export_is_completed_by_the_same_command_only(nasty_run, tmp_p
 def test_names_that_clash_are_told_apart():
     taken = set()
     assert [export.unused(name, taken) for name in ("a.jpg", "A.jpg", "a-2.jpg", "a.jpg", "b.jpg")] == [
-        "a.jpg", "A-2.jpg", "a-2-2.jpg", "a-3.jpg", "b.jpg"]
+        "a.jpg",
+        "A-2.jpg",
+        "a-2-2.jpg",
+        "a-3.jpg",
+        "b.jpg",
+    ]
     assert [export.safe_name(text) for text in ("a/b", "../x", "..", "n\n:1", "é" * 200)] == [
-        "a_b", "_x", "_", "n__1", "é" * 75]
+        "a_b",
+        "_x",
+        "_",
+        "n__1",
+        "é" * 75,
+    ]

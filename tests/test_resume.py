@@ -1,4 +1,5 @@
 """A run stopped at any moment goes on by the same command and ends the same."""
+
 import os
 import signal
 import subprocess
@@ -11,10 +12,11 @@ import torch
 import main_baseline
 import main_phase1
 import main_phase2
+from methods import fine_tuning
 from tests.helpers import Killed, checkpoint, phase1, phase2, same
 from utils import runs
-from utils.checkpoint import write_whole
 from utils.config import UserError
+from utils.files import write_whole
 
 
 @pytest.mark.parametrize("script, flags", [(main_phase1, phase1), (main_phase2, phase2)])
@@ -31,8 +33,11 @@ def test_killed_and_resumed_ends_the_same(cell, tmp_path, monkeypatch, script, f
             patch.setattr(torch, "save", lambda value, file: (file.write(b"half"), (_ for _ in ()).throw(Killed())))
         else:
             real, calls = script.evaluate_all, []
-            patch.setattr(script, "evaluate_all", lambda *a, **k: calls.append(1) or real(*a, **k) if not calls
-                          else (_ for _ in ()).throw(Killed()))
+            patch.setattr(
+                script,
+                "evaluate_all",
+                lambda *a, **k: calls.append(1) or real(*a, **k) if not calls else (_ for _ in ()).throw(Killed()),
+            )
         with pytest.raises(Killed):
             script.main(flags(tmp_path, *mask))
     folder = next((tmp_path / "digits/sym-0.4/seed0").iterdir())
@@ -86,10 +91,13 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
 def test_elr_targets_survive_a_stop(tmp_path, monkeypatch):
     flags = ["--lnl_methods", "ELR"]
     main_baseline.main(phase2(tmp_path / "whole", *flags))
-    real, calls = main_phase2.evaluate_all, []
+    real, calls = fine_tuning.evaluate_all, []
     with monkeypatch.context() as patch:
-        patch.setattr(main_phase2, "evaluate_all", lambda *a, **k: calls.append(1) or real(*a, **k) if not calls
-                      else (_ for _ in ()).throw(Killed()))
+        patch.setattr(
+            fine_tuning,
+            "evaluate_all",
+            lambda *a, **k: calls.append(1) or real(*a, **k) if not calls else (_ for _ in ()).throw(Killed()),
+        )
         with pytest.raises(Killed):
             main_baseline.main(phase2(tmp_path / "cut", *flags))
     main_baseline.main(phase2(tmp_path / "cut", *flags))

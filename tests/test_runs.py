@@ -1,4 +1,5 @@
 """The record of whole runs through the scripts' main(), on the digits with the embedded CLIP, and their masks."""
+
 import json
 import pickle
 from pathlib import Path
@@ -11,7 +12,10 @@ import yaml
 import main_detect
 import main_phase1
 import main_phase2
-from dataloader.datasets import load_data
+from dataloader.load import load_data
+from methods.masks import load_mask
+from methods.selection import precision_recall
+from report import tables
 from tests.helpers import (
     CELL,
     phase1,
@@ -19,11 +23,8 @@ from tests.helpers import (
     write_cifar,
     write_folder,
 )
-from utils import tables
-from utils.checkpoint import load_mask
 from utils.config import DEFAULTS, UserError, load_config
-from utils.engine import precision
-from utils.selection import precision_recall
+from utils.device import precision
 
 
 def test_a_run_leaves_its_record(cell):
@@ -93,8 +94,17 @@ def test_started_again_a_finished_run_prints_its_summary(cell, capsys):
 
 
 def test_other_data_under_the_same_settings_are_refused(tmp_path):
-    flags = ["--dataset", "own", "--backbone", "tiny-clip-digits", "--output_dir", str(tmp_path / "runs"),
-             "--device", "cpu", "--data_path"]
+    flags = [
+        "--dataset",
+        "own",
+        "--backbone",
+        "tiny-clip-digits",
+        "--output_dir",
+        str(tmp_path / "runs"),
+        "--device",
+        "cpu",
+        "--data_path",
+    ]
     for name, counts in (("a", {"x": 6, "y": 6}), ("b", {"x": 6, "z": 6})):
         write_folder(tmp_path / name, counts)
     first = main_detect.main([*flags, str(tmp_path / "a")])
@@ -142,16 +152,19 @@ def test_tables(cell, capsys):
 
 # --- masks
 
+
 def test_masks_that_do_not_fit_are_refused(cell, tmp_path):
     out, _ = cell
     labels = load_data(load_config(phase1(out))).train.labels
     ours = out / "digits/sym-0.4/seed0/deft/clean_mask.npz"
     assert load_mask(ours, labels, "digits", "sym-0.4", 0).dtype == bool
-    for args, message in [((labels, "digits", "sym-0.4", 1), "made for seed 0, this run has 1"),
-                          ((labels, "cifar10", "sym-0.4", 0), "made for dataset digits, this run has cifar10"),
-                          ((labels, "digits", "sym-0.2", 0), "made for noise sym-0.4, this run has sym-0.2"),
-                          ((labels[1:], "digits", "sym-0.4", 0), "made for 359 samples, this run has 358"),
-                          (((labels + 1) % 10, "digits", "sym-0.4", 0), "other labels; 359 of 359 differ")]:
+    for args, message in [
+        ((labels, "digits", "sym-0.4", 1), "made for seed 0, this run has 1"),
+        ((labels, "cifar10", "sym-0.4", 0), "made for dataset digits, this run has cifar10"),
+        ((labels, "digits", "sym-0.2", 0), "made for noise sym-0.4, this run has sym-0.2"),
+        ((labels[1:], "digits", "sym-0.4", 0), "made for 359 samples, this run has 358"),
+        (((labels + 1) % 10, "digits", "sym-0.4", 0), "other labels; 359 of 359 differ"),
+    ]:
         with pytest.raises(UserError, match=f"clean_mask.npz: .*{message}"):
             load_mask(ours, *args)
     np.save(tmp_path / "none.npy", np.zeros(359, dtype=bool))
@@ -176,6 +189,7 @@ def test_the_official_mask_file(cell, tmp_path):
     class Evil:
         def __reduce__(self):
             return (print, ("owned",))
+
     torch.save(Evil(), tmp_path / "evil.pt")
     with pytest.raises(UserError, match="evil.pt: not a mask file"):
         load_mask(tmp_path / "evil.pt", labels, "digits", "sym-0.4", 0)
@@ -205,10 +219,31 @@ def test_official_yaml_runs_with_small_data(tmp_path):
     """The keys of an official YAML, with data path, backbone and epochs changed."""
     write_cifar(tmp_path / "data", "cifar100", n_train=128, n_test=20)
     names = [n.replace("_", " ") for n in Path("config/classnames/cifar100.txt").read_text().split("\n")[:100]]
-    (tmp_path / "cfg.yaml").write_text(yaml.safe_dump({
-        "dataset": "cifar100", "data_path": str(tmp_path / "data"), "num_class": 100, "model": "clip",
-        "backbone": "tiny-clip-digits", "seed": 0, "gpuid": 0, "num_workers": 8, "epochs": 1, "warmup": 1,
-        "batch_size": 64, "lr": 0.03, "weight_decay": "5e-4", "momentum": 0.9, "lnl_methods": "CE", "vpt_deep": True,
-        "vpt_len": 20, "N_CTX": 16, "CLASS_TOKEN_POSITION": "end", "class_names": names}))
+    (tmp_path / "cfg.yaml").write_text(
+        yaml.safe_dump(
+            {
+                "dataset": "cifar100",
+                "data_path": str(tmp_path / "data"),
+                "num_class": 100,
+                "model": "clip",
+                "backbone": "tiny-clip-digits",
+                "seed": 0,
+                "gpuid": 0,
+                "num_workers": 8,
+                "epochs": 1,
+                "warmup": 1,
+                "batch_size": 64,
+                "lr": 0.03,
+                "weight_decay": "5e-4",
+                "momentum": 0.9,
+                "lnl_methods": "CE",
+                "vpt_deep": True,
+                "vpt_len": 20,
+                "N_CTX": 16,
+                "CLASS_TOKEN_POSITION": "end",
+                "class_names": names,
+            }
+        )
+    )
     summary = main_phase1.main(["--cfg", str(tmp_path / "cfg.yaml"), *CELL, "--output_dir", str(tmp_path / "runs")])
     assert summary["num_classes"] == 100 and summary["noise_rate"] == pytest.approx(0.4, abs=0.06)

@@ -1,4 +1,5 @@
 """Tuners of the image tower against numbers of the official code, and what each of them trains."""
+
 from types import SimpleNamespace
 
 import numpy as np
@@ -28,9 +29,12 @@ def own_name(official):
         return [f"{block}.mlp.{rest[0].removesuffix('_proj')}.{rest[1]}"]
     if kind == "lora_list":
         return [f"{block}.attn.parametrizations.in_proj_weight.*.{rest[0]}_{rest[1][-1]}"]
-    module, weight, bias = {"attn_in": ("attn", "in_proj_weight", "in_proj_bias"),
-                            "attn_out": ("attn.out_proj", "weight", "bias"), "mlp_in": ("mlp.c_fc", "weight", "bias"),
-                            "mlp_out": ("mlp.c_proj", "weight", "bias")}[rest[0]]
+    module, weight, bias = {
+        "attn_in": ("attn", "in_proj_weight", "in_proj_bias"),
+        "attn_out": ("attn.out_proj", "weight", "bias"),
+        "mlp_in": ("mlp.c_fc", "weight", "bias"),
+        "mlp_out": ("mlp.c_proj", "weight", "bias"),
+    }[rest[0]]
     names = [f"{block}.{module}.parametrizations.{bias}.0.{rest[1]}"]
     return names + ([f"{block}.{module}.parametrizations.{weight}.0.scale"] if rest[1] == "scale" else [])
 
@@ -62,13 +66,33 @@ def test_golden_forward(random_clip, case):
     assert not trained  # nothing is trained that the official code does not have
     features = Classifier(clip.visual, 3).backbone
     for mode in (True, False):
-        np.testing.assert_allclose(features.train(mode)(torch.from_numpy(images)).detach(), g[f"{case}/features"], atol=1e-5)
+        np.testing.assert_allclose(
+            features.train(mode)(torch.from_numpy(images)).detach(), g[f"{case}/features"], atol=1e-5
+        )
 
 
-@pytest.mark.parametrize("flags", [
-    {"vpt_deep": True, "vpt_len": 3}, {"vpt_shallow": True, "vpt_len": 3}, {"lora": True}, {"ssf": True}, {"adapter": True},
-    {"adaptformer": True}, {"bias_tuning": True}, {"finetune": True},
-    {"vpt_deep": True, "vpt_len": 3, "lora": True, "ssf": True, "adapter": True, "adaptformer": True, "bias_tuning": True}])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"vpt_deep": True, "vpt_len": 3},
+        {"vpt_shallow": True, "vpt_len": 3},
+        {"lora": True},
+        {"ssf": True},
+        {"adapter": True},
+        {"adaptformer": True},
+        {"bias_tuning": True},
+        {"finetune": True},
+        {
+            "vpt_deep": True,
+            "vpt_len": 3,
+            "lora": True,
+            "ssf": True,
+            "adapter": True,
+            "adaptformer": True,
+            "bias_tuning": True,
+        },
+    ],
+)
 def test_every_trained_parameter_learns_and_nothing_else(random_clip, flags):
     clip, _ = random_clip(META)
     before = {k: p.clone() for k, p in clip.visual.state_dict().items()}
@@ -99,7 +123,14 @@ def test_partial_touches_the_last_blocks_and_biases_ignore_it(random_clip):
         tune(clip.visual, settings(partial=1, **flags))
         names = [k for k, p in clip.visual.named_parameters() if p.requires_grad]
         return {k.split(".")[2] for k in names if "resblocks" in k}, names
-    for flags in ({"lora": True}, {"ssf": True}, {"adapter": True}, {"adaptformer": True}, {"vpt_deep": True, "vpt_len": 2}):
+
+    for flags in (
+        {"lora": True},
+        {"ssf": True},
+        {"adapter": True},
+        {"adaptformer": True},
+        {"vpt_deep": True, "vpt_len": 2},
+    ):
         assert layers(**flags)[0] == {"1"}
     found, names = layers(bias_tuning=True)
     assert found == {"0", "1"} and "ln_pre.bias" in names and "ln_post.bias" in names

@@ -1,4 +1,5 @@
 """What test_distributed runs under torchrun: phase 1, phase 2 and baselines on the digits, all in the same processes."""
+
 import os
 import sys
 
@@ -14,12 +15,14 @@ from utils.runs import Run
 def train(out):
     """One cell; whole batches of 64 of 359 images, so that the last batch is ragged."""
     quick = ["--vpt_len", "4", "--batch_size", "64", "--epochs", "2"]
-    return {"deft": main_phase1.main(phase1(out, *quick)),
-            "phase2": main_phase2.main(phase2(out, *quick, "--mask", "deft")),
-            "elr": main_baseline.main(phase2(out, *quick, "--lnl_methods", "ELR")),
-            "gmm": main_baseline.main(phase2(out, *quick, "--lnl_methods", "GMM")),
-            "turn": main_baseline.main(phase2(out, *quick, "--lnl_methods", "TURN")),
-            "small-loss": main_small_loss.main(phase2(out, *quick))}
+    return {
+        "deft": main_phase1.main(phase1(out, *quick)),
+        "phase2": main_phase2.main(phase2(out, *quick, "--mask", "deft")),
+        "elr": main_baseline.main(phase2(out, *quick, "--lnl_methods", "ELR")),
+        "gmm": main_baseline.main(phase2(out, *quick, "--lnl_methods", "GMM")),
+        "turn": main_baseline.main(phase2(out, *quick, "--lnl_methods", "TURN")),
+        "small-loss": main_small_loss.main(phase2(out, *quick)),
+    }
 
 
 def die_after_the_first_epoch(self, line, *args, **rest):

@@ -1,4 +1,5 @@
 """Configuration: config/default.yaml <- the script's settings <- --cfg YAML <- flags."""
+
 import argparse
 import difflib
 import math
@@ -10,14 +11,20 @@ import yaml
 
 # the paper's other backbones (DeFT, table 11): timm's name, and the settings that go with each unless a flag says else
 BACKBONES = {
-    "vit": ("vit_base_patch16_224.augreg_in1k", {"optimizer": "sgd", "lr": 1e-2, "weight_decay": 1e-5, "momentum": 0.0}),
+    "vit": (
+        "vit_base_patch16_224.augreg_in1k",
+        {"optimizer": "sgd", "lr": 1e-2, "weight_decay": 1e-5, "momentum": 0.0},
+    ),
     "resnet": ("resnet50.a1_in1k", {"optimizer": "adamw", "lr": 1e-3, "weight_decay": 1e-5}),
     "convnext": ("convnext_tiny.fb_in1k", {"optimizer": "adamw", "lr": 1e-4, "weight_decay": 1e-4}),
     "mae": ("vit_base_patch16_224.mae", {"optimizer": "adamw", "lr": 1e-4, "weight_decay": 1e-3}),
 }
 # how phase 2 adapts (DeFT, section 4.4): the phase 1 text classifier as it is, visual prompts and a head, or all blocks
-ADAPTATIONS = {"none": {}, "peft": {"finetune": False, "vpt_deep": True, "lr": 0.03},
-               "fft": {"finetune": True, "vpt_deep": False, "lr": 5e-4}}
+ADAPTATIONS = {
+    "none": {},
+    "peft": {"finetune": False, "vpt_deep": True, "lr": 0.03},
+    "fft": {"finetune": True, "vpt_deep": False, "lr": 5e-4},
+}
 DEFAULTS = Path(__file__).resolve().parents[1] / "config" / "default.yaml"
 
 
@@ -39,14 +46,6 @@ def pick(table, name, key):
     return table[name]
 
 
-def read_lines(path):
-    """The lines of a UTF-8 text file, without empty ones at its end; UserError if it cannot be read as that."""
-    try:
-        return Path(path).read_text(encoding="utf-8-sig").rstrip().split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not a UTF-8 text file ({error})") from None
-
-
 def default_values():
     """{key: value} of config/default.yaml."""
     return yaml.safe_load(DEFAULTS.read_text(encoding="utf-8"))
@@ -59,6 +58,7 @@ def _comments():
 
 def _coerce(key, value, default, comment, where):
     """`value` as the type of `default`, within the limits that the comment sets."""
+
     def fail(expected):
         raise UserError(f"{where}: {key} must be {expected}, not {value!r}.")
 
@@ -113,8 +113,10 @@ def _implied(backbone, adaptation):
 
 def parse_flags(parser, argv=None):
     """The flags of a small command, by its argparse parser; what is wrong with them is a UserError."""
+
     def fail(message):
         raise UserError(f"{message}; {' '.join(parser.format_usage().split())}")
+
     parser.error, parser.allow_abbrev = fail, False
     flags, unknown = parser.parse_known_args(argv)
     for word in unknown:
@@ -132,8 +134,12 @@ def load_config(argv=None, description="", **settings):
     parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
     parser.add_argument("--cfg", default="", help="YAML file with the keys that differ from config/default.yaml")
     for key, value in defaults.items():
-        parser.add_argument(f"--{key}", help=f"{comments[key]} (default: {value})".replace("%", "%%"), metavar="X",
-                            **({"nargs": "?", "const": "true"} if isinstance(value, bool) else {}))
+        parser.add_argument(
+            f"--{key}",
+            help=f"{comments[key]} (default: {value})".replace("%", "%%"),
+            metavar="X",
+            **({"nargs": "?", "const": "true"} if isinstance(value, bool) else {}),
+        )
     flags, unknown = parser.parse_known_args(argv)
     for word in unknown:
         hint = nearest(word, [f"--{k}" for k in ["cfg", *defaults]]) if word.startswith("--") else ""
@@ -156,6 +162,12 @@ def load_config(argv=None, description="", **settings):
             value = text.split(",") if isinstance(default, list) else text
             resolved[key] = _coerce(key, value, default, comments[key], "--" + key)
     return SimpleNamespace(**resolved)
+
+
+def refuse_score(cfg):
+    """UserError where a script that is no detector is asked to score labels."""
+    if cfg.score:
+        raise UserError("score: only a detector scores labels (main_phase1.py, main_detect.py).")
 
 
 def settle_epochs(cfg, num_samples):

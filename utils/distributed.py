@@ -3,6 +3,7 @@
 Each batch is shared out: process r takes its samples r, r + world_size, …; losses are sums over the own share divided by
 counts over the whole batch, so that every step is that of one process with the whole batch.
 """
+
 import os
 import sys
 from contextlib import contextmanager
@@ -52,8 +53,10 @@ def processes():
     if "LOCAL_RANK" in os.environ and int(os.environ["WORLD_SIZE"]) > 1:
         cuda, local_rank = torch.cuda.is_available(), int(os.environ["LOCAL_RANK"])
         if cuda and local_rank >= torch.cuda.device_count():
-            raise UserError(f"torchrun: started process {local_rank} of this machine, which has {torch.cuda.device_count()} "
-                            "GPUs; --nproc_per_node says how many processes.")
+            raise UserError(
+                f"torchrun: started process {local_rank} of this machine, which has {torch.cuda.device_count()} "
+                "GPUs; --nproc_per_node says how many processes."
+            )
         if cuda:
             torch.cuda.set_device(local_rank)
         # decoding a large image set once, while the others wait, may take hours

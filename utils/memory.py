@@ -1,4 +1,5 @@
 """Memory of this process: keep what is freed for the next step, and the peak."""
+
 import ctypes
 import resource
 import sys

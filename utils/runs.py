@@ -1,69 +1,44 @@
 """A run's folder, <output_dir>/<dataset>/<noise>/seed<k>/<name>/: config.yaml, log.jsonl, summary.json, checkpoint.pt."""
+
 import json
 import os
 import platform
 import subprocess
+from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
 import torch
 import yaml
 
-from utils.checkpoint import (
-    label_hash,
-    load_checkpoint,
-    save_checkpoint,
-    save_mask,
-    write_csv,
-    write_text,
-)
+from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.config import UserError, default_values
-from utils.distributed import rank, wait_for_all, world_size
-from utils.engine import precision
+from utils.device import pick_device, precision
+from utils.distributed import rank, wait_for_all
+from utils.files import slug, write_csv, write_text
 from utils.memory import peak_gb
-from utils.selection import detection_quality
-from utils.suspects import write_scores
 
 # where and on what a run is made, not what it is: may change between start and resume
-FREE_KEYS = {"device", "gpuid", "num_workers", "cache_gb", "output_dir", "data_path", "model", "score", "micro_batch",
-             "checkpoint_text", "compile", "download", "check_data"}
+FREE_KEYS = {
+    "device",
+    "gpuid",
+    "num_workers",
+    "cache_gb",
+    "output_dir",
+    "data_path",
+    "model",
+    "score",
+    "micro_batch",
+    "checkpoint_text",
+    "compile",
+    "download",
+    "check_data",
+}
 FRACTIONS = ("noise_rate", "precision", "recall", "f1", "auroc", "auprc_mislabelled", "selected")
-
-
-def slug(text):
-    """A name that is safe as a folder: ViT-B/16 -> ViT-B-16."""
-    return "".join(c if c.isalnum() or c in "-_." else "-" for c in str(text)).strip("-.")
 
 
 def backbone_name(cfg):
     """The backbone as part of a folder name; of a folder or file, its last part."""
     return slug(Path(cfg.backbone).name if Path(cfg.backbone).exists() else cfg.backbone)
-
-
-def pick_device(cfg):
-    """torch.device from `device` and `gpuid`; a gpuid in a YAML falls back to the CPU where there is no CUDA."""
-    wanted = cfg.device
-    if world_size() > 1 and wanted in ("auto", "cuda"):
-        wanted = f"cuda:{os.environ['LOCAL_RANK']}" if torch.cuda.is_available() else "cpu"
-    if wanted == "auto":
-        if cfg.gpuid >= 0 and not torch.cuda.is_available():
-            print(f"gpuid {cfg.gpuid}: no CUDA here, running on the CPU")
-        mps = torch.backends.mps.is_available()
-        wanted = f"cuda:{max(cfg.gpuid, 0)}" if torch.cuda.is_available() else "mps" if mps else "cpu"
-    try:
-        device = torch.device(wanted)
-        device = torch.empty(1, device=device).device  # cuda is cuda:0 from here on
-        if device.type not in ("cpu", "cuda", "mps"):
-            raise RuntimeError("not one of auto, cpu, cuda, cuda:1, mps")
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device: {wanted} cannot be used here ({str(error).splitlines()[0]}); "
-                        "auto takes what there is.") from None
-    return device
-
-
-def torch_generator(seed, purpose):
-    """A CPU generator of its own for one purpose (initial values, …)."""
-    return torch.Generator().manual_seed(int(np.random.default_rng([seed, 7, purpose]).integers(2**62)))
 
 
 def git_commit():
@@ -79,68 +54,71 @@ def git_commit():
 
 def environment(device):
     """Versions, device and peak memory, for the summary."""
-    import open_clip
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     out = {"device": f"{device} ({name}, {os.cpu_count()} cores)", "peak_memory_gb": round(peak_gb(), 2)}
     if device.type == "cuda":
         out["peak_cuda_memory_gb"] = round(peak_gb(device), 2)
-    out["versions"] = {"python": platform.python_version(), "torch": torch.__version__,
-                       "open_clip": open_clip.__version__, "numpy": np.__version__}
+    packages = {"torch": "torch", "open_clip": "open_clip_torch", "numpy": "numpy"}
+    out["versions"] = {"python": platform.python_version()} | {k: version(v) for k, v in packages.items()}
     out["git_commit"] = git_commit()
     return out
 
 
-def seed_folder(cfg, data):
-    """Where all runs of one data set, noise and seed lie."""
-    return Path(cfg.output_dir) / slug(cfg.dataset) / slug(data.noise_name) / f"seed{cfg.seed}"
+def seed_folder(cfg, place):
+    """Where all runs of one data set, noise and seed lie; place is `<dataset>/<noise>`."""
+    return Path(cfg.output_dir) / place / f"seed{cfg.seed}"
 
 
 class Run:
-    """One run; `mask` (N,) bool is the selection it trains on, if any.
+    """One run: its folder, settings, record of epochs and summary.
 
-    Nothing is written before its first epoch is done; what is written is whole.
+    place: `<dataset>/<noise>`, see Dataset.place; identity: {what: hash} of the data that the run is made with. Nothing is
+    written before its first epoch is done; what is written is whole.
 
-    `history` holds the lines of log.jsonl, one dict an epoch. Opening the folder of a finished run with the same
-    settings, images, labels and mask gives its `summary`; with other ones it is refused, naming what differs.
+    `history` holds the lines of log.jsonl, one dict an epoch. Opening the folder of a finished run with the same settings
+    and identity gives its `summary`; with other ones it is refused, naming what differs.
     """
 
-    def __init__(self, cfg, data, name, mask=None):
+    def __init__(self, cfg, place, name, identity):
         self.cfg, self.device = cfg, pick_device(cfg)
-        self.folder = seed_folder(cfg, data) / (f"{name}-{slug(cfg.tag)}" if cfg.tag else name)
+        self.seed_folder = seed_folder(cfg, place)
+        self.folder = self.seed_folder / (f"{name}-{slug(cfg.tag)}" if cfg.tag else name)
         if cfg.score:  # a detector on other labels than those it was made from
             self.folder /= f"score-{slug(Path(cfg.score).name)}"
         there = next(p for p in self.folder.absolute().parents if p.exists())
         if not (there.is_dir() and os.access(there, os.W_OK)):
             raise UserError(f"output_dir: {there} cannot be written to.")
-        self.history, self.summary = [], None
-        self.identity = {"images": data.fingerprint, "labels": label_hash(data.train.labels)}
-        self.identity |= {} if mask is None else {"mask": label_hash(mask)}
+        self.history, self.summary, self.identity = [], None, identity
         if (self.folder / "config.yaml").is_file():
             self._check_same_settings()
         if (self.folder / "summary.json").is_file():
             self.summary = json.loads((self.folder / "summary.json").read_text(encoding="utf-8"))
             self._check_same_data(self.summary["identity"])
             print(f"finished before: {self.folder}")
+            show(self.summary)
 
     def _check_same_data(self, before):
         for what, value in self.identity.items():
             if before.get(what) != value and self.cfg.score:
                 raise UserError(f"score: {self.folder} holds the scores of other {what}; delete it to score these.")
             if before.get(what) != value:
-                raise UserError(f"{'mask' if what == 'mask' else 'data_path'}: the run {self.folder} was made with other "
-                                f"{what}. --output_dir DIR keeps the runs of other data apart, --tag NAME another run of "
-                                "these; deleting the folder makes it anew.")
+                raise UserError(
+                    f"{'mask' if what == 'mask' else 'data_path'}: the run {self.folder} was made with other "
+                    f"{what}. --output_dir DIR keeps the runs of other data apart, --tag NAME another run of "
+                    "these; deleting the folder makes it anew."
+                )
 
     def _check_same_settings(self):
         path = self.folder / "config.yaml"
         before, now = {**default_values(), **yaml.safe_load(path.read_text(encoding="utf-8"))}, vars(self.cfg)
-        changed = [k for k in sorted(before.keys() | now.keys())
-                   if k not in FREE_KEYS and before.get(k) != now.get(k)]
+        changed = [k for k in sorted(before.keys() | now.keys()) if k not in FREE_KEYS and before.get(k) != now.get(k)]
         if changed:
             key = changed[0]
-            raise UserError(f"{key}: the run {self.folder} was made with {before.get(key)!r}, not {now.get(key)!r}"
-                            f"{' (also ' + ', '.join(changed[1:]) + ')' if changed[1:] else ''}. --tag NAME makes "
-                            "another run beside it; deleting the folder makes it anew.")
+            raise UserError(
+                f"{key}: the run {self.folder} was made with {before.get(key)!r}, not {now.get(key)!r}"
+                f"{' (also ' + ', '.join(changed[1:]) + ')' if changed[1:] else ''}. --tag NAME makes "
+                "another run beside it; deleting the folder makes it anew."
+            )
 
     def resume(self, model, optimizer, scaler=None):
         """Load the last checkpoint, if any. Returns the epoch to go on with, from 1, and what was saved with it."""
@@ -168,71 +146,52 @@ class Run:
         if rank() > 0:
             return
         self._write_settings()
-        save_checkpoint(self.folder / "checkpoint.pt", model, optimizer, scaler, identity=self.identity,
-                        history=json.dumps(self.history), **extra)
+        save_checkpoint(
+            self.folder / "checkpoint.pt",
+            model,
+            optimizer,
+            scaler,
+            identity=self.identity,
+            history=json.dumps(self.history),
+            **extra,
+        )
         self._write_log()
         print(f"epoch {line['epoch']}/{self.cfg.epochs}: {in_words(line)}", flush=True)
 
-    def save_selection(self, data, mask, p_clean, predicted, confidence):
-        """Write clean_mask.npz, (N,) numpy arrays each, and the same as CSV; returns what the summary says of it."""
-        labels = data.train.labels
-        if rank() == 0:
-            write_scores(self.folder, data, {"mask": mask, "p_clean": p_clean, "predicted": predicted,
-                                             "confidence": confidence, "labels": labels})
-            save_mask(self.folder / "clean_mask.npz", mask, p_clean, predicted, confidence, labels,
-                      dataset=self.cfg.dataset, noise=data.noise_name, seed=self.cfg.seed)
-        quality = {}
-        if data.true_labels is not None:
-            quality = detection_quality(mask, p_clean, data.true_labels == labels)
-        return {**quality, "selected": float(mask.mean())}
+    def finish(self, facts, numbers, tables):
+        """Write summary.json: `facts` of the data, `numbers`, and where and how long the run was made; returns it.
 
-    def say_where(self):
-        """Print where the suspects of a detector's run lie, and what to do next."""
-        print(f"suspects, worst first: {self.folder / 'suspects.csv'}\n"
-              f"to look at them: python -m utils.report {self.folder}")
-
-    def finish(self, data, numbers):
-        """Write summary.json: `numbers`, what the data were, and where and how long the run was made."""
+        tables: {file name: rows}, written beside it as CSV.
+        """
         cfg, history = self.cfg, self.history
-        summary = {"name": str(self.folder.relative_to(seed_folder(cfg, data))), "dataset": cfg.dataset,
-                   "noise": data.noise_name, "seed": cfg.seed, "backbone": cfg.backbone, "identity": self.identity,
-                   **noise_facts(data), **numbers}
+        summary = {
+            "name": str(self.folder.relative_to(self.seed_folder)),
+            "seed": cfg.seed,
+            "backbone": cfg.backbone,
+            "identity": self.identity,
+            **facts,
+            **numbers,
+        }
         if history:
             seconds = sum(line["seconds"] for line in history)
-            summary |= {"epochs": len(history), "seconds": round(seconds, 2),
-                        "images_per_second": round(sum(line["images"] for line in history) / max(seconds, 1e-9), 1)}
-            for name in [*(["test"] if data.test else []), *data.more_tests]:
-                accs, short = [line[f"acc_{name}"] for line in history], "acc" if name == "test" else f"acc_{name}"
+            summary |= {
+                "epochs": len(history),
+                "seconds": round(seconds, 2),
+                "images_per_second": round(sum(line["images"] for line in history) / max(seconds, 1e-9), 1),
+            }
+            for key in [key for key in history[0] if key.startswith("acc_")]:
+                accs, short = [line[key] for line in history], "acc" if key == "acc_test" else key
                 summary |= {f"{short}_last": accs[-1], f"{short}_best": max(accs)}
-        if data.skipped:
-            summary["skipped"] = len(data.skipped)
-        summary |= {"prec": precision(self.device, cfg.prec), **environment(self.device)}
-        self.summary = summary
+        self.summary = summary | {"prec": precision(self.device, cfg.prec), **environment(self.device)}
         if rank() == 0:
-            self._write_summary(data)
+            self._write_settings()
+            for name, rows in tables.items():
+                write_csv(self.folder / name, rows)
+            lines = ",\n ".join(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in self.summary.items())  # one line a key
+            write_text(self.folder / "summary.json", f"{{\n {lines}\n}}\n")
         wait_for_all()  # another run of these processes may read it
-        return summary
-
-    def _write_summary(self, data):
-        self._write_settings()
-        if data.skipped:
-            write_csv(self.folder / "skipped.csv", [("path", "reason"), *data.skipped.items()])
-        if data.duplicates:
-            write_csv(self.folder / "duplicates.csv", [("group", "path", "label", "labels_differ"), *data.duplicates])
-        lines = ",\n ".join(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in self.summary.items())  # one line a key
-        write_text(self.folder / "summary.json", f"{{\n {lines}\n}}\n")
-
-
-def noise_facts(data):
-    """Sizes, and the realised noise rate where the truth is known."""
-    facts = {"num_train": len(data.train.labels), "num_test": len(data.test.labels) if data.test else 0,
-             "num_classes": data.num_classes}
-    if data.true_labels is not None:
-        facts["noise_rate"] = float(np.mean(data.true_labels != data.train.labels))
-        counts = np.zeros((data.num_classes, data.num_classes), dtype=np.int64)
-        np.add.at(counts, (data.true_labels, data.train.labels), 1)
-        facts["noise_counts"] = counts.tolist()  # [true][given]
-    return facts
+        show(self.summary)
+        return self.summary
 
 
 def show(summary):

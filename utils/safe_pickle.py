@@ -1,4 +1,5 @@
 """Reading other people's pickles without running what they ask for: plain containers and numpy arrays, nothing else."""
+
 import pickle
 import zipfile
 from pathlib import Path
@@ -6,9 +7,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-ALLOWED = {(module, name) for module in ("numpy.core.multiarray", "numpy._core.multiarray")
-           for name in ("_reconstruct", "scalar")} | {("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode"),
-                                                      ("collections", "OrderedDict")}
+ALLOWED = {
+    (module, name)
+    for module in ("numpy.core.multiarray", "numpy._core.multiarray")
+    for name in ("_reconstruct", "scalar")
+} | {("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode"), ("collections", "OrderedDict")}
 
 
 class ArrayUnpickler(pickle.Unpickler):

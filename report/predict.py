@@ -1,7 +1,8 @@
 """Classify images with a trained run: path, label and its probability, one image a line, separated by tabs.
 
-    python -m utils.predict runs/digits/sym-0.4/seed0/phase2-deft-tiny-clip-digits photo.jpg more_photos/
+python -m report.predict runs/digits/sym-0.4/seed0/phase2-deft-tiny-clip-digits photo.jpg more_photos/
 """
+
 import argparse
 import os
 import signal
@@ -11,12 +12,12 @@ from types import SimpleNamespace
 
 import torch
 
-from dataloader.own import IMAGE_SUFFIXES
+from dataloader.files import IMAGE_SUFFIXES
 from dataloader.transforms import centre_crop, decode, normalise
 from model.saved import load_classifier
 from utils.config import UserError, parse_flags
+from utils.device import pick_device
 from utils.distributed import run_main
-from utils.runs import pick_device
 
 BATCH = 64
 
@@ -47,20 +48,22 @@ def predict(model, info, paths, device):
     model.to(device)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         for start in range(0, len(paths), BATCH):
-            part = paths[start:start + BATCH]
+            part = paths[start : start + BATCH]
             images = list(pool.map(lambda path: _pixels(path, info), part))
             good = [image for image in images if isinstance(image, torch.Tensor)]
             logits = iter(())
             if good:
                 logits = iter(model(normalise(torch.stack(good).to(device), info["mean"], info["std"])).float().cpu())
-            yield from ((path, next(logits) if isinstance(image, torch.Tensor) else image)
-                        for path, image in zip(part, images))
+            yield from (
+                (path, next(logits) if isinstance(image, torch.Tensor) else image) for path, image in zip(part, images)
+            )
 
 
 def main(argv=None):
     """Print the prediction for each image; UserError at the end if some could not be read."""
-    parser = argparse.ArgumentParser(prog="python -m utils.predict", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m report.predict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("run", metavar="RUN", help="folder of a finished run of phase 2 or of a baseline")
     parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files, or folders with images in them")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")

@@ -1,4 +1,5 @@
 """Scores -> clean masks, and how good a mask is."""
+
 import numpy as np
 import torch
 from sklearn.metrics import average_precision_score, roc_auc_score
@@ -42,8 +43,10 @@ def detection_quality(mask, p_clean, is_clean):
     wrong = precision_recall(~mask, ~is_clean)
     quality = precision_recall(mask, is_clean) | {f"{k}_mislabelled": v for k, v in wrong.items()}
     both = 0 < is_clean.sum() < len(is_clean)
-    return quality | {"auroc": float(roc_auc_score(is_clean, p_clean)) if both else None,
-                      "auprc_mislabelled": float(average_precision_score(~is_clean, -p_clean)) if both else None}
+    return quality | {
+        "auroc": float(roc_auc_score(is_clean, p_clean)) if both else None,
+        "auprc_mislabelled": float(average_precision_score(~is_clean, -p_clean)) if both else None,
+    }
 
 
 def gmm_clean_probability(losses, seed=None, **settings):
@@ -53,6 +56,7 @@ def gmm_clean_probability(losses, seed=None, **settings):
     `settings` of scikit-learn's GaussianMixture say else. `seed` is an integer or a numpy RandomState.
     """
     from sklearn.mixture import GaussianMixture
+
     scaled = ((losses - losses.min()) / max(losses.max() - losses.min(), 1e-12)).reshape(-1, 1)
     settings = {"max_iter": 10, "tol": 1e-2, "reg_covar": 5e-4, **settings}
     mixture = GaussianMixture(n_components=2, random_state=seed, **settings).fit(scaled)

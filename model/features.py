@@ -1,4 +1,5 @@
 """CLIP's features of a set of images, computed once and kept on disk for whoever asks next."""
+
 import hashlib
 from pathlib import Path
 
@@ -9,10 +10,10 @@ from tqdm import tqdm
 
 from dataloader.files import images_identity
 from dataloader.loaders import make_loader
-from model.clip import image_statistics, resolution
-from utils.checkpoint import write_whole
+from model.clip import input_pixels
+from utils.device import autocast, precision
 from utils.distributed import gather_parts, in_order, rank
-from utils.engine import autocast, precision
+from utils.files import write_whole
 
 
 @torch.no_grad()
@@ -22,19 +23,30 @@ def image_features(clip, split, view, cfg, device):
     Kept in <output_dir>/cache/, in a file named after all they depend on: the images, the image tower and its weights,
     the view and the precision. A file that is damaged or of another shape is made anew.
     """
-    size, statistics = resolution(clip, cfg), image_statistics(clip)
-    what = (images_identity(split.images), _weights_identity(clip.visual), clip.visual.config, size, view, statistics,
-            precision(device, cfg.prec), device.type)
+    pixels = input_pixels(clip, cfg)
+    what = (
+        images_identity(split.images),
+        _weights_identity(clip.visual),
+        clip.visual.config,
+        pixels,
+        view,
+        precision(device, cfg.prec),
+        device.type,
+    )
     identity = hashlib.sha256(repr(what).encode()).hexdigest()[:16]
     path = Path(cfg.output_dir) / "cache" / f"features-{identity}.npz"
     features = _kept(path, len(split.labels))
     if all(gather_parts(features is not None)):  # else all processes compute them, each its share
         print(f"image features: {path}")
         return features
-    loader = make_loader(split, view, cfg, size, statistics, device, augmented=False)
+    loader = make_loader(split, view, cfg, pixels, device, augmented=False)
     with autocast(device, cfg.prec):
-        (features,) = in_order([(index, F.normalize(clip.encode_image(images).float(), dim=-1).cpu()) for images, _, index
-                                in tqdm(loader.eval(), "image features", leave=False, disable=None)])
+        (features,) = in_order(
+            [
+                (index, F.normalize(clip.encode_image(images).float(), dim=-1).cpu())
+                for images, _, index in tqdm(loader.eval(), "image features", leave=False, disable=None)
+            ]
+        )
     if rank() == 0:
         with write_whole(path, shared=True) as file:
             np.savez(file, features=features.numpy())

@@ -1,10 +1,11 @@
-"""Tables over runs: `python -m utils.tables runs` prints one line per method, mean over the seeds.
+"""Tables over runs: `python -m report.tables runs` prints one line per method, mean over the seeds.
 
-    python -m utils.tables RUNS…        folders; every summary.json below them is read
+    python -m report.tables RUNS…        folders; every summary.json below them is read
 
 Precision, recall and F1 are of the clean class: of the labels kept, against the labels that are right. AUROC is of p_clean,
 AUPRC of p_clean as a score of the mislabelled class. summary.json has precision, recall and F1 of that class as well.
 """
+
 import json
 import math
 import sys
@@ -14,11 +15,17 @@ from utils.config import UserError
 from utils.distributed import run_main
 
 COLUMNS = {  # heading: (key of the summary, factor, digits)
-    "noise %": ("noise_rate", 100, 1), "kept %": ("selected", 100, 1),
-    "clean prec.": ("precision", 100, 2), "clean rec.": ("recall", 100, 2), "clean F1": ("f1", 100, 2),
-    "AUROC": ("auroc", 100, 2), "wrong AUPRC": ("auprc_mislabelled", 100, 2),
-    "best acc.": ("acc_best", 1, 2), "last acc.": ("acc_last", 1, 2),
-    "seconds": ("seconds", 1, 0)}
+    "noise %": ("noise_rate", 100, 1),
+    "kept %": ("selected", 100, 1),
+    "clean prec.": ("precision", 100, 2),
+    "clean rec.": ("recall", 100, 2),
+    "clean F1": ("f1", 100, 2),
+    "AUROC": ("auroc", 100, 2),
+    "wrong AUPRC": ("auprc_mislabelled", 100, 2),
+    "best acc.": ("acc_best", 1, 2),
+    "last acc.": ("acc_last", 1, 2),
+    "seconds": ("seconds", 1, 0),
+}
 
 
 def read_summaries(folders):
@@ -58,8 +65,12 @@ def make_table(summaries):
 def format_table(rows, words=3):
     """A Markdown table of rows of text; the first `words` columns hold words, the others numbers, set to the right."""
     width = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ["| " + " | ".join(cell.ljust(w) if i < words else cell.rjust(w)
-                               for i, (cell, w) in enumerate(zip(row, width))) + " |" for row in rows]
+    lines = [
+        "| "
+        + " | ".join(cell.ljust(w) if i < words else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, width)))
+        + " |"
+        for row in rows
+    ]
     rule = "|" + "|".join("-" * (w + 2) if i < words else "-" * (w + 1) + ":" for i, w in enumerate(width)) + "|"
     return "\n".join([lines[0], rule, *lines[1:]])
 
@@ -68,7 +79,7 @@ def main(argv=None):
     """Print the table of the runs below the folders given."""
     folders = argv if argv is not None else sys.argv[1:]
     if not folders or "-h" in folders or "--help" in folders:
-        raise UserError("expected folders with runs, e.g. `python -m utils.tables runs`.")
+        raise UserError("expected folders with runs, e.g. `python -m report.tables runs`.")
     print(format_table(make_table(read_summaries(folders))))
 
 

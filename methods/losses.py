@@ -1,4 +1,5 @@
 """Losses, one value per sample: logits (B, K), labels (B,) int64 -> (B,)."""
+
 import torch.nn.functional as F
 
 from utils.distributed import total

@@ -1,87 +1,20 @@
-"""Label-noise learning methods to compare with: METHODS[name](cfg, num_samples, num_classes) -> Method."""
+"""Label-noise methods that train on the samples they take for clean."""
+
 import numpy as np
 import torch
-import torch.nn as nn
 
+from methods.losses import generalized_cross_entropy
+from methods.method import Method
+from methods.selection import gmm_clean_probability
 from model.classifier import image_features, linear_head
 from utils.config import UserError
 from utils.distributed import from_the_first, gather_parts, rank
-from utils.losses import (
-    cross_entropy,
-    generalized_cross_entropy,
-    symmetric_cross_entropy,
-)
-from utils.selection import gmm_clean_probability
-
-
-class Method(nn.Module):
-    """The loss of each sample, and which samples count; what must survive a stop is a buffer."""
-
-    selects = False  # whether the samples it trains on in the last epoch make a clean mask
-
-    def __init__(self, cfg, num_samples, num_classes):
-        super().__init__()
-        self.cfg = cfg
-
-    def forward(self, logits, labels, index):
-        """Losses (B,) of logits (B, K), given labels (B,) and positions in the training set (B,); here cross-entropy."""
-        return cross_entropy(logits, labels)
-
-    def prepare(self, model, loader, seed, amp):
-        """Before the first epoch: what the method does with the pre-trained network and the un-augmented training set."""
-
-    def epoch_selection(self, epoch, score):
-        """Before an epoch: `kept` (N,) bool, the samples to train on, with p_clean, predicted and
-        confidence (N,); or None for all.
-
-        score() runs the network over the un-augmented training set: losses, predicted, confidence, CPU tensors (N,).
-        """
-        return None
-
-    def batch_mask(self, epoch):
-        """A function losses (B,) -> (B,) bool that picks the samples of each batch, or None for all."""
-        return None
-
-
-class CE(Method):
-    """Cross-entropy on all given labels."""
-
-
-class SCE(Method):
-    """Symmetric cross-entropy, alpha = beta = 1 (Wang et al., ICCV 2019)."""
-
-    def forward(self, logits, labels, index):
-        return symmetric_cross_entropy(logits, labels)
-
-
-class GCE(Method):
-    """Generalised cross-entropy, q = 0.7 (Zhang and Sabuncu, NeurIPS 2018)."""
-
-    def forward(self, logits, labels, index):
-        return generalized_cross_entropy(logits, labels)
-
-
-class ELR(Method):
-    """Early-learning regularisation (Liu et al., NeurIPS 2020): CE + 5 log(1 - sum t p).
-
-    Each sample has a target t (K,), which starts at 0: t <- 0.3 t + 0.7 p / sum(p), p clamped to [1e-4, 1 - 1e-4].
-    """
-
-    def __init__(self, cfg, num_samples, num_classes):
-        super().__init__(cfg, num_samples, num_classes)
-        self.register_buffer("target", torch.zeros(num_samples, num_classes))
-
-    def forward(self, logits, labels, index):
-        p = logits.softmax(1).clamp(1e-4, 1 - 1e-4)
-        p_detached = p.detach()
-        self.target[index] = 0.3 * self.target[index] + 0.7 * p_detached / p_detached.sum(1, keepdim=True)
-        return cross_entropy(logits, labels) + 5 * (1 - (self.target[index] * p).sum(1)).log()
 
 
 class GMM(Method):
     """Cross-entropy on the samples of small loss: a two-component mixture on the losses before each epoch after warm-up.
 
-    As DivideMix (Li et al., ICLR 2020) selects; see utils.selection.gmm_clean_probability.
+    As DivideMix (Li et al., ICLR 2020) selects; see methods.selection.gmm_clean_probability.
     """
 
     selects = True
@@ -92,7 +25,7 @@ class GMM(Method):
         losses, predicted, confidence = score()
         seed = np.random.default_rng([self.cfg.seed, epoch, 1]).integers(2**31)
         p_clean = torch.from_numpy(gmm_clean_probability(losses.numpy(), int(seed)))
-        return {"kept": p_clean > 0.5, "p_clean": p_clean, "predicted": predicted, "confidence": confidence}
+        return {"mask": p_clean > 0.5, "p_clean": p_clean, "predicted": predicted, "confidence": confidence}
 
 
 class TURN(Method):
@@ -111,7 +44,7 @@ class TURN(Method):
         super().__init__(cfg, num_samples, num_classes)
         if cfg.is_coop:
             raise UserError("is_coop: TURN probes a linear head; the text classifier has none.")
-        self.register_buffer("kept", torch.zeros(num_samples, dtype=torch.bool))
+        self.register_buffer("mask", torch.zeros(num_samples, dtype=torch.bool))
         self.register_buffer("predicted", torch.zeros(num_samples, dtype=torch.int64))
         for name in ("p_clean", "confidence"):
             self.register_buffer(name, torch.zeros(num_samples))
@@ -129,8 +62,12 @@ class TURN(Method):
         for k in np.unique(given := labels.cpu().numpy()):
             if len(np.unique(losses[given == k])) > 1:  # a mixture of two needs two points
                 p_clean[given == k] = gmm_clean_probability(losses[given == k], seed)
-        for buffer, value in ((self.p_clean, torch.from_numpy(p_clean)), (self.kept, torch.from_numpy(p_clean > 0.5)),
-                              (self.predicted, predicted), (self.confidence, confidence)):
+        for buffer, value in (
+            (self.p_clean, torch.from_numpy(p_clean)),
+            (self.mask, torch.from_numpy(p_clean > 0.5)),
+            (self.predicted, predicted),
+            (self.confidence, confidence),
+        ):
             buffer.copy_(value)
         from_the_first(self)
 
@@ -173,10 +110,7 @@ def forget_rates(noise_mode, noise_ratio, epochs, warmup):
 def smallest(losses, rate):
     """(B,) bool: the int((1 - rate) B) smallest of the losses (B,)."""
     parts = gather_parts(losses.detach())  # the whole batch, of which other processes hold their shares
-    whole, before = torch.cat(parts), sum(len(part) for part in parts[:rank()])
+    whole, before = torch.cat(parts), sum(len(part) for part in parts[: rank()])
     kept = whole.argsort(stable=True)[: int((1 - rate) * len(whole))]
     mask = torch.zeros_like(whole, dtype=torch.bool).index_fill_(0, kept, True)
-    return mask[before:before + len(losses)].to(losses.device)
-
-
-METHODS = {"CE": CE, "SCE": SCE, "GCE": GCE, "ELR": ELR, "GMM": GMM, "TURN": TURN, "small-loss": SmallLoss}
+    return mask[before : before + len(losses)].to(losses.device)

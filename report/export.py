@@ -1,7 +1,8 @@
 """Write the images whose labels a detector trusts as class folders: DIR/<class>/<file>. The source is only read.
 
-    python -m utils.export runs/own/none/seed0/deft --to cleaned --fixed
+python -m report.export runs/own/none/seed0/deft --to cleaned --fixed
 """
+
 import argparse
 import hashlib
 import json
@@ -13,10 +14,11 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from utils.checkpoint import label_hash, write_text, write_whole
+from dataloader.dataset import label_hash
+from report.suspects import add_run_flags, file_path, fixed_labels, read_run
 from utils.config import UserError, parse_flags
 from utils.distributed import run_main
-from utils.suspects import add_run_flags, file_path, fixed_labels, read_run
+from utils.files import write_text, write_whole
 
 UNFINISHED = ".unfinished-export.json"  # in DIR until the last file is written: what the export was to be
 
@@ -54,6 +56,7 @@ def plan(data, samples, labels):
         else:
             name = f"{i:06d}.png"
         return Path(folders[labels[i]]) / unused(name, files[labels[i]])
+
     return [target(i) for i in samples]
 
 
@@ -70,8 +73,11 @@ def _check_target(to, data, data_path, wanted):
     if to.is_dir() and any(to.iterdir()):
         before = (to / UNFINISHED).read_text(encoding="utf-8") if (to / UNFINISHED).is_file() else ""
         if before != wanted:
-            raise UserError(f"--to: {to} is not empty" + (", and holds an unfinished export of another run or with other "
-                                                          "flags" if before else "") + "; name a new folder.")
+            raise UserError(
+                f"--to: {to} is not empty"
+                + (", and holds an unfinished export of another run or with other flags" if before else "")
+                + "; name a new folder."
+            )
 
 
 def _write(data, i, target, link):
@@ -99,8 +105,15 @@ def export(data, arrays, to, data_path, link=False, fixed=False, relabel_above=1
     samples = np.flatnonzero(arrays["mask"] | sure) if fixed else np.flatnonzero(arrays["mask"])
     targets = plan(data, samples, labels)
     names = hashlib.sha256("\n".join(map(str, targets)).encode()).hexdigest()[:16]
-    wanted = json.dumps({"images": data.fingerprint, "labels": label_hash(arrays["labels"]),
-                         "kept": label_hash(samples), "names": names, "link": link})
+    wanted = json.dumps(
+        {
+            "images": data.fingerprint,
+            "labels": label_hash(arrays["labels"]),
+            "kept": label_hash(samples),
+            "names": names,
+            "link": link,
+        }
+    )
     to = Path(to)
     there = {path.relative_to(to) for path in to.rglob("*") if not path.is_dir()} if to.is_dir() else set()
     if there == set(targets):  # whole already
@@ -114,22 +127,28 @@ def export(data, arrays, to, data_path, link=False, fixed=False, relabel_above=1
         for i, target in zip(samples, tqdm(targets, "writing", disable=None)):
             _write(data, i, to / target, link)
     except OSError as error:
-        raise UserError(f"--to: {error.filename or to}: {error.strerror}; the same command goes on from here.") from None
+        raise UserError(
+            f"--to: {error.filename or to}: {error.strerror}; the same command goes on from here."
+        ) from None
     (to / UNFINISHED).unlink()
     return len(samples)
 
 
 def main(argv=None):
     """Export one run."""
-    parser = argparse.ArgumentParser(prog="python -m utils.export", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m report.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add_run_flags(parser)
-    parser.add_argument("--to", required=True, metavar="FOLDER", help="where to; a new or empty folder outside the source")
+    parser.add_argument(
+        "--to", required=True, metavar="FOLDER", help="where to; a new or empty folder outside the source"
+    )
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--copy", action="store_true", help="copy the images (what is done without a flag)")
     how.add_argument("--link", action="store_true", help="make symbolic links to the images instead")
-    parser.add_argument("--fixed", action="store_true",
-                        help="also the suspects that get another label, as in labels_fixed.csv")
+    parser.add_argument(
+        "--fixed", action="store_true", help="also the suspects that get another label, as in labels_fixed.csv"
+    )
     flags = parse_flags(parser, argv)
     cfg, arrays, data, _ = read_run(flags.run, flags.data_path, flags.decisions)
     count = export(data, arrays, flags.to, cfg.data_path, flags.link, flags.fixed, flags.relabel_above)

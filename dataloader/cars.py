@@ -1,0 +1,49 @@
+"""Stanford Cars."""
+
+from pathlib import Path
+
+import numpy as np
+
+from dataloader.dataset import Dataset, Split, View
+from dataloader.listings import ENLARGE, class_folders, need_folder, to_split
+from utils.config import UserError
+
+
+def stanford_cars(cfg):
+    """Stanford Cars: train/<class>/* and test/<class>/*, or the archive's devkit/*.mat with cars_train/ and cars_test/."""
+    root, view = Path(cfg.data_path), View(enlarge=ENLARGE)
+    if (root / "train").is_dir():
+        paths, labels, classes = class_folders(root / "train")
+        test_paths, test_labels, test_classes = class_folders(need_folder(root / "test"))
+        if test_classes != classes:
+            raise UserError(f"data_path: {root / 'test'} has other class folders than {root / 'train'}.")
+        return Dataset("stanford_cars", Split(paths, labels), Split(test_paths, test_labels), classes, view)
+    from scipy.io import loadmat
+
+    parts = {
+        "train": root / "devkit" / "cars_train_annos.mat",
+        "test": root / "devkit" / "cars_test_annos_withlabels.mat",
+    }
+    if not parts["test"].is_file() and (root / parts["test"].name).is_file():
+        parts["test"] = root / parts["test"].name
+    meta, splits = root / "devkit" / "cars_meta.mat", []
+    for path in (meta, *parts.values()):
+        if not path.is_file():
+            raise UserError(f"data_path: neither {root / 'train'} nor {path} is there.")
+    path = meta
+    try:
+        # the devkit numbers the classes, from 1, in another order than their sorted names
+        names = [str(n[0]).replace("/", "-") for n in loadmat(meta)["class_names"][0]]
+        number = dict(zip(range(1, len(names) + 1), np.argsort(np.argsort(names))))
+        for part, path in parts.items():
+            splits.append(
+                to_split(
+                    [
+                        (root / f"cars_{part}" / row["fname"].item(), number[int(row["class"].item())])
+                        for row in loadmat(path)["annotations"][0]
+                    ]
+                )
+            )
+    except Exception as error:  # scipy raises anything on a damaged file
+        raise UserError(f"{path}: not an annotation file of the devkit ({error!r})") from None
+    return Dataset("stanford_cars", *splits, classnames=sorted(names), view=view)

@@ -1,0 +1,49 @@
+"""Clothing1M."""
+
+from pathlib import Path
+
+import numpy as np
+
+from dataloader.dataset import Dataset, View
+from dataloader.listings import ENLARGE, read_pairs, read_words, to_split
+from utils.config import UserError
+
+
+def clothing1m(cfg):
+    """Clothing1M: key lists and label files; a class-balanced subset of the noisy images, fixed by `seed`.
+
+    Walking the shuffled list, an image is taken while its class has fewer than num_samples / 14. Keys begin with
+    `images/`; that folder may be there on disk or not.
+    """
+    root = Path(cfg.data_path)
+    n = cfg.num_samples or 1000 * cfg.batch_size
+
+    def read(keys_file, labels_file):
+        labels, pairs = dict(read_pairs(root / labels_file)), []
+        for row, words in enumerate(read_words(root / keys_file, 1)):
+            if words[0] not in labels:
+                raise UserError(
+                    f"{root / keys_file}: line {row + 1}, {words[0]}, has no label in {root / labels_file}."
+                )
+            pairs.append((words[0], labels[words[0]]))
+        return pairs
+
+    train, counts, taken = read("noisy_train_key_list.txt", "noisy_label_kv.txt"), {}, []
+    for i in np.random.default_rng([cfg.seed, 0, 2]).permutation(len(train)):
+        label = train[i][1]
+        if counts.get(label, 0) < n / 14 and len(taken) < n:
+            taken.append(train[i])
+            counts[label] = counts.get(label, 0) + 1
+    keeps_prefix = (root / taken[0][0]).is_file()
+    splits = [
+        to_split([(root / (key if keeps_prefix else key.removeprefix("images/")), label) for key, label in part])
+        for part in (taken, read("clean_test_key_list.txt", "clean_label_kv.txt"))
+    ]
+    view = View(
+        enlarge=ENLARGE,
+        test_enlarge=ENLARGE,
+        short_side=True,
+        mean=(0.6959, 0.6537, 0.6371),
+        std=(0.3113, 0.3192, 0.3214),
+    )
+    return Dataset("clothing1m", *splits, classnames=[], view=view, trusted=False)

@@ -1,0 +1,22 @@
+"""CUB-200-2011."""
+
+from pathlib import Path
+
+from dataloader.dataset import Dataset, View
+from dataloader.listings import ENLARGE, IMAGENET, read_pairs, read_words, to_split
+from utils.config import UserError
+
+
+def cub_200_2011(cfg):
+    """CUB-200-2011: images/, images.txt, image_class_labels.txt, train_test_split.txt."""
+    root = Path(cfg.data_path)
+    paths = {words[0]: words[1] for words in read_words(root / "images.txt", 2)}
+    labels, is_train = (dict(read_pairs(root / name)) for name in ("image_class_labels.txt", "train_test_split.txt"))
+    for i in paths:
+        for name, column in (("image_class_labels.txt", labels), ("train_test_split.txt", is_train)):
+            if i not in column:
+                raise UserError(f"{root / name}: has no line for image {i} ({paths[i]}).")
+    splits = [
+        to_split([(root / "images" / paths[i], labels[i] - 1) for i in paths if is_train[i] == flag]) for flag in (1, 0)
+    ]
+    return Dataset("cub-200-2011", *splits, classnames=[], view=View(enlarge=ENLARGE, **IMAGENET))

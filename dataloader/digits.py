@@ -1,0 +1,43 @@
+"""scikit-learn's handwritten digits, the data set of the demo."""
+
+import numpy as np
+from PIL import Image
+
+from dataloader.dataset import Dataset, Split, View, hold_out
+from utils.config import UserError, default_values
+
+
+def load_digits_8x8():
+    """scikit-learn's 1,797 handwritten digits: grey levels 0..16 uint8 (1797, 8, 8) and labels int64."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    return digits.images.astype(np.uint8), digits.target.astype(np.int64)
+
+
+def enlarge_digits(levels):
+    """Grey levels 0..16 (N, 8, 8) -> uint8 RGB (N, 32, 32, 3): white ink on black, bicubic."""
+    big = [
+        np.asarray(Image.fromarray(np.minimum(lv * 16, 255).astype(np.uint8)).resize((32, 32), Image.BICUBIC))
+        for lv in levels
+    ]
+    return np.repeat(np.stack(big)[..., None], 3, axis=3)
+
+
+def digits(cfg):
+    """The 1,797 digits that come with scikit-learn, enlarged to 32x32; `test_fraction` of them held out by `seed`."""
+    if cfg.data_path != default_values()["data_path"]:
+        raise UserError(
+            f"data_path: the data set digits reads no files, but data_path is {cfg.data_path}; for your own "
+            "images say --cfg config/PEFT/own.yaml (phase 2: config/FFT/own.yaml)."
+        )
+    levels, labels = load_digits_8x8()
+    images = enlarge_digits(levels)
+    train, test = hold_out(labels, cfg.test_fraction, cfg.seed)
+    return Dataset(
+        "digits",
+        Split(images[train], labels[train]),
+        Split(images[test], labels[test]) if len(test) else None,
+        classnames=[str(i) for i in range(10)],
+        view=View(flip=False),
+    )

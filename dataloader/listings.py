@@ -1,0 +1,58 @@
+"""What readers of image files share: list files (a name and a label a line) and class folders."""
+
+import numpy as np
+
+from dataloader.dataset import Split
+from dataloader.files import IMAGE_SUFFIXES
+from utils.config import UserError
+from utils.files import read_lines
+
+ENLARGE = 8 / 7  # 256 pixels for a crop of 224
+IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+
+
+def read_words(path, expected):
+    """The words of every line of a list file, `expected` or more; UserError if it is missing, empty or has a short line."""
+    if not path.is_file():
+        raise UserError(f"data_path: {path} is missing.")
+    rows = [line.split() for line in read_lines(path)]
+    for row, words in enumerate(rows):
+        if len(words) < expected:
+            raise UserError(f"{path}: line {row + 1} has {len(words)} words, expected {expected}.")
+    return rows
+
+
+def _whole_number(word, path, row):
+    if not word.lstrip("-").isdigit():
+        raise UserError(f"{path}: line {row + 1} has the label '{word}', expected a whole number.")
+    return int(word)
+
+
+def read_pairs(path):
+    """(name, label) of every line `name label`."""
+    return [(words[0], _whole_number(words[1], path, row)) for row, words in enumerate(read_words(path, 2))]
+
+
+def to_split(pairs):
+    return Split([str(path) for path, _ in pairs], np.array([label for _, label in pairs], dtype=np.int64))
+
+
+def need_folder(folder):
+    if not folder.is_dir():
+        raise UserError(f"data_path: there is no folder {folder}.")
+    return folder
+
+
+def class_folders(root):
+    """Paths, labels and class names of <root>/<class>/**/*.jpg …, everything in sorted order."""
+    classes = sorted(d.name for d in root.iterdir() if d.is_dir() and not d.name.startswith("."))
+    if not classes:
+        raise UserError(f"data_path: {root} holds no class folder.")
+    paths, labels = [], []
+    for label, name in enumerate(classes):
+        files = sorted(str(p) for p in (root / name).rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+        if not files:
+            raise UserError(f"data_path: the class folder {root / name} holds no image.")
+        paths += files
+        labels += [label] * len(files)
+    return paths, np.array(labels, dtype=np.int64), classes

@@ -1,0 +1,202 @@
+"""`load_data(cfg)` gives the data set that a configuration names; DATASETS has one reader for each."""
+
+import os
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from dataloader.cars import stanford_cars
+from dataloader.cifar import SOURCE as CIFAR
+from dataloader.cifar import cifar10, cifar100
+from dataloader.clothing1m import clothing1m
+from dataloader.cub import cub_200_2011
+from dataloader.dataset import Split, fingerprint, label_hash
+from dataloader.digits import digits
+from dataloader.files import inspect_files, inspection_cache
+from dataloader.noise import DRAWN, make_noise
+from dataloader.own import label_numbers, own, sound_rows
+from dataloader.rows import say_names
+from dataloader.tiny_imagenet import tiny_imagenet
+from dataloader.transforms import decode
+from dataloader.webvision import webvision
+from utils.config import UserError, pick
+from utils.distributed import first_alone
+from utils.files import read_lines
+
+CLASSNAMES = Path(__file__).resolve().parents[1] / "config" / "classnames"
+DATASETS = {
+    "digits": digits,
+    "cifar10": cifar10,
+    "cifar100": cifar100,
+    "tiny_imagenet": tiny_imagenet,
+    "stanford_cars": stanford_cars,
+    "cub-200-2011": cub_200_2011,
+    "clothing1m": clothing1m,
+    "webvision": webvision,
+    "own": own,
+}
+SOURCES = {  # where to get each
+    "cifar10": CIFAR.format("CIFAR-10") + " (or by --download)",
+    "cifar100": CIFAR.format("CIFAR-100") + " (or by --download)",
+    "tiny_imagenet": "tiny-imagenet-200.zip from cs231n.stanford.edu",
+    "stanford_cars": "Stanford Cars from ai.stanford.edu/~jkrause/cars/car_dataset.html",
+    "cub-200-2011": "CUB-200-2011 from vision.caltech.edu/datasets/cub_200_2011",
+    "clothing1m": "Clothing1M from github.com/Cysu/noisy_label (on request)",
+    "webvision": "WebVision 1.0 from data.vision.ee.ethz.ch/cvl/webvision/dataset2017.html",
+}
+PUBLISHED = {  # (training, test) images as the data sets' authors give them
+    "digits": (1437, 360),
+    "cifar10": (50000, 10000),
+    "cifar100": (50000, 10000),
+    "tiny_imagenet": (100000, 10000),
+    "stanford_cars": (8144, 8041),
+    "cub-200-2011": (5994, 5794),
+    "clothing1m": (None, 10526),
+    "webvision": (65944, 2500),
+}
+
+
+def load_data(cfg):
+    """The data set that `cfg` names, with class names and the labels to train on; pixels of files not yet decoded.
+
+    With `score`, the images it names stand in place of the training images.
+    Raises UserError for an unknown data set or noise, class names or labels that do not match, missing files.
+    """
+    read = pick(DATASETS, cfg.dataset, "dataset")
+    if cfg.download and cfg.dataset not in ("cifar10", "cifar100"):
+        raise UserError(f"download: only cifar10 and cifar100 can be fetched, not {cfg.dataset}.")
+    if cfg.dataset in SOURCES and not cfg.download and not Path(cfg.data_path).is_dir():
+        raise UserError(f"data_path: there is no folder {cfg.data_path}. Get {SOURCES[cfg.dataset]}.")
+    if cfg.check_data:
+        print(check_data(cfg))
+        sys.exit(0)
+    with first_alone():  # which downloads, or looks through all files, once
+        dataset = read(cfg)
+    if cfg.skip_broken and not isinstance(dataset.train.images, np.ndarray) and cfg.dataset != "own":
+        dataset.train, dataset.skipped = _without_broken(dataset.train, cfg)
+        dataset.test, broken = _without_broken(dataset.test, cfg)
+        dataset.skipped |= broken
+        for name, split in dataset.more_tests.items():
+            dataset.more_tests[name], broken = _without_broken(split, cfg)
+            dataset.skipped |= broken
+    dataset.classnames = _classnames(cfg, dataset)
+    dataset.label_names = dataset.label_names or dataset.classnames
+    if cfg.dataset == "own":
+        say_names(dataset.classnames, dataset.label_names)
+    K = dataset.num_classes
+    if cfg.num_class and cfg.num_class != K:
+        raise UserError(f"num_class: is {cfg.num_class}, but {cfg.dataset} has {K} classes.")
+    for split, labels in (
+        ("training", dataset.train.labels),
+        *((name, more.labels) for name, more in dataset.tests.items()),
+    ):
+        if len(labels) == 0:
+            raise UserError(f"data_path: the {split} set of {cfg.dataset} in {cfg.data_path} is empty.")
+        if labels.min() < 0 or labels.max() >= K:
+            row = int(np.flatnonzero((labels < 0) | (labels >= K))[0])
+            raise UserError(
+                f"data_path: label {labels[row]} of {split} image {row} is out of range; "
+                f"{cfg.dataset} has {K} class names, so labels go from 0 to {K - 1}."
+            )
+    if dataset.true_labels is None and (dataset.trusted or cfg.noise_mode not in ("", "none")):
+        dataset.true_labels = dataset.train.labels
+    is_folder = not isinstance(dataset.train.images, np.ndarray)
+    noisy = make_noise(cfg, dataset.train.labels, K, is_folder, lambda: raw_pixels(dataset.train.images))
+    dataset.train = Split(dataset.train.images, noisy)
+    dataset.noise_name = _noise_name(cfg, noisy)
+    dataset.fingerprint = fingerprint([dataset.train, *([dataset.test] if dataset.test else [])], cfg.data_path)
+    return _scored(cfg, dataset) if cfg.score else dataset
+
+
+def _scored(cfg, data):
+    """The labelled images that `score` names, a test set or a folder or table, in place of the training images."""
+    if cfg.score in data.tests:
+        split = data.tests[cfg.score]
+        rest = {"true_labels": split.labels if data.trusted else None, "ids": None, "skipped": {}, "duplicates": []}
+    elif cfg.score == "test":
+        raise UserError("score: this data set has no test split.")
+    else:
+        rows, skipped, duplicates = sound_rows(cfg.score, cfg, "score")
+        labels, true_labels = label_numbers(rows, data.label_names)
+        split = Split([row.path for row in rows], labels)
+        rest = {
+            "true_labels": true_labels,
+            "ids": [row.id for row in rows] if rows[0].id else None,
+            "skipped": skipped,
+            "duplicates": duplicates,
+        }
+    return replace(data, train=split, test=None, more_tests={}, fingerprint=fingerprint([split], cfg.data_path), **rest)
+
+
+def _classnames(cfg, dataset):
+    """The words CLIP reads, from --classnames, class_names, config/classnames/<dataset>.txt or the data set itself."""
+    source, names = CLASSNAMES / f"{dataset.name}.txt", dataset.classnames
+    if cfg.classnames:
+        source = Path(cfg.classnames)
+        if not source.is_file():
+            raise UserError(f"classnames: there is no file {source}.")
+        names = read_lines(source)
+    elif cfg.class_names:
+        source, names = "class_names", cfg.class_names
+    elif source.is_file():
+        names = read_lines(source)
+    if "" in [name.strip() for name in names]:
+        raise UserError(f"{source}: line {[n.strip() for n in names].index('') + 1} is empty, expected a class name.")
+    expected = len(dataset.classnames) or cfg.num_class
+    if expected and len(names) != expected:
+        raise UserError(f"{source}: holds {len(names)} class names, the data set has {expected} classes.")
+    return names
+
+
+def _noise_name(cfg, noisy):
+    """The noise as part of a run's folder: with its ratio where it is drawn, with a hash of the labels where read."""
+    if cfg.noise_mode in DRAWN:
+        return f"{cfg.noise_mode}-{cfg.noise_ratio:g}" + ("-official" if cfg.noise_rng == "official" else "")
+    if cfg.noise_mode in ("file", "transition"):
+        return f"{cfg.noise_mode}-{label_hash(noisy)}"
+    return cfg.noise_mode or "none"
+
+
+def raw_pixels(images, size=64):
+    """uint8 (N, 3 h w), channel first, as instance-dependent noise sees images; files are resized to size x size."""
+    if isinstance(images, np.ndarray):
+        return images.transpose(0, 3, 1, 2).reshape(len(images), -1)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        out = np.empty((len(images), 3 * size * size), dtype=np.uint8)
+        for i, image in enumerate(pool.map(lambda path: decode(path, size), images)):
+            out[i] = image.numpy().ravel()
+    return out
+
+
+def _without_broken(split, cfg):
+    """The split without files that cannot be decoded, and {path: reason} of those."""
+    _, reasons = inspect_files(split.images, inspection_cache(cfg))
+    good = np.array([not reason for reason in reasons])
+    kept = [path for path, ok in zip(split.images, good) if ok]
+    return Split(kept, split.labels[good]), {path: reason for path, reason in zip(split.images, reasons) if reason}
+
+
+def check_data(cfg):
+    """What is there of a data set, as text: images found against the published sizes, files missing or broken."""
+    dataset = DATASETS[cfg.dataset](cfg)
+    published = PUBLISHED.get(cfg.dataset, (None, None))
+    lines = [f"{cfg.dataset} in {cfg.data_path}"]
+    for name, split, expected in (
+        ("training", dataset.train, published[0]),
+        ("test", dataset.test, published[1]),
+        *((n, s, None) for n, s in dataset.more_tests.items()),
+    ):
+        if split is None:
+            continue
+        found = f"{name}: {len(split.labels)} images of {len(np.unique(split.labels))} classes"
+        found += f", published {expected}" if expected else ""
+        if not isinstance(split.images, np.ndarray):
+            _, broken = _without_broken(split, cfg)
+            missing = [path for path, reason in broken.items() if reason == "missing"]
+            found += f"; {len(missing)} files missing, {len(broken) - len(missing)} broken"
+            found += f", first {(missing or list(broken))[0]}" if broken else ""
+        lines.append(found)
+    return "\n".join(lines)

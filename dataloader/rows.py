@@ -1,0 +1,239 @@
+"""A person's own images: class folders, or a table with a path and a label column, read as rows of text."""
+
+import csv
+import io
+import json
+import re
+import unicodedata
+from dataclasses import dataclass
+from pathlib import Path
+
+from dataloader.files import IMAGE_SUFFIXES
+from utils.config import UserError, default_values, nearest
+
+TABLE_SUFFIXES = {".csv", ".tsv", ".jsonl"}
+SPLITS = {
+    "": "train",
+    "train": "train",
+    "training": "train",
+    "test": "test",
+    "testing": "test",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "dev": "val",
+}
+COLUMNS = {  # setting: names it goes by where the setting is empty; the first two must be there
+    "path_column": "path file filename file_name filepath file_path image image_path imagepath img img_path".split(),
+    "label_column": "label labels class class_name classname category target given_label".split(),
+    "split_column": "split subset partition".split(),
+    "id_column": "id image_id sample_id uid uuid".split(),
+    "true_label_column": "true_label true_labels clean_label gold_label correct_label".split(),
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One labelled image, all of it text; `where` is what an error calls it."""
+
+    path: str
+    label: str
+    split: str = "train"  # train, test or val
+    id: str = ""
+    true_label: str = ""
+    where: str = ""
+
+
+def read_rows(source, cfg, key="data_path"):
+    """The rows of a folder of class folders or of a CSV, TSV or JSONL file, in sorted or in the file's order.
+
+    Of val and test, test is for testing and val is left out; val alone is for testing. Raises UserError where `source`,
+    which it calls by its setting `key`, is neither, for an unknown column, and for the line of an empty or doubled field.
+    """
+    source = Path(source)
+    if source.is_dir():
+        rows = _read_folders(source, key)
+    elif source.is_file() and source.suffix.lower() in TABLE_SUFFIXES:
+        rows = _read_table(source, cfg)
+    elif source.is_file():
+        raise UserError(f"{key}: {source} is no folder and no {', '.join(sorted(TABLE_SUFFIXES))} file.")
+    else:
+        if source == Path(default_values()["data_path"]):
+            raise UserError(
+                "data_path: --data_path names your folder of class folders, or a .csv, .tsv or .jsonl table."
+            )
+        there = [str(p) for p in source.parent.glob("*")] if source.parent.is_dir() else []
+        raise UserError(f"{key}: there is no folder or file {source}.{nearest(source, there)}")
+    splits = {row.split for row in rows}
+    if "val" in splits and "test" in splits:
+        print(f"left out: {sum(row.split == 'val' for row in rows)} images of val, since there is a test split")
+        rows = [row for row in rows if row.split != "val"]
+    return rows
+
+
+# --- class folders
+
+
+def _read_folders(root, key):
+    parts = {
+        part: root / part for part in ("train", "test", "val") if (root / "train").is_dir() and (root / part).is_dir()
+    }
+    rows, ignored, empty = [], {}, []
+    for split, folder in (parts or {"train": root}).items():
+        classes = sorted(d for d in folder.iterdir() if d.is_dir() and not d.name.startswith((".", "__MACOSX")))
+        for class_folder in classes:
+            before = len(rows)
+            for path in sorted(p for p in class_folder.rglob("*") if p.is_file() and not p.name.startswith(".")):
+                if path.suffix.lower() in IMAGE_SUFFIXES:
+                    rows.append(Row(str(path), class_folder.name, split, where=str(path)))
+                else:
+                    ignored[path.suffix.lower()] = ignored.get(path.suffix.lower(), 0) + 1
+            if len(rows) == before:
+                empty.append(str(class_folder))
+    if not rows:
+        tables = sorted(str(p) for p in root.iterdir() if p.suffix.lower() in TABLE_SUFFIXES)
+        raise UserError(
+            f"{key}: {root} holds no class folder with an image in it ({' '.join(sorted(IMAGE_SUFFIXES))})."
+            f"{' Did you mean ' + tables[0] + '?' if tables else ''}"
+        )
+    if empty:
+        print(f"left out: {shortened(empty)}: class folders without an image")
+    if ignored:
+        print(
+            "ignored: files that end in " + shortened([f"{k or 'nothing'} ({n})" for k, n in sorted(ignored.items())])
+        )
+    return rows
+
+
+# --- tables
+
+
+def _read_table(path, cfg):
+    lines = _read_jsonl(path) if path.suffix.lower() == ".jsonl" else read_csv(path)
+    if not lines:
+        raise UserError(f"{path}: holds no row.")
+    columns = _columns(path, list(dict.fromkeys(key for _, fields in lines for key in fields)), cfg)
+    rows, ids = [], {}
+    for line, fields in lines:
+
+        def field(key):
+            return fields.get(columns[key], "").strip() if columns[key] else ""
+
+        where = f"{path}: line {line}"
+        for key in ("path_column", "label_column", *(["id_column"] if columns["id_column"] else [])):
+            if not field(key):
+                raise UserError(f"{where} has nothing in column '{columns[key]}'.")
+        split = field("split_column").lower()
+        if split not in SPLITS:
+            raise UserError(f"{where} has the split '{split}', expected train, test or val.{nearest(split, SPLITS)}")
+        if field("id_column") and ids.setdefault(field("id_column"), line) != line:
+            raise UserError(
+                f"{where} has the id '{field('id_column')}' of line {ids[field('id_column')]}; "
+                "ids must differ (id_column names another column)."
+            )
+        rows.append(
+            Row(
+                str(path.parent / field("path_column")),
+                field("label_column"),
+                SPLITS[split],
+                field("id_column"),
+                field("true_label_column"),
+                where,
+            )
+        )
+    print(f"{path}: " + ", ".join(f"{key} '{column}'" for key, column in columns.items() if column))
+    return rows
+
+
+def _columns(path, header, cfg):
+    """{setting: column of the table}, None for an optional one that is not there."""
+    plain, columns = {re.sub(r"[\s-]+", "_", name.strip().lower()): name for name in reversed(header)}, {}
+    for key, usual in COLUMNS.items():
+        wanted = getattr(cfg, key)
+        if wanted and wanted not in header:
+            raise UserError(
+                f"{key}: {path} has no column '{wanted}', only {', '.join(header)}.{nearest(wanted, header)}"
+            )
+        columns[key] = wanted or next((plain[name] for name in usual if name in plain), None)
+        if columns[key] is None and key in ("path_column", "label_column"):
+            raise UserError(
+                f"{path}: none of its columns {', '.join(header)} is called {usual[0]}; --path_column and "
+                "--label_column name those of the images and labels."
+            )
+    return columns
+
+
+def read_csv(path):
+    """[(line it begins on, {column: text})]; the separator is a tab, or what the header has most of."""
+    text = _text(path)
+    header = text.split("\n", 1)[0]
+    separator = "\t" if path.suffix.lower() == ".tsv" else max(",;\t", key=header.count)
+    reader, rows, begins = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True), [], 1
+    try:
+        names = [name.strip() for name in next(reader, [])]
+        if len(set(names)) < len(names):
+            raise UserError(f"{path}: two columns have the same name; found {', '.join(names)}.")
+        begins = reader.line_num + 1
+        for fields in reader:
+            if fields:
+                if len(fields) != len(names):
+                    raise UserError(f"{path}: line {begins} has {len(fields)} fields, the first line has {len(names)}.")
+                rows.append((begins, dict(zip(names, fields))))
+            begins = reader.line_num + 1
+    except csv.Error as error:
+        raise UserError(f"{path}: line {begins} cannot be read ({error}).") from None
+    return rows
+
+
+def _read_jsonl(path):
+    rows = []
+    for number, line in enumerate(_text(path).splitlines(), 1):
+        if line.strip():
+            try:
+                fields = dict(json.loads(line).items())
+            except (ValueError, AttributeError):
+                raise UserError(f"{path}: line {number} is no JSON object.") from None
+            rows.append((number, {k: "" if v is None else str(v) for k, v in fields.items()}))
+    return rows
+
+
+def _text(path):
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            return file.read()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not a UTF-8 text file ({error}).") from None
+
+
+# --- names
+
+
+def tidy_names(labels):
+    """What CLIP reads for each label: 001.Black_footed_Albatross -> Black footed Albatross, goldenRetriever -> golden
+    Retriever. A number in front goes only where every label has one and they still differ without."""
+    words = [" ".join(unicodedata.normalize("NFC", label).replace("_", " ").split()) for label in labels]
+    bare = [re.sub(r"^\d+[.\s-]+", "", name) for name in words]
+    if all(a != b and not b.isdigit() for a, b in zip(words, bare)) and len(set(bare)) == len(bare) and all(bare):
+        words = bare
+    return [name if " " in name else re.sub(r"(?<=[a-zß-ÿ])(?=[A-ZÀ-Þ])", " ", name) for name in words]
+
+
+def say_names(classnames, label_names):
+    """Print the names CLIP reads, and warn of those it cannot tell apart or knows nothing of."""
+    print(f"CLIP reads: {shortened(classnames)}")
+    cannot = [name for name in classnames if name.isdigit() or re.fullmatch(r"n\d{8}", name)]
+    if cannot:
+        print(f"warning: CLIP knows nothing of {shortened(cannot)}; --classnames FILE gives words, one class a line")
+    first = {}
+    for name, label in zip(classnames, label_names):
+        if first.setdefault(name.lower(), label) != label:
+            print(
+                f"warning: CLIP reads the classes {first[name.lower()]!r} and {label!r} as the same words, '{name}'; "
+                "it can tell them apart only by --classnames FILE"
+            )
+
+
+def shortened(words, count=12):
+    """The first words of a list with commas, and how many there are in all."""
+    rest = f" … ({len(words)} in all)" if len(words) > count else ""
+    return ", ".join(map(str, words[:count])) + rest

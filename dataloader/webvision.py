@@ -1,0 +1,32 @@
+"""WebVision 1.0."""
+
+from pathlib import Path
+
+from dataloader.dataset import Dataset, View
+from dataloader.files import IMAGE_SUFFIXES
+from dataloader.listings import ENLARGE, IMAGENET, need_folder, read_pairs, to_split
+
+
+def webvision(cfg):
+    """WebVision 1.0, Google part, first 50 classes (num_class); ILSVRC12 validation is a second test set, if there."""
+    root, K = Path(cfg.data_path), cfg.num_class or 50
+    train, test = (
+        [(f"{root}/{folder}{path}", label) for path, label in read_pairs(root / "info" / name) if label < K]
+        for folder, name in (("", "train_filelist_google.txt"), ("val_images_256/", "val_filelist.txt"))
+    )
+    more, imagenet = {}, root / "imagenet" / "val"
+    if imagenet.is_dir():
+        more["imagenet"] = to_split(
+            [
+                (path, k)
+                for k in range(K)
+                for path in sorted(need_folder(imagenet / str(k)).iterdir())
+                if path.suffix.lower() in IMAGE_SUFFIXES
+            ]
+        )
+    else:
+        print(f"no {imagenet}: running without the second test set (ILSVRC12 validation)")
+    view = View(enlarge=ENLARGE, test_enlarge=ENLARGE, **IMAGENET)
+    return Dataset(
+        "webvision", to_split(train), to_split(test), classnames=[], view=view, trusted=False, more_tests=more
+    )

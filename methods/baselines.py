@@ -1,0 +1,6 @@
+"""Label-noise learning methods to compare with: METHODS[name](cfg, num_samples, num_classes) -> Method."""
+
+from methods.robust_losses import CE, ELR, GCE, SCE
+from methods.sample_selection import GMM, TURN, SmallLoss
+
+METHODS = {"CE": CE, "SCE": SCE, "GCE": GCE, "ELR": ELR, "GMM": GMM, "TURN": TURN, "small-loss": SmallLoss}

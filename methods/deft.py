@@ -1,0 +1,201 @@
+"""DeFT, phase 1: the noisy-label detector, its training epoch, and what it says of labels (DeFT, section 3)."""
+
+import time
+from dataclasses import dataclass
+
+import torch
+
+from dataloader.loaders import EpochRandomness, make_loader, make_loaders
+from methods.loops import check_finite, evaluate_all, learning_rate, progress, run_batch, watched
+from methods.losses import batch_mean, cross_entropy, negative_prompt_loss, symmetric_cross_entropy
+from methods.selection import clean_probability, precision_recall, select_clean
+from model.classifier import build_optimizer
+from model.clip import input_pixels, load_clip
+from model.detector import Detector
+from model.prompts import DualPrompts
+from model.tuners import tune
+from utils.checkpoint import load_checkpoint
+from utils.device import Amp, torch_generator
+from utils.distributed import gather, in_order, parallel, total
+
+RECORDS = ("mask", "p_clean", "predicted", "confidence")  # of each sample, made on line
+WARMUP_LOSS = {"ce": cross_entropy, "sce": symmetric_cross_entropy}
+# settings of the official script for real-world noise, where they differ from those for synthetic noise
+REAL_WORLD = {
+    "require_agreement": True,
+    "warmup": 5,
+    "warmup_loss": "sce",
+    "pseudo_from": 2,
+    "schedule": "constant",
+}
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How one epoch of phase 1 selects and learns.
+
+    While `warm`, the positive prompt learns by `warmup_loss` on all samples, later by cross-entropy on the selected ones.
+    With `use_pseudo_labels` the target of the negative prompt is the label where selected, else argmax logits_pos;
+    without, always the label. `neg_weight` weighs that term. With `require_agreement` a selected sample must also have
+    argmax p_yes = label.
+    """
+
+    warm: bool
+    use_pseudo_labels: bool
+    warmup_loss: object = cross_entropy
+    neg_weight: float = 1.0
+    require_agreement: bool = False
+
+
+def epoch_rules(cfg, epoch):
+    """The Rules of epoch 1 … epochs."""
+    return Rules(
+        warm=epoch <= cfg.warmup,
+        use_pseudo_labels=epoch >= (cfg.pseudo_from or cfg.warmup + 1),
+        warmup_loss=WARMUP_LOSS[cfg.warmup_loss],
+        neg_weight=cfg.neg_weight,
+        require_agreement=cfg.require_agreement,
+    )
+
+
+def train_detector_epoch(model, batches, complementary_labels, optimizer, rules, amp, is_clean=None, title="train"):
+    """One epoch of phase 1: loss = cls + neg (methods/losses.py), by `rules`; the selection is made before each step.
+
+    batches: (images (B, 3, H, W), labels (B,), index (B,)); complementary_labels (N,) by sample. is_clean (N,) bool is
+    only for the progress bar.
+
+    Returns averages (`loss`, `loss_cls`, `loss_neg` over batches, weighted by size), `seconds` and, in visiting order, the
+    CPU tensors `index`, `mask`, `p_clean`, `predicted` and `confidence` (n,), the softmax of logits_pos at the predicted
+    class. Raises NonFinite.
+    """
+    model.train()
+    start, losses, seen = time.perf_counter(), [], []
+    bar = progress(batches, title)
+    for step, (images, labels, index) in enumerate(bar):
+        with amp():
+            logits_pos, logits_neg = run_batch(model, images)  # (B, K)
+        p_yes = clean_probability(logits_pos, logits_neg)
+        selected, p_clean = select_clean(p_yes.detach(), labels, rules.require_agreement)
+        confidence, predicted = logits_pos.detach().softmax(1).max(1)
+        loss_cls, loss_neg = _losses(logits_pos, p_yes, labels, complementary_labels[index], selected, predicted, rules)
+        loss = loss_cls + loss_neg
+        amp.step(loss, optimizer)
+        losses.append(torch.stack([loss, loss_cls, loss_neg]).detach() * total(torch.ones_like(selected).sum()))
+        seen.append((index, selected, p_clean, predicted, confidence))
+        if watched(bar, step):
+            bar.set_postfix({"loss": f"{loss.item():.3f}"} | _recent_quality(seen[-20:], is_clean))
+    index, *records = gather(*(torch.cat(column).cpu() for column in zip(*seen)))
+    losses = total(torch.stack(losses)).cpu()
+    check_finite(losses[:, 0], title)
+    averages = dict(zip(("loss", "loss_cls", "loss_neg"), (losses.sum(0) / len(index)).tolist()))
+    return averages | {"seconds": time.perf_counter() - start, "index": index, **dict(zip(RECORDS, records))}
+
+
+def _losses(logits_pos, p_yes, labels, complementary_labels, selected, predicted, rules):
+    """The two parts of a batch's loss, cls and neg."""
+    everyone = torch.ones_like(selected)
+    if rules.warm:
+        loss_cls = batch_mean(rules.warmup_loss(logits_pos, labels), everyone)
+    else:
+        loss_cls = batch_mean(cross_entropy(logits_pos, labels), selected)
+    targets = torch.where(selected, labels, predicted) if rules.use_pseudo_labels else labels
+    return loss_cls, batch_mean(negative_prompt_loss(p_yes, complementary_labels, targets, rules.neg_weight), everyone)
+
+
+def _recent_quality(seen, is_clean):
+    """Precision and recall of the last batches' selection, for the progress bar; nothing where the truth is not known."""
+    if is_clean is None:
+        return {}
+    clean, kept = (torch.cat(x) for x in zip(*((is_clean[index], mask) for index, mask, *_ in seen)))
+    hits = 100 * (clean & kept).sum()
+    return {"precision": f"{hits / kept.sum():.1f}", "recall": f"{hits / clean.sum():.1f}"}
+
+
+def build_detector(cfg, classnames, device):
+    """The untrained Detector that `cfg` describes, on the device."""
+    clip, tokenizer = load_clip(cfg.backbone, cfg.pretrained)
+    generator = torch_generator(cfg.seed, 0)
+    tune(clip.visual, cfg, generator)
+    prompts = DualPrompts(clip, tokenizer, classnames, cfg.n_ctx, cfg.class_token_position, cfg.csc, generator)
+    return Detector(clip, prompts, cfg.micro_batch, cfg.checkpoint_text).to(device)
+
+
+def train_detector(cfg, data, run):
+    """Train the detector on a Dataset for all epochs of a Run; returns its selection and numbers for the summary.
+
+    The selection (`mask`, `p_clean`, `predicted`, `confidence`, (N,) numpy) is the one of the last epoch, made on line,
+    before each step.
+    """
+    device, labels = run.device, data.train.labels
+    model = build_detector(cfg, data.classnames, device)
+    train, tests = make_loaders(data, cfg, input_pixels(model.clip, cfg), device)
+    if cfg.compile:
+        model.clip.visual.compile()
+    optimizer, amp = build_optimizer(model, cfg), Amp(device, cfg.prec)
+    is_clean = None if data.true_labels is None else torch.from_numpy(data.true_labels == labels)
+    on_device = None if is_clean is None else is_clean.to(device)
+    first, saved = run.resume(model, optimizer, amp.scaler)
+    trained = parallel(model)
+    records = {k: saved.get(k) for k in RECORDS}
+    for epoch in range(first, cfg.epochs + 1):
+        randomness = EpochRandomness(cfg.seed, epoch, labels, data.num_classes)
+        optimizer.param_groups[0]["lr"] = learning_rate(cfg.lr, epoch, cfg.epochs, cfg.schedule)
+        result = train_detector_epoch(
+            trained,
+            train.train(randomness),
+            randomness.complementary.to(device),
+            optimizer,
+            epoch_rules(cfg, epoch),
+            amp,
+            on_device,
+            title=f"epoch {epoch}/{cfg.epochs}",
+        )
+        index = result.pop("index")
+        for key in RECORDS:
+            column = result.pop(key)
+            records[key] = torch.empty_like(column).index_copy_(0, index, column)
+        model.eval()
+        with torch.no_grad(), amp():
+            predict = model.classifier()
+        accuracy = evaluate_all(predict, tests, data.num_classes, amp)
+        mask = records["mask"].numpy()
+        quality = {} if is_clean is None else precision_recall(mask, is_clean.numpy())
+        saved = {"acc_per_class": accuracy["acc_per_class"]}
+        run.end_epoch(
+            {
+                "epoch": epoch,
+                "images": len(labels),
+                **result,
+                "selected": float(mask.mean()),
+                **quality,
+                **accuracy["accs"],
+                "lr": optimizer.param_groups[0]["lr"],
+            },
+            model,
+            optimizer,
+            amp.scaler,
+            **records,
+            **saved,
+        )
+    return {k: records[k].numpy() for k in RECORDS}, {"acc_per_class": saved["acc_per_class"]}
+
+
+@torch.no_grad()
+def score_labels(cfg, data, run):
+    """A finished detector's opinion of the labels of a Dataset that it was not trained on, on un-augmented images.
+
+    run: the Run of these scores, inside the folder of the detector's run. Returns the selection, as train_detector.
+    """
+    model = build_detector(cfg, data.classnames, run.device)
+    load_checkpoint(run.folder.parent / "checkpoint.pt", model)
+    model.eval()
+    loader = make_loader(data.train, data.view, cfg, input_pixels(model.clip, cfg), run.device, augmented=False)
+    seen, amp = [], Amp(run.device, cfg.prec)
+    with amp():
+        predict = model.pair_classifier()
+        for images, labels, index in loader.eval():
+            logits_pos, logits_neg = predict(images)
+            p_yes = clean_probability(logits_pos, logits_neg)
+            confidence, predicted = logits_pos.softmax(1).max(1)
+            seen.append((index, *select_clean(p_yes, labels, cfg.require_agreement), predicted, confidence))
+    return {k: column.numpy() for k, column in zip(RECORDS, in_order(seen))}

@@ -1,0 +1,41 @@
+"""Label-noise methods that change the loss and use every sample."""
+
+import torch
+
+from methods.losses import cross_entropy, generalized_cross_entropy, symmetric_cross_entropy
+from methods.method import Method
+
+
+class CE(Method):
+    """Cross-entropy on all given labels."""
+
+
+class SCE(Method):
+    """Symmetric cross-entropy, alpha = beta = 1 (Wang et al., ICCV 2019)."""
+
+    def forward(self, logits, labels, index):
+        return symmetric_cross_entropy(logits, labels)
+
+
+class GCE(Method):
+    """Generalised cross-entropy, q = 0.7 (Zhang and Sabuncu, NeurIPS 2018)."""
+
+    def forward(self, logits, labels, index):
+        return generalized_cross_entropy(logits, labels)
+
+
+class ELR(Method):
+    """Early-learning regularisation (Liu et al., NeurIPS 2020): CE + 5 log(1 - sum t p).
+
+    Each sample has a target t (K,), which starts at 0: t <- 0.3 t + 0.7 p / sum(p), p clamped to [1e-4, 1 - 1e-4].
+    """
+
+    def __init__(self, cfg, num_samples, num_classes):
+        super().__init__(cfg, num_samples, num_classes)
+        self.register_buffer("target", torch.zeros(num_samples, num_classes))
+
+    def forward(self, logits, labels, index):
+        p = logits.softmax(1).clamp(1e-4, 1 - 1e-4)
+        p_detached = p.detach()
+        self.target[index] = 0.3 * self.target[index] + 0.7 * p_detached / p_detached.sum(1, keepdim=True)
+        return cross_entropy(logits, labels) + 5 * (1 - (self.target[index] * p).sum(1)).log()

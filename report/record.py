@@ -1,0 +1,43 @@
+"""What a finished run leaves: its selection as files, its lists, its summary."""
+
+import json
+
+from methods.masks import save_mask
+from methods.selection import detection_quality
+from report.suspects import write_scores
+from utils.config import UserError
+from utils.distributed import rank
+
+
+def finish(run, data, numbers, selection=None):
+    """Write the record of a run on a Dataset; returns the summary.
+
+    numbers go into the summary as they are; selection, of a run that made one, is `mask`, `p_clean`, `predicted` and
+    `confidence`, (N,) numpy each: it is written as clean_mask.npz, suspects.csv and scores.csv, and its quality, where the
+    truth is known, goes into the summary too.
+    """
+    if selection is not None:
+        numbers = {**numbers, "selected": float(selection["mask"].mean())}
+        labels = data.train.labels
+        if data.true_labels is not None:
+            numbers |= detection_quality(selection["mask"], selection["p_clean"], data.true_labels == labels)
+        if rank() == 0:
+            write_scores(run.folder, data, {**selection, "labels": labels})
+            save_mask(run.folder / "clean_mask.npz", selection, labels, data.name, data.noise_name, run.cfg.seed)
+    return run.finish(data.facts(), numbers, data.tables())
+
+
+def say_where(run):
+    """Print where the suspects of a detector's run lie, and what to do next."""
+    print(f"suspects, worst first: {run.folder / 'suspects.csv'}\nto look at them: python -m report.page {run.folder}")
+
+
+def recorded_accuracies(mask_path):
+    """The test accuracies of phase 1's text classifier, from the record of the run that made a mask."""
+    record = mask_path.parent / "summary.json"
+    if not record.is_file():
+        raise UserError(
+            f"adaptation: none shows the accuracy of phase 1, but there is no finished run beside {mask_path}."
+        )
+    summary = json.loads(record.read_text(encoding="utf-8"))
+    return {k: v for k, v in summary.items() if k.startswith("acc_")}
