@@ -1,6 +1,7 @@
 # make demo   find the wrong labels of real handwritten digits, then train on the right ones
 # make test   the tests
-# Both make .venv and install requirements.txt first if needed; VENV=DIR uses another environment.
+# make lint   ruff and mypy
+# They make .venv and install requirements.txt first if needed; VENV=DIR uses another environment.
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -10,7 +11,7 @@ OUT    ?= runs
 PY      = $(VENV)/bin/python
 STAMP   = $(VENV)/.requirements.txt
 
-.PHONY: demo test
+.PHONY: demo test lint
 demo: $(STAMP)
 	@set -e; for seed in $(SEEDS); do for ratio in $(RATIOS); do \
 	  cell="--noise_mode sym --noise_ratio $$ratio --seed $$seed --output_dir $(OUT)"; \
@@ -25,6 +26,10 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist loadfile tests
+
+lint: $(STAMP)
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
 
 # .deft marks an environment as made here; one that exists without it is somebody's own and used as it is
 $(STAMP): requirements.txt

@@ -12,7 +12,7 @@ import torch
 import main_baseline
 import main_phase1
 import main_phase2
-from methods import fine_tuning
+from methods import deft, fine_tuning
 from tests.helpers import Killed, checkpoint, phase1, phase2, same
 from utils import runs
 from utils.config import UserError
@@ -32,9 +32,10 @@ def test_killed_and_resumed_ends_the_same(cell, tmp_path, monkeypatch, script, f
         elif moment == "before the checkpoint":
             patch.setattr(torch, "save", lambda value, file: (file.write(b"half"), (_ for _ in ()).throw(Killed())))
         else:
-            real, calls = script.evaluate_all, []
+            loop = deft if script is main_phase1 else fine_tuning
+            real, calls = loop.evaluate_all, []
             patch.setattr(
-                script,
+                loop,
                 "evaluate_all",
                 lambda *a, **k: calls.append(1) or real(*a, **k) if not calls else (_ for _ in ()).throw(Killed()),
             )
