@@ -2,7 +2,7 @@
 
 report.html      one page to read and to review the worst labels with, without a network
 suspects.png     the first suspects as a picture
-suspects.csv, scores.csv, labels_clean.csv, labels_fixed.csv      see report/suspects.py and the README
+suspects.csv, scores.csv, labels_clean.csv, labels_fixed.csv      see docs/own-images.md
 
     python -m report.page runs/digits/sym-0.4/seed0/deft --relabel_above 0.9
 """

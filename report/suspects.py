@@ -1,4 +1,4 @@
-"""What a detector's selection says of each sample, as CSV files. Their columns are described in the README."""
+"""What a detector's selection says of each sample, as CSV files. docs/own-images.md describes their columns."""
 
 import argparse
 import json

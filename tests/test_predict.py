@@ -1,4 +1,4 @@
-"""The trained classifier as two files: the same logits as the run's own evaluation, by the project and by the README."""
+"""A trained classifier saved as two files gives the logits of the run: through the project, and through open_clip alone."""
 
 import json
 import re
@@ -90,11 +90,13 @@ def own_run(tmp_path_factory):
     return root / "runs/own/none/seed0/ce-tiny-clip-digits", flags
 
 
-def test_the_lines_of_the_readme(own_run, tmp_path):
-    """The README's Python block, as it stands, gives the logits of the run's own evaluation for a file."""
+def test_the_open_clip_lines_of_the_documentation(own_run, tmp_path):
+    """The Python block of docs/own-images.md, as it stands, gives the logits of the run's own evaluation for a file."""
     folder, flags = own_run
     block = next(
-        b for b in re.findall(r"```python\n(.*?)```", Path("README.md").read_text(), re.S) if "safetensors" in b
+        b
+        for b in re.findall(r"```python\n(.*?)```", Path("docs/own-images.md").read_text(), re.S)
+        if "safetensors" in b
     )
     lines = block.splitlines()
     assert lines[0].startswith("run, file = ") and len(lines) == 1 + 10
