@@ -211,8 +211,8 @@ def test_gpuid_without_cuda_falls_back_and_says_so(tmp_path, capsys):
         pytest.skip("there is a CUDA device here")
     flags = [f for f in phase1(tmp_path, "--epochs", "1") if f not in ("--device", "cpu")]
     main_phase1.main([*flags, "--gpuid", "0"])
-    assert "gpuid 0: no CUDA here, running on the CPU" in capsys.readouterr().out
-    with pytest.raises(UserError, match="device: cuda cannot be used here"):
+    assert "gpuid 0: CUDA is not available, running on the CPU" in capsys.readouterr().out
+    with pytest.raises(UserError, match="device: cuda is not available"):
         main_phase1.main([*flags, "--device", "cuda", "--tag", "x"])
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints: what training needs to go on after a stop."""
+"""Checkpoints: what is needed to resume training."""
 
 import torch
 
@@ -7,7 +7,7 @@ from utils.files import write_whole
 
 
 def trained_state(model):
-    """The parameters that are trained, by name, and the buffers of normalisation layers that follow the data."""
+    """{name: tensor} of the trained parameters and of the running statistics of normalisation layers."""
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     return {
         k: v
@@ -17,7 +17,7 @@ def trained_state(model):
 
 
 def save_checkpoint(path, model, optimizer, scaler=None, **rest):
-    """Trained parameters, optimizer and `rest` (numbers, strings, tensors and plain containers of them)."""
+    """Save trained parameters, optimizer state and `rest` (numbers, strings, tensors and plain containers of these)."""
     with write_whole(path) as file:
         torch.save(
             {
@@ -31,15 +31,15 @@ def save_checkpoint(path, model, optimizer, scaler=None, **rest):
 
 
 def load_checkpoint(path, model, optimizer=None, scaler=None):
-    """Put a checkpoint back into model, optimizer and scaler; returns its other entries."""
+    """Restore model, optimizer and scaler from a checkpoint; returns its remaining entries."""
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
         missing = trained_state(model).keys() ^ saved["model"].keys()
         if missing:
-            raise ValueError(f"other parameters, e.g. {sorted(missing)[0]}")
+            raise ValueError(f"different parameters, e.g. {sorted(missing)[0]}")
         model.load_state_dict(saved.pop("model"), strict=False)
     except Exception as error:  # a truncated or foreign file fails in many ways
-        raise UserError(f"{path}: not a checkpoint of this run ({error}); delete its folder to start afresh.") from None
+        raise UserError(f"{path}: not a checkpoint of this run ({error}); delete its folder to start over.") from None
     if optimizer:
         optimizer.load_state_dict(saved["optimizer"])
     if scaler:

@@ -1,4 +1,4 @@
-"""The device of a run, and the precision it computes in."""
+"""The device and the numerical precision of a run."""
 
 import os
 
@@ -10,13 +10,13 @@ from utils.distributed import world_size
 
 
 def pick_device(cfg):
-    """torch.device from `device` and `gpuid`; a gpuid in a YAML falls back to the CPU where there is no CUDA."""
+    """The torch.device that `device` and `gpuid` select; a gpuid falls back to the CPU if CUDA is not available."""
     wanted = cfg.device
     if world_size() > 1 and wanted in ("auto", "cuda"):
         wanted = f"cuda:{os.environ['LOCAL_RANK']}" if torch.cuda.is_available() else "cpu"
     if wanted == "auto":
         if cfg.gpuid >= 0 and not torch.cuda.is_available():
-            print(f"gpuid {cfg.gpuid}: no CUDA here, running on the CPU")
+            print(f"gpuid {cfg.gpuid}: CUDA is not available, running on the CPU")
         mps = torch.backends.mps.is_available()
         wanted = f"cuda:{max(cfg.gpuid, 0)}" if torch.cuda.is_available() else "mps" if mps else "cpu"
     try:
@@ -26,18 +26,18 @@ def pick_device(cfg):
             raise RuntimeError("not one of auto, cpu, cuda, cuda:1, mps")
     except (RuntimeError, AssertionError) as error:
         raise UserError(
-            f"device: {wanted} cannot be used here ({str(error).splitlines()[0]}); auto takes what there is."
+            f"device: {wanted} is not available ({str(error).splitlines()[0]}); auto uses what is available."
         ) from None
     return device
 
 
 def torch_generator(seed, purpose):
-    """A CPU generator of its own for one purpose (initial values, …)."""
+    """A separate CPU generator for one purpose (initial values, …), derived from the seed."""
     return torch.Generator().manual_seed(int(np.random.default_rng([seed, 7, purpose]).integers(2**62)))
 
 
 def precision(device, prec):
-    """What `prec: auto` means on a device: bf16 where its hardware multiplies it, else fp32; the others mean themselves."""
+    """Resolve `prec: auto` for a device: bf16 if the hardware supports it natively, else fp32."""
     if prec != "auto":
         return prec
     if device.type == "cuda":
@@ -48,15 +48,15 @@ def precision(device, prec):
 
 
 def autocast(device, prec):
-    """Context of a forward pass: bf16 or fp16 over fp32 weights, or fp32."""
+    """Context manager for a forward pass: autocast to bf16 or fp16 over fp32 weights, or plain fp32."""
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision(device, prec))
     return torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
 
 
 class Amp:
-    """Mixed precision over fp32 weights: `with amp():` around a forward pass, `amp.step(loss, optimizer)` behind it.
+    """Mixed precision over fp32 weights: `with amp():` around the forward pass, then `amp.step(loss, optimizer)`.
 
-    fp16 gradients are scaled so that they do not underflow; `scaler` is None for every other precision.
+    fp16 gradients are scaled to prevent underflow; for other precisions `scaler` is None.
     """
 
     def __init__(self, device, prec="fp32"):
@@ -67,8 +67,8 @@ class Amp:
         return autocast(self.device, self.prec)
 
     def step(self, loss, optimizer):
-        """Backward pass of a loss, of which each process has its share, and a step of the optimizer."""
-        loss = loss * world_size()  # gradients are averaged over the processes, whose losses add up
+        """Backward pass and optimizer step for this process's share of the loss."""
+        loss = loss * world_size()  # DDP averages gradients over processes, but the losses of the shares add up
         optimizer.zero_grad()
         if self.scaler is None:
             loss.backward()

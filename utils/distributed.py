@@ -1,7 +1,7 @@
-"""Several processes under torchrun, on PyTorch's own engine; in a single process all of that does nothing.
+"""Training with several processes under torchrun; in a single process, all functions here are no-ops.
 
-Each batch is shared out: process r takes its samples r, r + world_size, …; losses are sums over the own share divided by
-counts over the whole batch, so that every step is that of one process with the whole batch.
+Each batch is split: process r gets samples r, r + world_size, …. Losses are sums over the process's share divided by
+counts over the whole batch, so that every step equals that of a single process with the whole batch.
 """
 
 import os
@@ -18,8 +18,8 @@ from utils.memory import keep_freed_memory
 
 
 def run_main(main):
-    """Run a script's main(); a UserError ends it with one line on stderr and exit code 2."""
-    if not torch.cuda.is_available():  # there, host memory is filled once, not in every step
+    """Run a script's main(); a UserError becomes one line on stderr and exit code 2."""
+    if not torch.cuda.is_available():  # on CUDA, host memory is not reallocated in every step
         keep_freed_memory()
     try:
         with processes():
@@ -38,45 +38,45 @@ def world_size():
 
 
 def several_machines():
-    """Whether there are processes on other machines, as far as the launcher tells."""
+    """Whether the launcher started processes on other machines too."""
     return os.environ.get("WORLD_SIZE", "1") != os.environ.get("LOCAL_WORLD_SIZE", "1")
 
 
 def rank():
-    """Number of this process, from 0; process 0 alone writes files and prints."""
+    """Number of this process, from 0. Only process 0 writes files and prints."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 @contextmanager
 def processes():
-    """Join the processes that torchrun started, if it did; all but the first are silent from then on."""
+    """Set up the process group if torchrun started several processes, and silence all but the first."""
     if "LOCAL_RANK" in os.environ and int(os.environ["WORLD_SIZE"]) > 1:
         cuda, local_rank = torch.cuda.is_available(), int(os.environ["LOCAL_RANK"])
         if cuda and local_rank >= torch.cuda.device_count():
             raise UserError(
-                f"torchrun: started process {local_rank} of this machine, which has {torch.cuda.device_count()} "
-                "GPUs; --nproc_per_node says how many processes."
+                f"torchrun: started process {local_rank} on this machine, which has {torch.cuda.device_count()} "
+                "GPUs; --nproc_per_node sets the number of processes."
             )
         if cuda:
             torch.cuda.set_device(local_rank)
-        # decoding a large image set once, while the others wait, may take hours
+        # the first process may decode a large image set for hours while the others wait
         dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=timedelta(hours=12))
         if rank() > 0:
             sys.stdout = open(os.devnull, "w")
     yield
-    if dist.is_initialized():  # not after an error: the others may be in the middle of a step
+    if dist.is_initialized():  # not after an error: other processes may be in the middle of a step
         dist.destroy_process_group()
 
 
 def wait_for_all():
-    """Return when every process has come here: what the first wrote before is there for all."""
+    """Barrier: files that the first process wrote before it exist for all processes after it."""
     if world_size() > 1:
         dist.barrier()
 
 
 @contextmanager
 def first_alone():
-    """Process 0 runs the block before the others do, which then find what it has left on the disk."""
+    """Process 0 runs the block first; the others run it afterwards and find the files it has written."""
     if rank() > 0:
         wait_for_all()
     yield
@@ -85,7 +85,7 @@ def first_alone():
 
 
 def parallel(model):
-    """The model with its gradients averaged over the processes after each backward pass."""
+    """The model, wrapped so that gradients are averaged over the processes after each backward pass."""
     if world_size() == 1:
         return model
     return DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
@@ -100,7 +100,7 @@ def total(x):
 
 
 def gather_parts(x):
-    """What each process holds for x, in the order of the processes; tensors on the CPU if there are several."""
+    """The values of x in all processes, by rank; with several processes, tensors are moved to the CPU."""
     if world_size() == 1:
         return [x]
     parts = [None] * world_size()
@@ -109,12 +109,12 @@ def gather_parts(x):
 
 
 def gather(*columns):
-    """Tensors of the processes, (n,) or (n, …) on the CPU, each column of all of them one behind the other."""
+    """Concatenate each column, a CPU tensor (n, …), over all processes."""
     return tuple(torch.cat(column) for column in zip(*gather_parts(columns)))
 
 
 def in_order(seen):
-    """Rows (index (B,), column (B, …), …) of every batch and process -> each column by index, on the CPU."""
+    """From (index (B,), column (B, …), …) of every batch and process to each column sorted by index, on the CPU."""
     index, *columns = gather(*(torch.cat(column).cpu() for column in zip(*seen)))
     back = index.argsort()
     return [column[back] for column in columns]
@@ -122,7 +122,7 @@ def in_order(seen):
 
 @contextmanager
 def merged_buffers(module):
-    """Rows of float buffers that the processes change in the block, each in one of them, are the same in all behind it."""
+    """Merge the changes that the processes make to float buffers in the block; each row is changed by one process only."""
     before = {k: b.clone() for k, b in module.named_buffers() if b.is_floating_point()} if world_size() > 1 else {}
     yield
     for name, buffer in module.named_buffers():
@@ -131,14 +131,14 @@ def merged_buffers(module):
 
 
 def from_the_first(module):
-    """Give the buffers of process 0 to all, where each has worked them out and could differ in the last digit."""
+    """Broadcast the buffers of process 0, since values computed in each process may differ in the last digit."""
     if world_size() > 1:
         for buffer in module.buffers():
             dist.broadcast(buffer, 0)
 
 
 def average_statistics(model):
-    """Batch-norm statistics, which follow each process's own share, become their mean over the processes."""
+    """Average batch-norm statistics, which each process computes from its own share, over the processes."""
     for name, buffer in model.named_buffers():
         if world_size() > 1 and name.endswith(("running_mean", "running_var")):
             buffer.copy_(total(buffer) / world_size())

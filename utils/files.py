@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and text files of lines."""
+"""Atomic file writing, and small text files."""
 
 import csv
 import io
@@ -11,14 +11,14 @@ from utils.config import UserError
 
 @contextmanager
 def write_whole(path, shared=False):
-    """A binary file to write to; it takes the name `path` only when the block ends without an error.
+    """Write a binary file atomically: it appears as `path` only if the block ends without an error.
 
-    shared: other processes may be writing the same file, as those in the cache.
+    shared: other processes may write the same file at the same time, as in the cache.
     """
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # a name of its own: the next try writes over what a kill left
+        # a fixed name, so that the next attempt overwrites what a killed process left
         temporary = path.parent / f".{path.name}{os.getpid() if shared else ''}.tmp"
         file = temporary.open("wb")
     except OSError as error:
@@ -35,20 +35,20 @@ def write_whole(path, shared=False):
 
 
 def write_text(path, text):
-    """A whole UTF-8 text file."""
+    """Write a UTF-8 text file atomically."""
     with write_whole(path) as file:
         file.write(text.encode("utf-8"))
 
 
 def write_csv(path, rows):
-    """A whole CSV file; the first of the rows is the heading."""
+    """Write a CSV file atomically; the first row is the header."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
     write_text(path, text.getvalue())
 
 
 def read_lines(path):
-    """The lines of a UTF-8 text file, without empty ones at its end; UserError if it cannot be read as that."""
+    """The lines of a UTF-8 text file without trailing empty lines; UserError if it cannot be read."""
     try:
         return Path(path).read_text(encoding="utf-8-sig").rstrip().split("\n")
     except (OSError, UnicodeDecodeError) as error:
@@ -56,5 +56,5 @@ def read_lines(path):
 
 
 def slug(text):
-    """A name that is safe as a folder: ViT-B/16 -> ViT-B-16."""
+    """A safe folder name: ViT-B/16 -> ViT-B-16."""
     return "".join(c if c.isalnum() or c in "-_." else "-" for c in str(text)).strip("-.")

@@ -1,4 +1,4 @@
-"""Reading other people's pickles without running what they ask for: plain containers and numpy arrays, nothing else."""
+"""Read untrusted pickles without executing code: plain containers and numpy arrays only."""
 
 import pickle
 import zipfile
@@ -15,24 +15,24 @@ ALLOWED = {
 
 
 class ArrayUnpickler(pickle.Unpickler):
-    """Knows numpy arrays besides plain containers; refuses any other name with an UnpicklingError."""
+    """Loads plain containers and numpy arrays; any other type raises an UnpicklingError."""
 
     def find_class(self, module, name):
         if (module, name) not in ALLOWED and not (module == "numpy.dtypes" and name.endswith("DType")):
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+            raise pickle.UnpicklingError(f"it contains {module}.{name}")
         return super().find_class(module.replace("numpy.core", "numpy._core"), name)
 
 
 def load_arrays(path):
-    """Arrays, or a container of arrays, that torch.save or pickle wrote to a file; a tensor comes back as an array.
+    """Load arrays or a container of arrays, written by torch.save or pickle; a single tensor becomes an array.
 
-    Raises pickle.UnpicklingError or what a damaged file causes.
+    Raises pickle.UnpicklingError, or any exception that a damaged file causes.
     """
     if not zipfile.is_zipfile(path):
         with Path(path).open("rb") as file:
             return ArrayUnpickler(file, encoding="latin1").load()
     try:
-        value = torch.load(path, map_location="cpu", weights_only=True)  # torch's own reader where it is enough
+        value = torch.load(path, map_location="cpu", weights_only=True)  # torch's own safe reader, if it suffices
         return np.asarray(value) if isinstance(value, torch.Tensor) else value
     except pickle.UnpicklingError:
         with zipfile.ZipFile(path) as archive:
