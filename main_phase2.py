@@ -32,8 +32,9 @@ def main(argv=None, **settings):
         return run.summary
 
     numbers = {"mask": str(path), "selected": float(mask.mean())}
-    if data.true_labels is not None:
-        numbers |= precision_recall(mask, data.true_labels == data.train.labels)
+    if data.known() is not None:
+        index, is_clean = data.known()
+        numbers |= precision_recall(mask[index], is_clean)
     if cfg.adaptation == "none":
         return finish(run, data, {**numbers, **recorded_accuracies(path)})
     print(f"training on {mask.sum()} of {len(mask)} samples ({path})")

@@ -53,6 +53,8 @@ class Dataset:
     duplicates: list = field(default_factory=list)  # identical files, (group, path, label, whether labels differ)
     fingerprint: str = ""  # of the images: their pixels, or their paths below data_path
     true_labels: np.ndarray | None = None
+    # (N,) int8, where people checked labels without giving true ones: 1 right, 0 wrong, -1 not checked
+    verified: np.ndarray | None = None
     noise_name: str = field(default="none")  # of the run's folder
 
     @property
@@ -74,6 +76,18 @@ class Dataset:
         """What tells these images and labels from all others, for utils.runs.Run."""
         return {"images": self.fingerprint, "labels": label_hash(self.train.labels)}
 
+    def known(self):
+        """The training labels known to be right or wrong: their index (M,), and whether each is right, (M,) bool.
+
+        None where nothing is known.
+        """
+        if self.true_labels is not None:
+            return np.arange(len(self.train.labels)), self.true_labels == self.train.labels
+        if self.verified is None:
+            return None
+        index = np.flatnonzero(self.verified >= 0)
+        return index, self.verified[index] == 1
+
     def facts(self):
         """Name, sizes and, where the truth is known, the realised noise, for a summary."""
         facts = {
@@ -85,8 +99,12 @@ class Dataset:
         }
         if self.skipped:
             facts["skipped"] = len(self.skipped)
+        if self.known() is not None:
+            index, is_clean = self.known()
+            facts["noise_rate"] = 1 - float(np.mean(is_clean))
+            if len(index) < len(self.train.labels):
+                facts["num_known"] = len(index)
         if self.true_labels is not None:
-            facts["noise_rate"] = float(np.mean(self.true_labels != self.train.labels))
             counts = np.zeros((self.num_classes, self.num_classes), dtype=np.int64)
             np.add.at(counts, (self.true_labels, self.train.labels), 1)
             facts["noise_counts"] = counts.tolist()  # [true][given]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dataloader.animal10n import animal10n
 from dataloader.cars import stanford_cars
 from dataloader.cifar import SOURCE as CIFAR
 from dataloader.cifar import cifar10, cifar100
@@ -16,6 +17,9 @@ from dataloader.cub import cub_200_2011
 from dataloader.dataset import Split, fingerprint, label_hash
 from dataloader.digits import digits
 from dataloader.files import inspect_files, inspection_cache
+from dataloader.food101n import food101n
+from dataloader.imagenet import imagenet
+from dataloader.mini_imagenet import blue_mini_imagenet, red_mini_imagenet
 from dataloader.noise import DRAWN, make_noise
 from dataloader.own import label_numbers, own, sound_rows
 from dataloader.rows import say_names
@@ -36,8 +40,14 @@ DATASETS = {
     "cub-200-2011": cub_200_2011,
     "clothing1m": clothing1m,
     "webvision": webvision,
+    "animal10n": animal10n,
+    "red_mini_imagenet": red_mini_imagenet,
+    "blue_mini_imagenet": blue_mini_imagenet,
+    "food101n": food101n,
+    "imagenet": imagenet,
     "own": own,
 }
+CNWL = "Controlled Noisy Web Labels from google.github.io/controlled-noisy-web-labels, and mini-ImageNet's own images"
 SOURCES = {  # where to get each
     "cifar10": CIFAR.format("CIFAR-10") + " (or by --download)",
     "cifar100": CIFAR.format("CIFAR-100") + " (or by --download)",
@@ -46,6 +56,11 @@ SOURCES = {  # where to get each
     "cub-200-2011": "CUB-200-2011 from vision.caltech.edu/datasets/cub_200_2011",
     "clothing1m": "Clothing1M from github.com/Cysu/noisy_label (on request)",
     "webvision": "WebVision 1.0 from data.vision.ee.ethz.ch/cvl/webvision/dataset2017.html",
+    "animal10n": "ANIMAL-10N, image version, from dm.kaist.ac.kr/datasets/animal-10n",
+    "red_mini_imagenet": CNWL,
+    "blue_mini_imagenet": CNWL,
+    "food101n": "Food-101N from kuanghuei.github.io/Food-101N and Food-101 from data.vision.ee.ethz.ch/cvl/food-101.tar.gz",
+    "imagenet": "ILSVRC2012 from image-net.org",
 }
 PUBLISHED = {  # (training, test) images as the data sets' authors give them
     "digits": (1437, 360),
@@ -56,6 +71,11 @@ PUBLISHED = {  # (training, test) images as the data sets' authors give them
     "cub-200-2011": (5994, 5794),
     "clothing1m": (None, 10526),
     "webvision": (65944, 2500),
+    "animal10n": (50000, 5000),
+    "red_mini_imagenet": (None, 5000),  # 49,962 to 50,010 by level
+    "blue_mini_imagenet": (50000, 5000),
+    "food101n": (310009, 25250),
+    "imagenet": (1281167, 50000),
 }
 
 
@@ -76,12 +96,7 @@ def load_data(cfg):
     with first_alone():  # which downloads, or looks through all files, once
         dataset = read(cfg)
     if cfg.skip_broken and not isinstance(dataset.train.images, np.ndarray) and cfg.dataset != "own":
-        dataset.train, dataset.skipped = _without_broken(dataset.train, cfg)
-        dataset.test, broken = _without_broken(dataset.test, cfg)
-        dataset.skipped |= broken
-        for name, split in dataset.more_tests.items():
-            dataset.more_tests[name], broken = _without_broken(split, cfg)
-            dataset.skipped |= broken
+        dataset = _without_broken(dataset, cfg)
     dataset.classnames = _classnames(cfg, dataset)
     dataset.label_names = dataset.label_names or dataset.classnames
     if cfg.dataset == "own":
@@ -106,7 +121,8 @@ def load_data(cfg):
     is_folder = not isinstance(dataset.train.images, np.ndarray)
     noisy = make_noise(cfg, dataset.train.labels, K, is_folder, lambda: raw_pixels(dataset.train.images))
     dataset.train = Split(dataset.train.images, noisy)
-    dataset.noise_name = _noise_name(cfg, noisy)
+    if cfg.noise_mode not in ("", "none"):
+        dataset.noise_name, dataset.verified = _noise_name(cfg, noisy), None
     dataset.fingerprint = fingerprint([dataset.train, *([dataset.test] if dataset.test else [])], cfg.data_path)
     return _scored(cfg, dataset) if cfg.score else dataset
 
@@ -128,7 +144,15 @@ def _scored(cfg, data):
             "skipped": skipped,
             "duplicates": duplicates,
         }
-    return replace(data, train=split, test=None, more_tests={}, fingerprint=fingerprint([split], cfg.data_path), **rest)
+    return replace(
+        data,
+        train=split,
+        test=None,
+        more_tests={},
+        verified=None,
+        fingerprint=fingerprint([split], cfg.data_path),
+        **rest,
+    )
 
 
 def _classnames(cfg, dataset):
@@ -157,7 +181,7 @@ def _noise_name(cfg, noisy):
         return f"{cfg.noise_mode}-{cfg.noise_ratio:g}" + ("-official" if cfg.noise_rng == "official" else "")
     if cfg.noise_mode in ("file", "transition"):
         return f"{cfg.noise_mode}-{label_hash(noisy)}"
-    return cfg.noise_mode or "none"
+    return cfg.noise_mode
 
 
 def raw_pixels(images, size=64):
@@ -171,12 +195,27 @@ def raw_pixels(images, size=64):
     return out
 
 
-def _without_broken(split, cfg):
-    """The split without files that cannot be decoded, and {path: reason} of those."""
+def _without_broken(dataset, cfg):
+    """The Dataset without files that cannot be decoded, which are listed in `skipped`."""
+    skipped = {}
+
+    def sound(split):
+        broken = _broken(split, cfg)
+        skipped.update(broken)
+        good = np.array([path not in broken for path in split.images], dtype=bool)
+        return good, Split([path for path, ok in zip(split.images, good) if ok], split.labels[good])
+
+    good, train = sound(dataset.train)
+    of_train = {k: v[good] for k in ("true_labels", "verified") if (v := getattr(dataset, k)) is not None}
+    test = sound(dataset.test)[1] if dataset.test else None
+    more = {name: sound(split)[1] for name, split in dataset.more_tests.items()}
+    return replace(dataset, train=train, test=test, more_tests=more, skipped=skipped, **of_train)
+
+
+def _broken(split, cfg):
+    """{path: reason} of the files of a split that cannot be decoded."""
     _, reasons = inspect_files(split.images, inspection_cache(cfg))
-    good = np.array([not reason for reason in reasons])
-    kept = [path for path, ok in zip(split.images, good) if ok]
-    return Split(kept, split.labels[good]), {path: reason for path, reason in zip(split.images, reasons) if reason}
+    return {path: reason for path, reason in zip(split.images, reasons) if reason}
 
 
 def check_data(cfg):
@@ -194,7 +233,7 @@ def check_data(cfg):
         found = f"{name}: {len(split.labels)} images of {len(np.unique(split.labels))} classes"
         found += f", published {expected}" if expected else ""
         if not isinstance(split.images, np.ndarray):
-            _, broken = _without_broken(split, cfg)
+            broken = _broken(split, cfg)
             missing = [path for path, reason in broken.items() if reason == "missing"]
             found += f"; {len(missing)} files missing, {len(broken) - len(missing)} broken"
             found += f", first {(missing or list(broken))[0]}" if broken else ""

@@ -276,8 +276,12 @@ def _check_labels(labels, expected, num_classes, path):
     return labels.astype(np.int64)
 
 
-def read_labels(path):
-    """The content of a label file: .npy, the official code's JSON list, or text with one whole number a line."""
+def read_labels(path, true_labels=None):
+    """The content of a label file: .npy, the official code's JSON list, or text with one whole number a line.
+
+    A .csv with the columns label and label_noisy, as CIFAR-10's published instance-dependent labels (dependent0.4.csv;
+    Chen et al., AAAI 2021), must have true_labels (N,) as its `label`.
+    """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"noise_file: there is no file {path}.")
@@ -285,6 +289,11 @@ def read_labels(path):
         if path.suffix == ".npy":
             return np.load(path, allow_pickle=False)
         text = path.read_text(encoding="utf-8-sig").strip()
+        if text.startswith("label,label_noisy"):
+            clean, noisy = np.array([row.split(",") for row in read_lines(path)[1:]], dtype=np.int64).T
+            if true_labels is not None and not np.array_equal(clean, true_labels):
+                raise UserError(f"{path}: its column label is not this training set's, so its order is another.")
+            return noisy
         return np.array(json.loads(text) if text.startswith("[") else [int(row) for row in read_lines(path)])
     except (ValueError, OSError, EOFError) as error:
         raise UserError(f"{path}: not a list of labels ({error})") from None
@@ -347,7 +356,7 @@ def make_noise(cfg, labels, num_classes, is_folder=False, features=None):
             raise UserError("noise_file: noise_mode file needs the file with the labels.")
         official = Path(cfg.data_path) / "noise_file" / cfg.noise_file  # where the official code keeps them
         path = official if official.is_file() and not Path(cfg.noise_file).is_file() else cfg.noise_file
-        return _check_labels(read_labels(path), len(labels), K, path)
+        return _check_labels(read_labels(path, labels), len(labels), K, path)
     if mode in HUMAN:
         return read_human(cfg.data_path, mode, labels, K)
     if mode == "transition":

@@ -132,8 +132,8 @@ def train_detector(cfg, data, run):
     if cfg.compile:
         model.clip.visual.compile()
     optimizer, amp = build_optimizer(model, cfg), Amp(device, cfg.prec)
-    is_clean = None if data.true_labels is None else torch.from_numpy(data.true_labels == labels)
-    on_device = None if is_clean is None else is_clean.to(device)
+    known = data.known()
+    on_device = None if data.true_labels is None else torch.from_numpy(known[1]).to(device)
     first, saved = run.resume(model, optimizer, amp.scaler)
     trained = parallel(model)
     records = {k: saved.get(k) for k in RECORDS}
@@ -159,7 +159,7 @@ def train_detector(cfg, data, run):
             predict = model.classifier()
         accuracy = evaluate_all(predict, tests, data.num_classes, amp)
         mask = records["mask"].numpy()
-        quality = {} if is_clean is None else precision_recall(mask, is_clean.numpy())
+        quality = {} if known is None else precision_recall(mask[known[0]], known[1])
         saved = {"acc_per_class": accuracy["acc_per_class"]}
         run.end_epoch(
             {

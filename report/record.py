@@ -19,8 +19,9 @@ def finish(run, data, numbers, selection=None):
     if selection is not None:
         numbers = {**numbers, "selected": float(selection["mask"].mean())}
         labels = data.train.labels
-        if data.true_labels is not None:
-            numbers |= detection_quality(selection["mask"], selection["p_clean"], data.true_labels == labels)
+        if data.known() is not None:
+            index, is_clean = data.known()
+            numbers |= detection_quality(selection["mask"][index], selection["p_clean"][index], is_clean)
         if rank() == 0:
             write_scores(run.folder, data, {**selection, "labels": labels})
             save_mask(run.folder / "clean_mask.npz", selection, labels, data.name, data.noise_name, run.cfg.seed)

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from scipy.io import savemat
 
+import main_detect
 import main_phase1
 import main_phase2
 import main_real_phase1
@@ -116,6 +117,61 @@ def make_webvision(root, put):
         put(root / "imagenet" / "val" / str(k) / "a.JPEG")
 
 
+def make_animal10n(root, put):
+    for k in range(10):
+        for i in range(4):
+            put(root / "training" / f"{k}_{i:05d}.jpg")
+        put(root / "testing" / f"{k}_{9 - k:05d}.jpg")
+    (root / "training" / "labels.txt").write_text("no image")
+
+
+def make_mini_imagenet(root, put, base="mini-imagenet", validation="validation/{k}"):
+    """Red: the last fifth of the images is from the web; blue: the last fifth has the next label."""
+    base = root / base
+    names = [f"n{k:04d}{i}.jpg" for k in range(100) for i in range(2)]
+    web = {name: f"web{name[1:]}" for name in names[160:]}
+    for name in [*names, *web.values()]:
+        put(base / "all_images" / name)
+    for color in ("red", "blue"):
+        lines(base / "split" / f"{color}_noise_nl_0.0", [f"{name} {i // 2}" for i, name in enumerate(names)])
+    red = [f"{web.get(name, name)} {i // 2}" for i, name in enumerate(names)]
+    lines(base / "split" / "red_noise_nl_0.2", red[::-1])  # in an order of its own
+    blue = [f"{name} {(i // 2 + (i >= 160)) % 100}" for i, name in enumerate(names)]
+    lines(base / "split" / "blue_noise_nl_0.2", blue[::-1])
+    lines(base / "split" / "clean_validation", [f"val{k}.jpg {k}" for k in range(100)])
+    for k in range(100):
+        put(base / validation.format(k=k) / f"val{k}.jpg")
+
+
+def make_food101n(root, put, release="Food-101N_release"):
+    base, names = root / release, [name.replace(" ", "_") for name in read_lines(NAMES / "food101n.txt")]
+    keys = [f"{name}/{i}.jpg" for name in names for i in range(2)]
+    for key in keys:
+        put(base / "images" / key)
+    lines(base / "meta" / "classes.txt", ["class_name", *names[::-1]])
+    lines(base / "meta" / "imagelist.tsv", ["class_name/key", *keys])
+    heading = "class_name/key\tverification_label"
+    lines(
+        base / "meta" / "verified_train.tsv", [heading, *(f"{key}\t{i % 4 > 0:d}" for i, key in enumerate(keys[:40]))]
+    )
+    lines(base / "meta" / "verified_val.tsv", [heading, f"{keys[-1]}\t0"])
+    lines(base.parent / "food-101" / "meta" / "test.txt", [f"{name}/7" for name in names])
+    for name in names:
+        put(base.parent / "food-101" / "images" / name / "7.jpg")
+
+
+def make_imagenet(root, put, listed=False):
+    synsets = ["n01440764", "n01443537", "unknown_class"]
+    for k, synset in enumerate(synsets):
+        for i in range(4):
+            put(root / "train" / synset / f"{synset}_{i}.JPEG")
+        put(root / "val" / f"v{k}.JPEG" if listed else root / "val" / synset / f"v{k}.JPEG")
+    if listed:
+        lines(root / "val.txt", [f"v{k}.JPEG {k}" for k in range(3)])
+        names = [f"{synset}/{synset}_{i}.JPEG" for synset in synsets for i in range(4)]
+        lines(root / "train.txt", [f"{name} {(i // 4 + (i == 0)) % 3}" for i, name in enumerate(names)])
+
+
 SETS = {  # name: (make, YAML, training images, test images, classes)
     "tiny_imagenet": (make_tiny_imagenet, "tiny_imagenet", 400, 200, 200),
     "tiny_imagenet val": (lambda r, p: make_tiny_imagenet(r, p, "val"), "tiny_imagenet", 400, 200, 200),
@@ -125,11 +181,18 @@ SETS = {  # name: (make, YAML, training images, test images, classes)
     "clothing1m": (make_clothing, "clothing1m", 56, 28, 14),
     "clothing1m prefix": (lambda r, p: make_clothing(r, p, True), "clothing1m", 56, 28, 14),
     "webvision": (make_webvision, "webvision", 100, 50, 50),
+    "animal10n": (make_animal10n, "animal10n", 40, 10, 10),
+    "red": (make_mini_imagenet, "red_mini_imagenet", 200, 100, 100),
+    "blue": (lambda r, p: make_mini_imagenet(r, p, ".", "all_validation"), "blue_mini_imagenet", 200, 100, 100),
+    "food101n": (make_food101n, "food101n", 202, 101, 101),
+    "imagenet": (make_imagenet, "imagenet", 12, 3, 3),
+    "imagenet listed": (lambda r, p: make_imagenet(r, p, True), "imagenet", 12, 3, 3),
 }
 
 
 def cfg_of(name, root, *flags, phase="PEFT"):
     extra = ["--num_samples", "56"] if name.startswith("clothing") else []
+    extra = ["--noise_ratio", "0.2"] if name in ("red", "blue") else extra
     return ["--cfg", f"config/{phase}/{SETS[name][1]}.yaml", "--data_path", str(root), *extra, *flags]
 
 
@@ -150,9 +213,76 @@ def test_layout(tmp_path, name):
         assert data.train.labels[:3].tolist() == [0, 2, 1]
     if name == "webvision":
         assert data.more_tests["imagenet"].labels.tolist() == list(range(50))
+    if name == "animal10n":
+        assert data.train.labels.tolist() == np.repeat(np.arange(10), 4).tolist() and data.true_labels is None
+        assert data.test.labels.tolist() == list(range(10))
 
 
-@pytest.mark.parametrize("name", ["tiny_imagenet", "stanford_cars", "cub", "clothing1m", "webvision"])
+def test_mini_imagenet_knows_its_noise(tmp_path):
+    make_mini_imagenet(tmp_path, Pictures().write)
+    red, blue = (load_data(load_config(cfg_of(color, tmp_path))) for color in ("red", "blue"))
+    assert red.place == "red_mini_imagenet/red-0.2" and red.true_labels is None
+    index, is_clean = red.known()
+    assert index.tolist() == list(range(200))
+    assert is_clean.tolist() == ["web" not in path for path in red.train.images] and is_clean.sum() == 160
+    assert red.facts()["noise_rate"] == pytest.approx(0.2) and "noise_counts" not in red.facts()
+    assert [int(Path(path).name[1:5]) for path in blue.train.images] == blue.true_labels.tolist()
+    assert (blue.true_labels != blue.train.labels).sum() == 40 and blue.noise_name == "blue-0.2"
+    assert np.trace(blue.facts()["noise_counts"]) == 160
+    with pytest.raises(UserError, match="noise_ratio: there is no .*red_noise_nl_0.3; levels there: 0.0, 0.2"):
+        load_data(load_config(cfg_of("red", tmp_path, "--noise_ratio", "0.3")))
+    with pytest.raises(UserError, match="red_mini_imagenet has noise of its own"):
+        load_data(load_config(cfg_of("red", tmp_path, "--noise_mode", "sym")))
+
+
+def test_food101n_knows_what_was_checked(tmp_path, capsys):
+    make_food101n(tmp_path, Pictures().write)
+    data = load_data(load_config(cfg_of("food101n", tmp_path)))
+    index, is_clean = data.known()
+    assert index.tolist() == [*range(40), 201] and is_clean.tolist() == [*(i % 4 > 0 for i in range(40)), False]
+    assert data.facts()["num_known"] == 41 and data.facts()["noise_rate"] == pytest.approx(11 / 41)
+    for split in (data.train, data.test):
+        assert all(Path(p).parent.name == data.label_names[k] for p, k in zip(split.images, split.labels))
+    (tmp_path / "food-101").rename(tmp_path / "elsewhere")
+    assert load_data(load_config(cfg_of("food101n", tmp_path))).test is None
+    assert "running without a test set (Food-101's)" in capsys.readouterr().out
+
+
+def test_quality_is_of_the_checked_labels(tmp_path):
+    """Broken files are left out with their verification, and a record's figures are those of checked labels."""
+    make_food101n(tmp_path, Pictures().write)
+    paths = load_data(load_config(cfg_of("food101n", tmp_path))).train.images
+    for i in (0, 1, 199):
+        Path(paths[i]).write_text("broken")
+    flags = [
+        "--skip_broken",
+        "--backbone",
+        "tiny-clip-digits",
+        "--output_dir",
+        str(tmp_path / "runs"),
+        "--device",
+        "cpu",
+    ]
+    summary = main_detect.main(cfg_of("food101n", tmp_path, *flags))
+    data = load_data(load_config(cfg_of("food101n", tmp_path, *flags)))
+    index, is_clean = data.known()
+    assert [data.train.images[i] for i in index] == [*paths[2:40], paths[201]] and is_clean.sum() == 29
+    with np.load(tmp_path / "runs" / data.place / "seed0" / "label-match" / "clean_mask.npz") as file:
+        hits = file["mask"][index] & is_clean
+    assert summary["recall"] == pytest.approx(hits.sum() / 29) and summary["num_known"] == 39
+
+
+def test_imagenet_names_and_lists(tmp_path):
+    make_imagenet(tmp_path / "folders", Pictures().write)
+    make_imagenet(tmp_path / "lists", Pictures().write, listed=True)
+    folders, lists = (load_data(load_config(cfg_of("imagenet", tmp_path / kind))) for kind in ("folders", "lists"))
+    assert folders.classnames == ["tench", "goldfish", "unknown class"] == lists.classnames
+    assert folders.true_labels is not None and lists.true_labels is None
+    assert lists.train.labels.tolist() == [1, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2]
+    assert [Path(p).name for p in lists.test.images] == ["v0.JPEG", "v1.JPEG", "v2.JPEG"]
+
+
+@pytest.mark.parametrize("name", ["tiny_imagenet", "stanford_cars", "cub", "clothing1m", "webvision", "red"])
 def test_both_phases(tmp_path, name):
     SETS[name][0](tmp_path / "data", Pictures().write)
     synthetic = name in ("tiny_imagenet", "stanford_cars", "cub")
@@ -177,7 +307,7 @@ def test_both_phases(tmp_path, name):
     for summary in (first, second):
         assert summary["num_classes"] == SETS[name][4] and 0 <= summary["acc_last"] <= 100
         assert ("acc_imagenet_last" in summary) == (name == "webvision")
-        assert ("noise_rate" in summary) == synthetic
+        assert ("noise_rate" in summary) == (synthetic or name == "red")
     if synthetic:
         counts = np.array(second["noise_counts"])
         assert counts.sum() == second["num_train"]
@@ -241,6 +371,22 @@ def test_check_data_and_skip_broken(tmp_path, capsys):
         ("cub", "image_class_labels.txt", "1 x\n", "image_class_labels.txt: line 1 has the label 'x'"),
         ("stanford_cars devkit", "devkit/cars_meta.mat", "x", "cars_meta.mat: not an annotation file of the devkit"),
         ("cub", "train_test_split.txt", "1 1\n", "has no line for image 2"),
+        ("animal10n", "training/cat_1.jpg", "x", "cat_1.jpg: expected a name that begins with the label"),
+        ("blue", "split/blue_noise_nl_0.0", "a.jpg 0\n", "line 1 names n00991.jpg, which is not in blue_noise_nl_0.0"),
+        ("red", "split/clean_validation", None, "clean_validation is missing"),
+        (
+            "food101n",
+            "Food-101N_release/meta/imagelist.tsv",
+            "class_name/key\nsoup/1.jpg\n",
+            "imagelist.tsv: line 2 names soup/1.jpg, whose class is not in",
+        ),
+        (
+            "food101n",
+            "Food-101N_release/meta/verified_val.tsv",
+            "heading x\nwaffles/1.jpg\t2\n",
+            "line 2 has the verification label '2', expected 0 or 1",
+        ),
+        ("imagenet listed", "val.txt", "v0.JPEG 3\n", "label 3 of test image 0 is out of range"),
         (
             "tiny_imagenet val",
             "val/val_annotations.txt",
@@ -251,6 +397,7 @@ def test_check_data_and_skip_broken(tmp_path, capsys):
 )
 def test_broken_lists(tmp_path, name, file, content, message):
     SETS[name][0](tmp_path, Pictures().write)
+    file = file.replace("split/", "mini-imagenet/split/") if name == "red" else file
     (tmp_path / file).write_text(content) if content else (tmp_path / file).unlink()
     with pytest.raises(UserError, match=message):
         load_data(load_config(cfg_of(name, tmp_path)))

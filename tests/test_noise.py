@@ -241,3 +241,22 @@ def test_ten_million_labels_are_quick():
     start = time.perf_counter()
     noise.sym(labels, 0.4, 1000, np.random.default_rng(0))
     assert time.perf_counter() - start < 5
+
+
+def test_published_instance_dependent_labels(tmp_path):
+    """CIFAR-10's dependent<ratio>.csv, found in noise_file/; its column of true labels must be the training set's."""
+    labels = write_cifar(tmp_path / "c", "cifar10")
+    flags = ["--dataset", "cifar10", "--data_path", str(tmp_path / "c"), "--noise_mode", "file"]
+    flags += ["--noise_file", "dependent0.4.csv"]
+    file = tmp_path / "c" / "noise_file" / "dependent0.4.csv"
+    file.parent.mkdir()
+    noisy = np.where(np.arange(60) % 3 == 0, (labels + 2) % 10, labels)
+    file.write_text("label,label_noisy\n" + "".join(f"{a},{b}\n" for a, b in zip(labels, noisy)))
+    data = load_data(load_config(flags))
+    assert np.array_equal(data.train.labels, noisy) and np.array_equal(data.true_labels, labels)
+    file.write_text("label,label_noisy\n" + "".join(f"{a},{b}\n" for a, b in zip(labels[::-1], noisy)))
+    with pytest.raises(UserError, match="dependent0.4.csv: its column label is not this training set's"):
+        load_data(load_config(flags))
+    file.write_text("label,label_noisy\n3\n")
+    with pytest.raises(UserError, match="dependent0.4.csv: not a list of labels"):
+        load_data(load_config(flags))

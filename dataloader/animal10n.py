@@ -1,0 +1,24 @@
+"""ANIMAL-10N (Song et al., ICML 2019)."""
+
+from pathlib import Path
+
+from dataloader.dataset import Dataset, View
+from dataloader.files import IMAGE_SUFFIXES
+from dataloader.listings import ENLARGE, need_folder, to_split
+from utils.config import UserError
+
+
+def animal10n(cfg):
+    """ANIMAL-10N, image version: training/<label>_<name>.jpg and testing/<label>_<name>.jpg, labels 0 to 9."""
+    splits = []
+    for part in ("training", "testing"):
+        pairs = []
+        for path in sorted(need_folder(Path(cfg.data_path) / part).iterdir()):
+            if path.suffix.lower() not in IMAGE_SUFFIXES:
+                continue
+            label = path.name.split("_")[0]
+            if not label.isdigit():
+                raise UserError(f"{path}: expected a name that begins with the label, as 3_000123.jpg.")
+            pairs.append((path, int(label)))
+        splits.append(to_split(pairs))
+    return Dataset("animal10n", *splits, classnames=[], view=View(enlarge=ENLARGE), trusted=False)

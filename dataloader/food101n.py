@@ -1,0 +1,62 @@
+"""Food-101N (Lee et al., CVPR 2018), tested on Food-101 (Bossard et al., ECCV 2014)."""
+
+from pathlib import Path
+
+import numpy as np
+
+from dataloader.dataset import Dataset, View
+from dataloader.listings import ENLARGE, read_words, to_split
+from utils.config import UserError
+
+
+def food101n(cfg):
+    """Food-101N_release/{images/, meta/} of the archive, and food-101/{images/, meta/test.txt} beside it for testing.
+
+    data_path is the folder of both, or Food-101N_release itself. Some of the labels were checked by people
+    (meta/verified_train.tsv, verified_val.tsv): those are `verified`.
+    """
+    base = Path(cfg.data_path)
+    root = base / "Food-101N_release" if (base / "Food-101N_release").is_dir() else base
+    keys = [words[0] for words in read_words(root / "meta" / "imagelist.tsv", 1)[1:]]  # after the heading
+    classes = sorted(words[0] for words in read_words(root / "meta" / "classes.txt", 1)[1:])
+    number = {name: i for i, name in enumerate(classes)}
+
+    def label(key, listed, row):
+        if key.split("/")[0] not in number:
+            raise UserError(f"{listed}: line {row} names {key}, whose class is not in {root / 'meta' / 'classes.txt'}.")
+        return number[key.split("/")[0]]
+
+    listed = root / "meta" / "imagelist.tsv"
+    train = [(f"{root}/images/{key}", label(key, listed, row)) for row, key in enumerate(keys, 2)]
+    checked = _checked(root / "meta" / "verified_train.tsv") | _checked(root / "meta" / "verified_val.tsv")
+    return Dataset(
+        "food101n",
+        to_split(train),
+        _food101_test(base, root, label),
+        classnames=[name.replace("_", " ") for name in classes],
+        label_names=classes,
+        view=View(enlarge=ENLARGE),
+        trusted=False,
+        verified=np.array([checked.get(key, -1) for key in keys], dtype=np.int8),
+    )
+
+
+def _checked(path):
+    """{image: 1 where people found its label right, 0 where wrong}."""
+    checked = {}
+    for row, words in enumerate(read_words(path, 2)[1:], 2):
+        if words[1] not in ("0", "1"):
+            raise UserError(f"{path}: line {row} has the verification label '{words[1]}', expected 0 or 1.")
+        checked[words[0]] = int(words[1])
+    return checked
+
+
+def _food101_test(base, root, label):
+    """The test images of Food-101, if its folder is in data_path or beside it."""
+    food = next((d for d in (base / "food-101", root.parent / "food-101") if d.is_dir()), None)
+    if food is None:
+        print(f"no {base / 'food-101'}: running without a test set (Food-101's)")
+        return None
+    listed = food / "meta" / "test.txt"
+    keys = [words[0] for words in read_words(listed, 1)]
+    return to_split([(food / "images" / f"{key}.jpg", label(key, listed, row)) for row, key in enumerate(keys, 1)])

@@ -1,0 +1,63 @@
+"""Red and blue mini-ImageNet, the Controlled Noisy Web Labels (Jiang et al., ICML 2020)."""
+
+from pathlib import Path
+
+import numpy as np
+
+from dataloader.dataset import Dataset, View
+from dataloader.listings import ENLARGE, read_pairs, to_split
+from utils.config import UserError
+
+
+def red_mini_imagenet(cfg):
+    """A share `noise_ratio` of mini-ImageNet's images is replaced by web images of another class ("red" noise).
+
+    The web images are known to be wrong (`verified`), but not what they show.
+    """
+    return _mini_imagenet(cfg, "red")
+
+
+def blue_mini_imagenet(cfg):
+    """A share `noise_ratio` of mini-ImageNet's labels is changed at random ("blue" noise); the true labels are known."""
+    return _mini_imagenet(cfg, "blue")
+
+
+def _mini_imagenet(cfg, color):
+    """split/<color>_noise_nl_<ratio> and split/clean_validation list names and labels; the images lie in all_images/.
+
+    data_path may be the folder of split/ or the one around it (mini-imagenet/). Test images are looked for in
+    validation/<label>/, validation/, all_validation/ and all_images/.
+    """
+    if cfg.noise_mode not in ("", "none"):
+        raise UserError(f"noise_mode: {color}_mini_imagenet has noise of its own; noise_ratio names its level.")
+    root = Path(cfg.data_path)
+    root = root / "mini-imagenet" if (root / "mini-imagenet" / "split").is_dir() else root
+    listed = root / "split" / f"{color}_noise_nl_{cfg.noise_ratio}"
+    if not listed.is_file():
+        levels = sorted(path.name.split("_")[-1] for path in root.glob(f"split/{color}_noise_nl_*"))
+        there = f"levels there: {', '.join(levels)}" if levels else f"there is no list in {root / 'split'}"
+        raise UserError(f"noise_ratio: there is no {listed}; {there}.")
+    pairs, test = read_pairs(listed), read_pairs(root / "split" / "clean_validation")
+    truth = dict(read_pairs(root / "split" / f"{color}_noise_nl_0.0"))
+    images = next(
+        (d for d in (root / "all_images", Path(cfg.data_path) / "all_images") if d.is_dir()), root / "all_images"
+    )
+    name, label = test[0]
+    places = [f"{root}/validation/{{label}}/", f"{root}/validation/", f"{root}/all_validation/", f"{images}/"]
+    place = next((p for p in places if Path(p.format(label=label) + name).is_file()), places[0])
+    labels = np.array([label for _, label in pairs])
+    true_labels = np.array([truth.get(name, -1) for name, _ in pairs])  # -1: a web image
+    if color == "blue" and (true_labels < 0).any():
+        row = int(np.argmin(true_labels)) + 1
+        raise UserError(f"{listed}: line {row} names {pairs[row - 1][0]}, which is not in blue_noise_nl_0.0.")
+    return Dataset(
+        f"{color}_mini_imagenet",
+        to_split([(images / name, label) for name, label in pairs]),
+        to_split([(place.format(label=label) + name, label) for name, label in test]),
+        classnames=[],
+        view=View(enlarge=ENLARGE),
+        trusted=False,
+        true_labels=true_labels if color == "blue" else None,
+        verified=(true_labels == labels).astype(np.int8) if color == "red" else None,
+        noise_name=f"{color}-{cfg.noise_ratio:g}",
+    )
