@@ -1,50 +1,64 @@
-"""Detectors that need no training of the network: zero-shot, or a linear classifier on CLIP's features."""
+"""Detectors on frozen features: DETECTORS[name].find(inputs) -> Detection. docs/methods.md has a formula of each.
+
+A detector is a function of Inputs. What several of them need (neighbours, a regression, a linear probe) is computed once
+and kept by the Inputs.
+"""
 
 import warnings
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from scipy.special import softmax
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedKFold
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from tqdm import tqdm
 
+from methods import clipcleaner, dynamics, neighbours
+from methods.inputs import load_inputs
 from methods.loops import evaluate
 from methods.selection import gmm_clean_probability
-from model.clip import cosine_logits, load_clip
-from model.features import image_features
-from model.prompts import zero_shot_features
 from utils.config import UserError, pick
 
 
-def label_match(features, logits, labels, seed):
-    """Clean where the zero-shot prediction is the given label; p_clean is the zero-shot probability of the label."""
-    probabilities = softmax(logits, axis=1)
-    return (logits.argmax(1) == labels, *_scores(probabilities, labels))
+class Detection(NamedTuple):
+    """What a detector says of N labels, (N,) each."""
+
+    mask: np.ndarray  # True where the label is trusted
+    p_clean: np.ndarray  # belief in the label: the lower, the worse
+    predicted: np.ndarray  # the class it would suggest
+    confidence: np.ndarray  # how sure it is of that
 
 
-def clip_margin(features, logits, labels, seed):
-    """p_clean from how far the zero-shot logit of the label lies above (or below) the best other one.
-
-    A mixture of two normal distributions of one width, fitted to the margins, gives p_clean, which so grows with the
-    margin; clean where it is above 0.5. Where nothing is wrong it still finds two groups.
-    """
-    rows, others = np.arange(len(labels)), logits.copy()
-    others[rows, labels] = -np.inf
-    p_clean = gmm_clean_probability(others.max(1) - logits[rows, labels], seed, covariance_type="tied", max_iter=100)
-    _, predicted, confidence = _scores(softmax(logits, axis=1), labels)
-    return p_clean > 0.5, p_clean, predicted, confidence
+def label_match(inputs):
+    """Trusted where the zero-shot prediction is the given label; p_clean is the zero-shot probability of the label."""
+    p = softmax(inputs.logits, axis=1)
+    return _by_probability(p, inputs.labels)
 
 
-def confident_learning(features, logits, labels, seed):
+def clip_margin(inputs):
+    """p_clean from how far the zero-shot logit of the label lies above (or below) the best other one, by `two_groups`."""
+    rows, others = np.arange(len(inputs.labels)), inputs.logits.copy()
+    others[rows, inputs.labels] = -np.inf
+    p_clean = two_groups(inputs.logits[rows, inputs.labels] - others.max(1), inputs.seed)
+    return _scored(p_clean, softmax(inputs.logits, axis=1))
+
+
+def confident_learning(inputs):
     """cleanlab's confident learning (Northcutt et al., JAIR 2021) on out-of-fold probabilities of a linear classifier.
 
-    Clean is what cleanlab finds no label issue in; p_clean is its label quality score, self-confidence.
+    Trusted is what cleanlab finds no label issue in; p_clean is its label quality score, self-confidence.
     """
     from cleanlab.filter import find_label_issues
     from cleanlab.rank import get_label_quality_scores
 
-    probabilities = out_of_fold(features, labels, logits.shape[1], seed)
-    mask = ~find_label_issues(labels, probabilities, n_jobs=1)
-    _, predicted, confidence = _scores(probabilities, labels)
-    return mask, get_label_quality_scores(labels, probabilities), predicted, confidence
+    p = out_of_fold(inputs.features, inputs.labels, inputs.num_classes, inputs.seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of small classes, none of whose labels may be flagged
+        issues = find_label_issues(inputs.labels, p, n_jobs=1)
+    return Detection(~issues, get_label_quality_scores(inputs.labels, p), p.argmax(1), p.max(1))
 
 
 def out_of_fold(features, labels, num_classes, seed, folds=5):
@@ -52,18 +66,14 @@ def out_of_fold(features, labels, num_classes, seed, folds=5):
 
     A class with fewer images than folds is unknown in some of them, where its probability is 0.
     """
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import StratifiedKFold
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
     folds = min(folds, np.bincount(labels).max())
     if folds < 2:
         raise UserError("detector: confident-learning needs a class with two images or more.")
     probabilities = np.zeros((len(labels), num_classes))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of classes smaller than the number of folds; of slow convergence
-        for seen, held_out in StratifiedKFold(folds, shuffle=True, random_state=seed).split(features, labels):
+        splits = StratifiedKFold(folds, shuffle=True, random_state=seed).split(features, labels)
+        for seen, held_out in tqdm(splits, "regressions", folds, leave=False, disable=None):
             classes = np.unique(labels[seen])
             if len(classes) == 1:
                 probabilities[held_out, classes[0]] = 1
@@ -74,13 +84,141 @@ def out_of_fold(features, labels, num_classes, seed, folds=5):
     return probabilities
 
 
-def _scores(probabilities, labels):
-    """Probability of the given label, predicted class and its probability, (N,) each, of probabilities (N, K)."""
-    return probabilities[np.arange(len(labels)), labels], probabilities.argmax(1), probabilities.max(1)
+def clip_cleaner(criteria, inputs):
+    """CLIPCleaner's selection by some of its criteria (Feng et al., ACM MM 2024).
+
+    p_clean is the mean of their scores, each stretched so that its threshold is at 0.5.
+    """
+    cfg, zero_shot = inputs.cfg, inputs.zero_shot if any(c.startswith("zero") for c in criteria) else None
+    visual = inputs.visual if any(c.startswith("lr") for c in criteria) else None
+    scores = clipcleaner.criterion_scores(zero_shot, visual, inputs.labels, inputs.seed)
+    scores = {name: scores[name] for name in criteria}
+    rank_by = clipcleaner.log_probability(visual if zero_shot is None else zero_shot, inputs.labels)
+    thetas = {name: cfg.theta_gmm if name.endswith("gmm") else cfg.theta_cons for name in criteria}
+    mask = clipcleaner.select(
+        scores, inputs.labels, inputs.num_classes, cfg.theta_gmm, cfg.theta_cons, rank_by, cfg.fill_empty == "official"
+    )
+    p_clean = np.mean([_stretched(scores[name], thetas[name]) for name in criteria], axis=0)
+    p = np.mean([p for p in (zero_shot, visual) if p is not None], axis=0)
+    return Detection(mask, p_clean, p.argmax(1), p.max(1))
 
 
-# each: features (N, D), zero-shot logits (N, K), labels (N,), seed -> mask, p_clean, predicted, confidence, (N,), all numpy
-DETECTORS = {"label-match": label_match, "clip-margin": clip_margin, "confident-learning": confident_learning}
+def knn(inputs):
+    """Trusted where the label has the largest share among the nearest neighbours, weighted by their distance."""
+    return _by_probability(neighbours.weighted_knn(inputs.neighbours, inputs.labels, inputs.num_classes), inputs.labels)
+
+
+def simifeat_vote(inputs):
+    """SimiFeat-V (Zhu et al., ICML 2022): trusted where the neighbours and the image itself vote for the label."""
+    shares = neighbours.simifeat_shares(inputs.neighbours, inputs.labels, inputs.num_classes)
+    return _by_probability(shares, inputs.labels)
+
+
+def simifeat_rank(inputs):
+    """SimiFeat-R (Zhu et al., ICML 2022): of each class the part that HOC takes for right, in the order of the votes."""
+    shares = neighbours.simifeat_shares(inputs.neighbours, inputs.labels, inputs.num_classes)
+    keep = neighbours.right_given_label(inputs.neighbours, inputs.labels, inputs.num_classes)
+    score, mask = neighbours.simifeat_rank(shares, inputs.labels, keep)
+    return Detection(mask, score, shares.argmax(1), shares.max(1))
+
+
+def lemon(inputs):
+    """LEMoN's distance from image and text neighbours (Zhang et al., ICML 2025); p_clean by `two_groups`."""
+    found, text = inputs.neighbours, inputs.text_features
+    score = neighbours.lemon_score(found, inputs.features, inputs.labels, text)
+    shares = neighbours.weighted_knn(found, inputs.labels, inputs.num_classes)
+    return _scored(two_groups(-score, inputs.seed), shares * softmax(inputs.logits, axis=1) + 1e-12)
+
+
+def fine(inputs):
+    """FINE (Kim et al., NeurIPS 2021): a mixture per class on the alignment with the class's first eigenvector."""
+    alignment = neighbours.eigenvector_alignment(inputs.features, inputs.labels, inputs.num_classes)
+    own = alignment[np.arange(len(inputs.labels)), inputs.labels]
+    p_clean = clipcleaner.per_class_mixture(own, inputs.labels, inputs.seed)
+    return _scored(p_clean, alignment)
+
+
+def selfclean(inputs):
+    """SelfClean (Groeger et al., 2024): trusted where the nearest image of the same label is the nearest of all."""
+    ratio = neighbours.intra_extra_ratio(inputs.neighbours)
+    return _scored(ratio, neighbours.weighted_knn(inputs.neighbours, inputs.labels, inputs.num_classes))
+
+
+def area_under_margin(inputs):
+    """AUM (Pleiss et al., NeurIPS 2020) of a linear probe; p_clean by `two_groups`.
+
+    The paper finds its threshold with samples of an extra class; the mixture needs none.
+    """
+    margins, _, predicted, confidence = inputs.dynamics
+    p_clean = two_groups(dynamics.area_under_margin(margins), inputs.seed)
+    return Detection(p_clean > 0.5, p_clean, predicted, confidence)
+
+
+def forgetting(inputs):
+    """Part of a linear probe's epochs that predicted the label (after Toneva et al., ICLR 2019); trusted above one half."""
+    margins, _, predicted, confidence = inputs.dynamics
+    p_clean = 1 - dynamics.forgetting(margins)
+    return Detection(p_clean > 0.5, p_clean, predicted, confidence)
+
+
+def mean_probability(inputs):
+    """A linear probe's probability of the label, averaged over the last epochs; trusted by `two_groups`."""
+    _, probabilities, predicted, confidence = inputs.dynamics
+    p_clean = dynamics.mean_probability(probabilities)
+    return Detection(two_groups(p_clean, inputs.seed) > 0.5, p_clean, predicted, confidence)
+
+
+def two_groups(scores, seed):
+    """Chance (N,) that a score (N,) belongs to the upper of two normal distributions of one width, fitted to all.
+
+    One width makes it grow with the score. Where nothing is wrong it still finds two groups; 1 where all are equal.
+    """
+    if len(np.unique(scores)) < 2:
+        return np.ones(len(scores))
+    return gmm_clean_probability(-scores, seed, covariance_type="tied", max_iter=100)
+
+
+def _stretched(score, theta):
+    """A score in [0, 1], stretched on both sides of theta so that theta comes to 0.5."""
+    below, above = np.minimum(score, theta), np.maximum(score - theta, 0)
+    return 0.5 * below / max(theta, 1e-12) + 0.5 * above / max(1 - theta, 1e-12)
+
+
+def _by_probability(p, labels):
+    """Detection by class probabilities (N, K): trusted where the label is the most probable class."""
+    return Detection(p.argmax(1) == labels, p[np.arange(len(labels)), labels], p.argmax(1), p.max(1))
+
+
+def _scored(p_clean, weights):
+    """Detection by p_clean (N,) above 0.5; the suggestion by weights (N, K), which need not add up to 1."""
+    return Detection(p_clean > 0.5, p_clean, weights.argmax(1), weights.max(1) / np.maximum(weights.sum(1), 1e-30))
+
+
+class Detector(NamedTuple):
+    find: object  # Inputs -> Detection
+    needs_text: bool
+
+
+def _clipcleaner(*criteria):
+    return Detector(lambda inputs: clip_cleaner(criteria, inputs), any(c.startswith("zero") for c in criteria))
+
+
+DETECTORS = {
+    "label-match": Detector(label_match, True),
+    "clip-margin": Detector(clip_margin, True),
+    "lemon": Detector(lemon, True),
+    "clipcleaner": _clipcleaner(*clipcleaner.CRITERIA),
+    **{f"clipcleaner-{name}": _clipcleaner(name) for name in clipcleaner.CRITERIA},
+    "confident-learning": Detector(confident_learning, False),
+    "knn": Detector(knn, False),
+    "simifeat-vote": Detector(simifeat_vote, False),
+    "simifeat-rank": Detector(simifeat_rank, False),
+    "selfclean": Detector(selfclean, False),
+    "fine": Detector(fine, False),
+    "aum": Detector(area_under_margin, False),
+    "forgetting": Detector(forgetting, False),
+    "mean-p": Detector(mean_probability, False),
+}
 
 
 def run_detector(cfg, data, device):
@@ -89,21 +227,12 @@ def run_detector(cfg, data, device):
     The selection is `mask`, `p_clean`, `predicted` and `confidence`, (N,) numpy each.
     """
     detector = pick(DETECTORS, cfg.detector, "detector")
-    clip, tokenizer = load_clip(cfg.backbone, cfg.pretrained)
-    clip.to(device)
-    text_features = zero_shot_features(clip, tokenizer, data.classnames)
-
-    def features_and_logits(split):
-        features = image_features(clip, split, data.view, cfg, device)
-        return features, cosine_logits(clip, features.to(device), text_features).detach().cpu()
-
+    inputs, tests = load_inputs(cfg, data, device)
     accuracy = {}
-    for name, split in data.tests.items():
-        _, logits = features_and_logits(split)
-        result = evaluate(lambda x: x, [(logits, torch.from_numpy(split.labels), None)], data.num_classes)
+    for name, logits in tests.items():
+        batches = [(torch.from_numpy(logits), torch.from_numpy(data.tests[name].labels), None)]
+        result = evaluate(lambda x: x, batches, data.num_classes)
         accuracy[f"acc_{name}"] = result["acc"]
         if name == "test":
             accuracy |= {"acc_last": result["acc"], "acc_best": result["acc"], "acc_per_class": result["acc_per_class"]}
-    features, logits = features_and_logits(data.train)
-    columns = detector(features.numpy(), logits.numpy(), data.train.labels, cfg.seed)
-    return dict(zip(("mask", "p_clean", "predicted", "confidence"), columns)), accuracy
+    return detector.find(inputs)._asdict(), accuracy

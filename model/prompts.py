@@ -35,11 +35,24 @@ def spoken(classname):
 
 
 @torch.no_grad()
-def zero_shot_features(clip, tokenizer, classnames, template="a photo of a {}."):
-    """Unit-length text features (K, D) of one fixed template per class."""
-    device = text_tower(clip).positional_embedding.device
-    tokens = tokenizer([template.format(spoken(name)) for name in classnames]).to(device)
-    return F.normalize(clip.encode_text(tokens), dim=-1)
+def text_features(clip, tokenizer, texts):
+    """Unit-length features (P, D) of P texts."""
+    tokens = tokenizer(texts).to(clip.logit_scale.device)
+    return F.normalize(clip.encode_text(tokens).float(), dim=-1)
+
+
+@torch.no_grad()
+def zero_shot_features(clip, tokenizer, classnames, templates=("a photo of a {}.",)):
+    """Unit-length text features (K, D), one a class: the mean over the templates, as CLIP's ensembles (Radford et al., 2021).
+
+    UserError for a template without {}.
+    """
+    for template in templates:
+        if "{}" not in template:
+            raise UserError(f"templates: '{template}' has no {{}}, where the class name stands.")
+    names = [spoken(name) for name in classnames]
+    of_each = [text_features(clip, tokenizer, [t.replace("{}", name) for name in names]) for t in templates]
+    return of_each[0] if len(of_each) == 1 else F.normalize(torch.stack(of_each).mean(0), dim=-1)
 
 
 class DualPrompts(nn.Module):

@@ -1,6 +1,7 @@
 """Digits written out as files with wrong labels, through the detectors and both phases; detect() and --score."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from dataloader.load import load_data
 from dataloader.transforms import normalise
 from main_detect import detect
 from methods.deft import build_detector
-from methods.detectors import DETECTORS, clip_margin, out_of_fold
+from methods.detectors import clip_margin, out_of_fold
 from methods.masks import load_mask
 from methods.selection import clean_probability, detection_quality, precision_recall
 from model import features
@@ -49,15 +50,25 @@ def test_mislabelled_digits(tmp_path, ratio, table):
     path, truth, _ = write_digits(tmp_path / "data", ratio, every=3, table=table)
     flags = ["--data_path", str(path), "--output_dir", str(tmp_path / "runs"), *TINY]
     peft, fft = ["--cfg", "config/PEFT/own.yaml", *flags], ["--cfg", "config/FFT/own.yaml", *flags]
-    found = {name: main_detect.main([*peft, "--detector", name]) for name in DETECTORS}
+    names = (
+        "label-match",
+        "clip-margin",
+        "confident-learning",
+        "lemon",
+        "clipcleaner",
+        "aum",
+    )  # the others: test_neighbours
+    found = {name: main_detect.main([*peft, "--detector", name]) for name in names}
     found["deft"] = main_real_phase1.main([*peft, *SMALL])
     f1 = f1_of_masks(found, load_config(peft), truth)
-    assert f1["label-match"] > 0.9 and min(f1["clip-margin"], f1["confident-learning"], f1["deft"]) > 0.94, f1
+    best = f1.keys() - {"label-match", "clipcleaner"}
+    assert min(f1[name] for name in best) > 0.94 and min(f1.values()) > 0.88, f1
     assert len(list((tmp_path / "runs" / "cache").glob("features-*"))) == 2  # training and test images, once
     for name, summary in found.items():
         assert ("f1" in summary) == table  # the table has the truth
         if table:
-            assert summary["f1"] == f1[name] and 0.3 < summary["noise_rate"] < 0.5 and summary["auroc"] > 0.95
+            assert summary["f1"] == f1[name] and 0.3 < summary["noise_rate"] < 0.5
+            assert summary["auroc"] > 0.95, name
     trained = main_real_phase2.main(
         [*fft, "--batch_size", "16", "--epochs", "4", "--lr", "0.01", "--schedule", "cosine"]
     )
@@ -125,7 +136,7 @@ def test_clip_margin_grows_with_the_margin():
     rng = np.random.default_rng(0)
     logits, labels = rng.normal(0, 1, (400, 5)).astype(np.float32), rng.integers(0, 5, 400)
     logits[np.arange(400), np.where(np.arange(400) < 300, labels, (labels + 1) % 5)] += 8
-    mask, p_clean, predicted, _ = clip_margin(None, logits, labels, 0)
+    mask, p_clean, predicted, _ = clip_margin(SimpleNamespace(logits=logits, labels=labels, seed=0))
     rows, others = np.arange(400), logits.copy()
     others[rows, labels] = -np.inf
     order = np.argsort(logits[rows, labels] - others.max(1))

@@ -1,0 +1,141 @@
+"""What detectors look at: features, labels and texts of a data set, and what is computed from them once."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import yaml
+from scipy.special import softmax
+
+from methods import clipcleaner, dynamics, neighbours
+from model.clip import cosine_logits, load_clip
+from model.features import image_features
+from model.prompts import spoken, text_features, zero_shot_features
+from utils.config import DEFAULTS, UserError, nearest
+
+
+@dataclass
+class Inputs:
+    """What detectors look at. Raises UserError where the arrays do not belong together or are not finite.
+
+    features (N, D) float32 of unit length; labels (N,) int64, the given ones; with text also text_features (K, D) of unit
+    length and the zero-shot logits (N, K). descriptions: unit-length features (P, D) of several descriptions a class, and
+    the class of each (P,); default: text_features. cfg: the settings, of which detectors read `neighbours`, `theta_gmm`,
+    `theta_cons` and `fill_empty`.
+    """
+
+    features: np.ndarray
+    labels: np.ndarray
+    num_classes: int
+    cfg: object
+    text_features: np.ndarray | None = None
+    logits: np.ndarray | None = None
+    descriptions: tuple[np.ndarray, np.ndarray] | None = None
+    seed: int = 0
+
+    def __post_init__(self):
+        N, D = self.features.shape
+        if len(self.labels) != N:
+            raise UserError(f"features: {N} images, but {len(self.labels)} labels; they are of another data set.")
+        bad = ~np.isfinite(self.features).all(1)
+        if bad.any():
+            raise UserError(
+                f"features: those of {bad.sum()} images are not finite, the first is image {int(bad.argmax())}; "
+                "prec fp32 may help."
+            )
+        text = self.text_features
+        if self.labels.min() < 0 or self.labels.max() >= self.num_classes:
+            raise UserError(
+                f"labels: must lie between 0 and {self.num_classes - 1}, as there are {self.num_classes} classes."
+            )
+        if text is not None and text.shape != (self.num_classes, D):
+            raise UserError(
+                f"features: {D} numbers an image, but the texts are {text.shape[0]} of {text.shape[1]}, expected "
+                f"{self.num_classes} of {D}; they are of another encoder or of other classes."
+            )
+
+    @cached_property
+    def neighbours(self):
+        """The `cfg.neighbours` nearest of each image."""
+        return neighbours.find_neighbours(self.features, self.labels, self.cfg.neighbours)
+
+    @cached_property
+    def visual(self):
+        """p (N, K) of the logistic regression on the given labels that predicts the same images."""
+        return clipcleaner.visual_probability(self.features, self.labels, self.num_classes)
+
+    @cached_property
+    def zero_shot(self):
+        """p (N, K) by the descriptions."""
+        descriptions, owner = self.descriptions or (self.text_features, np.arange(self.num_classes))
+        return clipcleaner.zero_shot_probability(self.features, descriptions, owner, self.num_classes)
+
+    @cached_property
+    def dynamics(self):
+        """margins (E, N), probabilities (E, N), predicted (N,) and its probability (N,) of a linear probe's epochs."""
+        margins, probabilities, logits = dynamics.linear_probe_dynamics(
+            self.features, self.labels, self.num_classes, self.seed
+        )
+        p = softmax(logits, axis=1)
+        return margins, probabilities, p.argmax(1), p.max(1)
+
+
+def read_descriptions(path, classnames):
+    """{class: texts} of a YAML file that maps class names to lists of features, such as `tabby cat: [striped fur]`.
+
+    A text is "a photo of a {class} {feature}." with the class in lower case (Feng et al., ACM MM 2024); the key
+    `template` says otherwise. A class that the file leaves out, or gives no features, has "a photo of a {class}.".
+    UserError for a class that there is not.
+    """
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"descriptions: {path} cannot be read as YAML ({str(error).splitlines()[0]}).") from None
+    if not isinstance(content, dict):
+        raise UserError(f"descriptions: {path}: expected lines of the form `class name: [feature, feature]`.")
+    template = content.pop("template", "a photo of a {class} {feature}.")
+    if not isinstance(template, str) or "{class}" not in template or "{feature}" not in template:
+        raise UserError(f"descriptions: {path}: template must have {{class}} and {{feature}}, not {template!r}.")
+    by_name = {spoken(name).lower(): name for name in classnames}
+    texts = {}
+    for name, features in content.items():
+        if spoken(str(name)).lower() not in by_name:
+            raise UserError(f"descriptions: {path}: there is no class '{name}'.{nearest(name, classnames)}")
+        if not isinstance(features, list):
+            raise UserError(f"descriptions: {path}: '{name}' must have a list of features, not {features!r}.")
+        spoken_name = spoken(str(name)).lower()
+        texts[by_name[spoken_name]] = [
+            template.replace("{class}", spoken_name).replace("{feature}", str(feature)) for feature in features
+        ]
+    return {name: texts.get(name) or [f"a photo of a {spoken(name).lower()}."] for name in classnames}
+
+
+def load_inputs(cfg, data, device):
+    """Inputs of the training images of a Dataset, and {name: zero-shot logits (N, K)} of its test sets."""
+    clip, tokenizer = load_clip(cfg.backbone, cfg.pretrained)
+    clip.to(device)
+    text = zero_shot_features(clip, tokenizer, data.classnames, cfg.templates)
+    descriptions, path = None, cfg.descriptions or DEFAULTS.parent / "descriptions" / f"{cfg.dataset}.yaml"
+    if cfg.descriptions or path.is_file():
+        texts = read_descriptions(path, data.classnames)
+        owner = np.repeat(np.arange(len(texts)), [len(t) for t in texts.values()])
+        features = text_features(clip, tokenizer, [t for of_class in texts.values() for t in of_class])
+        descriptions = features.cpu().numpy(), owner
+
+    def logits(features):
+        return cosine_logits(clip, features.to(device), text).detach().cpu().numpy()
+
+    tests = {name: logits(image_features(clip, split, data.view, cfg, device)) for name, split in data.tests.items()}
+    features = image_features(clip, data.train, data.view, cfg, device)
+    inputs = Inputs(
+        features.numpy(),
+        data.train.labels,
+        data.num_classes,
+        cfg,
+        text.cpu().numpy(),
+        logits(features),
+        descriptions,
+        cfg.seed,
+    )
+    return inputs, tests

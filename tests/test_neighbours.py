@@ -1,0 +1,225 @@
+"""Neighbours and the detectors on them, against plain loops over small arrays."""
+
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from methods import clipcleaner, dynamics, neighbours
+from methods.detectors import DETECTORS
+from methods.inputs import Inputs, read_descriptions
+from utils.config import UserError, default_values
+
+
+def unit(x):
+    return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
+
+
+def clusters(n=120, K=4, D=16, wrong=0.25, seed=0, spread=0.35):
+    """Unit-length features around K centres, given labels, whether they are right, and the centres."""
+    rng = np.random.default_rng(seed)
+    centres, true = rng.normal(0, 1, (K, D)), rng.integers(0, K, n)
+    features = unit(centres[true] + rng.normal(0, spread, (n, D)))
+    labels = np.where(rng.random(n) < wrong, (true + rng.integers(1, K, n)) % K, true)
+    return features, labels, labels == true, unit(centres)
+
+
+def make_inputs(features, labels, K, text=None, **settings):
+    cfg = SimpleNamespace(**default_values() | settings)
+    logits = None if text is None else 50 * features[:, : text.shape[1]] @ text.T
+    return Inputs(features, labels, K, cfg, text, logits)
+
+
+@pytest.mark.parametrize("block", [2**26, 1000])  # all at once, and blocks that cut through classes
+def test_exact_neighbours(monkeypatch, block):
+    monkeypatch.setattr(neighbours, "BLOCK", block)
+    features, labels, _, _ = clusters()
+    features[10:30] = features[10]  # identical images
+    found = neighbours.find_neighbours(features, labels, 7)
+    cosine = features @ features.T
+    np.fill_diagonal(cosine, -2)
+    assert np.allclose(found.cosine, -np.sort(-cosine, axis=1)[:, :7], atol=1e-6)
+    assert np.allclose(np.take_along_axis(cosine, found.index, 1), found.cosine, atol=1e-6)
+    assert (found.index != np.arange(len(labels))[:, None]).all() and (np.diff(np.sort(found.index)) > 0).all()
+    same = labels[:, None] == labels[None]
+    assert np.allclose(found.same, np.where(same, cosine, -2).max(1), atol=1e-6)
+    assert np.allclose(found.other, np.where(~same, cosine, -2).max(1), atol=1e-6)
+
+
+def test_index_beyond_the_exact_size(monkeypatch, capsys):
+    features, labels, _, _ = clusters(n=600)
+    features[:50] = features[0]  # more than an index may reach from one of them
+    exact = neighbours.find_neighbours(features, labels, 10)
+    monkeypatch.setattr(neighbours, "EXACT_UP_TO", 100)
+    found = neighbours.find_neighbours(features, labels, 10)
+    assert "HNSW index of faiss" in capsys.readouterr().out
+    assert (found.index != np.arange(600)[:, None]).all() and found.index.shape == (600, 10)
+    assert np.mean([len(set(a) & set(b)) for a, b in zip(exact.index[50:], found.index[50:])]) > 9
+    for ours, true in ((found.same, exact.same), (found.other, exact.other)):
+        assert (np.isclose(ours, true, atol=1e-5) | (ours == found.cosine[:, -1])).mean() > 0.95
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(UserError, match="more than 100 images need faiss; pip install faiss-cpu"):
+        neighbours.find_neighbours(features, labels, 10)
+
+
+def test_few_images_and_small_classes():
+    features, labels, _, text = clusters(n=9)
+    found = neighbours.find_neighbours(features, labels, 30)  # k is cut to the other images
+    assert found.index.shape == (9, 8)
+    alone = np.array([0, 1, 2, 3, 3, 3, 3, 3, 3])
+    found = neighbours.find_neighbours(features, alone, 3)
+    assert found.same[0] == -1 and found.other[0] > -1
+    with pytest.raises(UserError, match="two images or more"):
+        neighbours.find_neighbours(features[:1], labels[:1], 3)
+    for name, detector in DETECTORS.items():  # one sample in a class, k larger than a class, an empty class
+        mask, p_clean, predicted, confidence = detector.find(make_inputs(features, alone * (alone != 2), 4, text))
+        assert mask.shape == p_clean.shape == (9,) and mask.dtype == bool and predicted.max() < 4, name
+        assert np.isfinite(p_clean).all() and np.isfinite(confidence).all(), name
+
+
+def test_hundreds_of_identical_images():
+    features = np.repeat(unit(np.eye(3, 8) + 0.1), 100, axis=0)
+    labels = np.repeat([0, 1, 2], 100)
+    labels[:5] = 1
+    for name, detector in DETECTORS.items():
+        mask, p_clean, *_ = detector.find(make_inputs(features, labels, 3, features[::100]))
+        assert np.isfinite(p_clean).all(), name
+        if name not in ("simifeat-rank", "clipcleaner", "selfclean", "forgetting"):
+            assert p_clean[:5].max() <= p_clean[5:].min(), name
+
+
+def test_detectors_find_wrong_labels_with_and_without_text():
+    features, labels, is_clean, text = clusters(n=400, spread=0.6)
+    inputs = make_inputs(features, labels, 4, text)
+    for name, detector in DETECTORS.items():
+        mask, p_clean, predicted, confidence = detector.find(inputs)
+        assert (mask == is_clean).mean() > (0.7 if name in ("selfclean", "simifeat-rank") else 0.85), name
+        assert p_clean[~is_clean].mean() < p_clean[is_clean].mean() - 0.1, name
+        again = detector.find(make_inputs(features, labels, 4, text))
+        assert np.array_equal(mask, again.mask) and np.array_equal(p_clean, again.p_clean), name
+        if not detector.needs_text:  # the text changes nothing
+            assert np.array_equal(mask, detector.find(make_inputs(features, labels, 4)).mask), name
+
+
+def test_simifeat_by_hand():
+    cosine, index = np.float32([[0.9, 0.8, 0.5]] * 4), np.array([[1, 2, 3]] * 4)
+    found, labels = neighbours.Neighbours(cosine, index, None, None), np.array([0, 1, 0, 1])
+    shares = neighbours.simifeat_shares(found, labels, 3)
+    assert np.allclose(shares[:1], [[(1.0 + 0.8) / 3.2, (0.9 + 0.5) / 3.2, 0]])  # its own weight: 2 x 0.9 - 0.8
+    shares = np.array([[0.9, 0.1], [0.5, 0.5], [0.1, 0.9], [0.3, 0.7]])
+    score, mask = neighbours.simifeat_rank(shares, np.array([0, 0, 0, 1]), np.array([0.6, 0.0]))
+    assert np.allclose(score[:2], [0.9 / np.hypot(0.9, 0.1), 0.5**0.5])
+    assert mask.tolist() == [True, True, False, True]  # ceil(3 x 0.6), and one at least
+
+
+def test_label_transitions_of_clean_clusters():
+    """Of an image and its neighbours with one true label, HOC finds how many labels of each class are right."""
+    rng = np.random.default_rng(0)
+    true, flip = np.repeat(np.arange(3), 3000), np.array([0.4, 0.2, 0.0])
+    labels = np.where(rng.random(9000) < flip[true], (true + 1) % 3, true)
+    index = np.concatenate([k * 3000 + rng.permuted(np.tile(np.arange(3000), (2, 1)), axis=1).T for k in range(3)])
+    keep = neighbours.right_given_label(neighbours.Neighbours(None, index, None, None), labels, 3)
+    truth = [np.mean(true[labels == k] == k) for k in range(3)]
+    assert np.allclose(keep, truth, atol=0.05)
+
+
+def test_lemon_against_a_loop():
+    features, labels, is_clean, text = clusters(n=60)
+    found = neighbours.find_neighbours(features, labels, 5)
+    beta, gamma, tau_1, tau_2 = 5, 3, 0.1, 2
+    d_mm = [1 - features[i] @ text[labels[i]] for i in range(60)]
+    expected = []
+    for i in range(60):
+        s_n = np.mean(
+            [
+                (1 - text[labels[i]] @ text[labels[j]])
+                * np.exp(-tau_1 * (1 - features[i] @ features[j]) - tau_2 * d_mm[j])
+                for j in found.index[i]
+            ]
+        )
+        peers = [j for j in range(60) if labels[j] == labels[i] and j != i]
+        s_m = np.mean([(1 - features[i] @ features[j]) * np.exp(-tau_2 * d_mm[j]) for j in peers])
+        expected.append(d_mm[i] + beta * s_n + gamma * s_m)
+    score = neighbours.lemon_score(found, features, labels, text, beta, gamma, tau_1, tau_2)
+    assert np.allclose(score, expected, atol=1e-4) and score[~is_clean].mean() > score[is_clean].mean()
+
+
+def test_selfclean_and_fine_by_hand():
+    found = neighbours.Neighbours(None, None, np.float32([0.8, 1, 1]), np.float32([0.6, 0.5, 1]))
+    assert np.allclose(neighbours.intra_extra_ratio(found), [0.16 / (0.04 + 0.16), 1, 0.5], atol=1e-5)
+    features = unit(np.array([[1, 0.1], [1, -0.1], [0.1, 1], [0, 1]], dtype=float))
+    alignment = neighbours.eigenvector_alignment(features, np.array([0, 0, 2, 2]), 3)
+    assert np.allclose(alignment[:2, 0], features[:2, 0] ** 2, atol=1e-5) and (alignment[:, 1] == 0).all()
+    assert (alignment[2:, 2] > 0.98).all() and (alignment[2:, 0] < 0.05).all()
+
+
+# --- training dynamics
+
+
+def test_dynamics_by_hand():
+    margins = np.array([[1, -1, -1, 1], [2, 1, -1, -1], [3, -1, -1, 2]], dtype=np.float32)
+    assert np.allclose(dynamics.area_under_margin(margins), [2, -1 / 3, -1, 2 / 3])
+    assert np.allclose(dynamics.forgetting(margins), [0, 2 / 3, 1, 1 / 3])
+    assert dynamics.forgetting_events(margins).tolist() == [0, 1, -1, 1]
+    assert np.allclose(dynamics.mean_probability(np.array([[0.1], [0.2], [0.6]]), last=2), [0.4])
+
+
+def test_linear_probe_dynamics():
+    features, labels, is_clean, _ = clusters(n=300)
+    margins, probabilities, logits = dynamics.linear_probe_dynamics(features, labels, 4, seed=0, epochs=6)
+    assert margins.shape == probabilities.shape == (6, 300) and logits.shape == (300, 4)
+    rows, others = np.arange(300), logits.copy()
+    others[rows, labels] = -np.inf
+    assert np.allclose(margins[-1], logits[rows, labels] - others.max(1), atol=1e-5)
+    assert margins.mean(0)[is_clean].min() > np.median(margins.mean(0)[~is_clean])
+    again = dynamics.linear_probe_dynamics(features, labels, 4, seed=0, epochs=6)
+    assert np.array_equal(margins, again[0])
+
+
+# --- CLIPCleaner beside the golden numbers, and what a user can get wrong
+
+
+def test_empty_classes_are_filled_with_the_best():
+    selected = np.zeros(12, dtype=bool)
+    selected[:3] = True
+    labels, scores = np.repeat([0, 1, 2], 4), np.arange(12)
+    filled = clipcleaner.fill_empty_classes(selected, scores, labels, 4)  # class 3 has no images
+    assert np.flatnonzero(filled).tolist() == [0, 1, 2, 5, 6, 7, 9, 10, 11]
+    official = clipcleaner.fill_empty_classes(selected, scores, labels, 4, official=True)
+    assert np.flatnonzero(official).tolist() == [0, 1, 2, 4, 5, 6, 8, 9, 10]
+    assert clipcleaner.fill_empty_classes(np.zeros(12, dtype=bool), scores, labels, 3).sum() == 3
+
+
+def test_inputs_that_do_not_belong_together():
+    features, labels, _, text = clusters(n=20)
+    bad = features.copy()
+    bad[7, 3] = np.nan
+    for args, message in [
+        ((bad, labels, 4, text), "those of 1 images are not finite, the first is image 7"),
+        ((features, labels[:19], 4, text), "20 images, but 19 labels; they are of another data set"),
+        ((features, labels, 4, text[:, :8]), "16 numbers an image, but the texts are 4 of 8, expected 4 of 16"),
+        ((features, labels, 3, text[:3]), "labels: must lie between 0 and 2"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            make_inputs(*args)
+
+
+def test_descriptions(tmp_path):
+    path = tmp_path / "descriptions.yaml"
+    path.write_text("Tabby_Cat: [with stripes, asleep]\ndog: []\n")
+    texts = read_descriptions(path, ["tabby cat", "dog", "Cow"])
+    assert texts["tabby cat"] == ["a photo of a tabby cat with stripes.", "a photo of a tabby cat asleep."]
+    assert texts["dog"] == ["a photo of a dog."] and texts["Cow"] == ["a photo of a cow."]
+    path.write_text("template: '{feature} {class}'\ndog: [big]\n")
+    assert read_descriptions(path, ["dog"]) == {"dog": ["big dog"]}
+    for content, message in [
+        ("dgo: [big]", "there is no class 'dgo'. Did you mean dog"),
+        ("dog: big", "'dog' must have a list of features"),
+        ("- dog", "expected lines of the form"),
+        ("template: big\ndog: [x]", "template must have {class} and {feature}"),
+        ("a: [", "cannot be read as YAML"),
+    ]:
+        path.write_text(content)
+        with pytest.raises(UserError, match=message):
+            read_descriptions(path, ["dog"])
