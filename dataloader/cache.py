@@ -1,4 +1,4 @@
-"""Decoded images kept on disk: memory-mapped, bounded, checked; a second run, or another process, decodes nothing."""
+"""A bounded, memory-mapped cache of decoded images on disk, with checksums, shared by runs and processes."""
 
 import contextlib
 import os
@@ -11,21 +11,21 @@ import torch
 from dataloader.files import images_identity
 from dataloader.transforms import decode
 
-_in_use = set()  # files of this process, which must not give way to each other
+_in_use = set()  # files of this process, which must not be evicted
 
 
 def decoded_files(paths, size, folder, limit_gb):
-    """DecodedFiles in a file below `folder`, or None where that does not fit into limit_gb GB, or on the disk.
+    """DecodedFiles in a file in `folder`, or None if it exceeds limit_gb GB or the disk is full.
 
-    The file is named after the paths, sizes and times of all images. Those that this process does not use give way, the
-    least recently used first.
+    The file is named after the paths, sizes and modification times of all images. Files that this process does not use
+    are evicted, the least recently used first.
     """
     needed = len(paths) * 3 * size**2
     if needed > limit_gb * 2**30:
         return None
     file = Path(folder) / f"pixels-{images_identity(paths)[:16]}-{size}.npy"
     _in_use.add(file)
-    with contextlib.suppress(FileNotFoundError):  # another run may clear up at the same time
+    with contextlib.suppress(FileNotFoundError):  # another run may evict files at the same time
         others = sorted(set(file.parent.glob("pixels-*[0-9].npy")) - _in_use, key=lambda p: p.stat().st_mtime)
         used = sum(p.stat().st_size for p in _in_use if p != file and p.is_file()) + sum(
             p.stat().st_size for p in others
@@ -39,22 +39,22 @@ def decoded_files(paths, size, folder, limit_gb):
     try:
         return DecodedFiles(paths, size, file)
     except OSError as error:
-        print(f"decoded images are not kept in {file.parent}: {error.strerror}")
+        print(f"decoded images are not cached in {file.parent}: {error.strerror}")
         return None
 
 
 class DecodedFiles:
-    """The images of `paths`, resized to squares: row(i) -> uint8 (3, size, size), decoded once and kept in a file.
+    """The images of `paths` resized to squares: row(i) -> uint8 (3, size, size), decoded once and kept in a file.
 
-    A row counts only with its checksum; missing and damaged ones are decoded when they are asked for. Threads and
-    processes may share the file.
+    A row is valid if its checksum matches; missing and damaged rows are decoded on access. Threads and processes may
+    share the file.
     """
 
     def __init__(self, paths, size, file):
         self.paths, self.size = paths, size
         self.pixels = _open(file, np.uint8, (len(paths), 3, size, size))
         self.sums = _open(file.with_suffix(".crc.npy"), np.uint32, (len(paths),))
-        self.checked = np.zeros(len(paths), dtype=bool)  # once a process
+        self.checked = np.zeros(len(paths), dtype=bool)  # checksums are verified once per process
         file.touch()
 
     def row(self, i):
@@ -62,25 +62,25 @@ class DecodedFiles:
         if not self.checked[i]:
             if self.sums[i] == 0 or self.sums[i] != _checksum(self.pixels[i]):
                 self.pixels[i] = decode(self.paths[i], self.size).numpy()
-                self.sums[i] = _checksum(self.pixels[i])  # after the pixels: a kill in between leaves no match
+                self.sums[i] = _checksum(self.pixels[i])  # after the pixels: if killed in between, it does not match
             self.checked[i] = True
         return torch.from_numpy(self.pixels[i])
 
 
 def _checksum(row):
-    return zlib.crc32(np.ascontiguousarray(row)) or 1  # 0 is a row never written
+    return zlib.crc32(np.ascontiguousarray(row)) or 1  # 0 means never written
 
 
 def _open(file, dtype, shape):
-    """The array in a file, memory-mapped; made of zeros, with all its room on the disk, where it is missing or cut short."""
+    """Memory-map the array in a file; if it is missing or truncated, create it with zeros and allocate the disk space."""
     try:
         return np.lib.format.open_memmap(file, "r+", dtype, shape)
     except (OSError, ValueError):
         file.parent.mkdir(parents=True, exist_ok=True)
-        new = file.with_name(f".{file.name}.{os.getpid()}")  # another run may look for the file at any time
+        new = file.with_name(f".{file.name}.{os.getpid()}")  # another run may open the file at any time
         try:
             np.lib.format.open_memmap(new, "w+", dtype, shape)
-            if hasattr(os, "posix_fallocate"):  # else a full disk kills the process when a page is written
+            if hasattr(os, "posix_fallocate"):  # otherwise a full disk would kill the process on a page write
                 with new.open("r+b") as whole:
                     os.posix_fallocate(whole.fileno(), 0, new.stat().st_size)
             new.replace(file)

@@ -10,13 +10,13 @@ from utils.config import UserError
 
 
 def stanford_cars(cfg):
-    """Stanford Cars: train/<class>/* and test/<class>/*, or the archive's devkit/*.mat with cars_train/ and cars_test/."""
+    """Stanford Cars: train/<class>/* and test/<class>/*, or devkit/*.mat, cars_train/ and cars_test/ of the archive."""
     root, view = Path(cfg.data_path), View(enlarge=ENLARGE)
     if (root / "train").is_dir():
         paths, labels, classes = class_folders(root / "train")
         test_paths, test_labels, test_classes = class_folders(need_folder(root / "test"))
         if test_classes != classes:
-            raise UserError(f"data_path: {root / 'test'} has other class folders than {root / 'train'}.")
+            raise UserError(f"data_path: the class folders of {root / 'test'} differ from those of {root / 'train'}.")
         return Dataset("stanford_cars", Split(paths, labels), Split(test_paths, test_labels), classes, view)
     from scipy.io import loadmat
 
@@ -29,10 +29,10 @@ def stanford_cars(cfg):
     meta, splits = root / "devkit" / "cars_meta.mat", []
     for path in (meta, *parts.values()):
         if not path.is_file():
-            raise UserError(f"data_path: neither {root / 'train'} nor {path} is there.")
+            raise UserError(f"data_path: neither {root / 'train'} nor {path} exists.")
     path = meta
     try:
-        # the devkit numbers the classes, from 1, in another order than their sorted names
+        # the devkit numbers the classes from 1, not in the order of their sorted names
         names = [str(n[0]).replace("/", "-") for n in loadmat(meta)["class_names"][0]]
         number = dict(zip(range(1, len(names) + 1), np.argsort(np.argsort(names))))
         for part, path in parts.items():
@@ -44,6 +44,6 @@ def stanford_cars(cfg):
                     ]
                 )
             )
-    except Exception as error:  # scipy raises anything on a damaged file
+    except Exception as error:  # scipy raises many exceptions on damaged files
         raise UserError(f"{path}: not an annotation file of the devkit ({error!r})") from None
     return Dataset("stanford_cars", *splits, classnames=sorted(names), view=view)

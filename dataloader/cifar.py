@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100 from the pickles of their python version."""
+"""CIFAR-10 and CIFAR-100, from the pickle files of the Python version."""
 
 from pathlib import Path
 
@@ -8,19 +8,19 @@ from dataloader.dataset import Dataset, Split, View
 from utils.config import UserError
 from utils.safe_pickle import load_arrays
 
-SOURCE = "{}, python version, from cs.toronto.edu/~kriz/cifar.html"
+SOURCE = "the Python version of {} from cs.toronto.edu/~kriz/cifar.html"
 
 
 def _read_cifar(path, label_key):
-    """Pixels uint8 (N, 32, 32, 3) and labels of one file of the python version of CIFAR; planar rows of 3,072."""
+    """Pixels uint8 (N, 32, 32, 3) and labels of one pickle file, which stores planar rows of 3,072 bytes."""
     try:
         batch = load_arrays(path)
         data, labels = np.asarray(batch["data"]), np.asarray(batch[label_key], dtype=np.int64)
         images = data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
         if data.dtype != np.uint8 or len(images) != len(labels):
             raise ValueError(f"{len(images)} images of {data.dtype}, {len(labels)} labels")
-    except Exception as error:  # a broken pickle can raise anything
-        raise UserError(f"{path}: not a file of CIFAR's python version, or a damaged one ({error!r})") from None
+    except Exception as error:  # a damaged pickle can raise any exception
+        raise UserError(f"{path}: not a CIFAR pickle file (Python version), or damaged ({error!r})") from None
     return images, labels
 
 
@@ -33,12 +33,12 @@ def _cifar(cfg, name, folder, files, label_key, mean, std):
                 cfg.data_path, download=True
             )
         except (OSError, RuntimeError) as error:
-            raise UserError(f"download: {name} could not be fetched ({error}). Get {SOURCE.format(name)}.") from None
+            raise UserError(f"download: {name} failed ({error}). Get {SOURCE.format(name)}.") from None
     root = next((d for d in (Path(cfg.data_path), Path(cfg.data_path) / folder) if (d / files[0]).is_file()), None)
     if root is None:
         raise UserError(
             f"data_path: no {files[0]} in {cfg.data_path} or its folder {folder}; expected the files "
-            f"{', '.join(files)} of {name}'s python version; --download fetches them where there is a network."
+            f"{', '.join(files)} of the Python version of {name}. --download fetches them."
         )
     missing = [f for f in files if not (root / f).is_file()]
     if missing:
@@ -49,7 +49,7 @@ def _cifar(cfg, name, folder, files, label_key, mean, std):
 
 
 def cifar10(cfg):
-    """CIFAR-10, python version, in data_path or its cifar-10-batches-py/; CIFAR's own image statistics."""
+    """CIFAR-10, Python version, in data_path or its cifar-10-batches-py/; normalised with CIFAR-10's statistics."""
     files = [f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"]
     return _cifar(
         cfg, "cifar10", "cifar-10-batches-py", files, "labels", (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
@@ -57,7 +57,7 @@ def cifar10(cfg):
 
 
 def cifar100(cfg):
-    """CIFAR-100, python version, in data_path or its cifar-100-python/; CIFAR's own image statistics."""
+    """CIFAR-100, Python version, in data_path or its cifar-100-python/; normalised with CIFAR-100's statistics."""
     return _cifar(
         cfg,
         "cifar100",

@@ -10,10 +10,10 @@ from utils.config import UserError
 
 
 def clothing1m(cfg):
-    """Clothing1M: key lists and label files; a class-balanced subset of the noisy images, fixed by `seed`.
+    """Clothing1M: key lists and label files; trains on a class-balanced subset of the noisy images, fixed by `seed`.
 
-    Walking the shuffled list, an image is taken while its class has fewer than num_samples / 14. Keys begin with
-    `images/`; that folder may be there on disk or not.
+    Going through the shuffled list, an image is taken while its class has fewer than num_samples / 14 images. Keys begin
+    with `images/`; this folder may or may not exist on disk.
     """
     root = Path(cfg.data_path)
     n = cfg.num_samples or 1000 * cfg.batch_size

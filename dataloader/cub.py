@@ -15,7 +15,7 @@ def cub_200_2011(cfg):
     for i in paths:
         for name, column in (("image_class_labels.txt", labels), ("train_test_split.txt", is_train)):
             if i not in column:
-                raise UserError(f"{root / name}: has no line for image {i} ({paths[i]}).")
+                raise UserError(f"{root / name}: no line for image {i} ({paths[i]}).")
     splits = [
         to_split([(root / "images" / paths[i], labels[i] - 1) for i in paths if is_train[i] == flag]) for flag in (1, 0)
     ]

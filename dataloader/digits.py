@@ -8,7 +8,7 @@ from utils.config import UserError, default_values
 
 
 def load_digits_8x8():
-    """scikit-learn's 1,797 handwritten digits: grey levels 0..16 uint8 (1797, 8, 8) and labels int64."""
+    """scikit-learn's 1,797 handwritten digits: grey levels 0..16, uint8 (1797, 8, 8), and labels int64."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -25,11 +25,11 @@ def enlarge_digits(levels):
 
 
 def digits(cfg):
-    """The 1,797 digits that come with scikit-learn, enlarged to 32x32; `test_fraction` of them held out by `seed`."""
+    """The 1,797 digits of scikit-learn, enlarged to 32x32; a fraction of `test_fraction` is held out, by `seed`."""
     if cfg.data_path != default_values()["data_path"]:
         raise UserError(
             f"data_path: the data set digits reads no files, but data_path is {cfg.data_path}; for your own "
-            "images say --cfg config/PEFT/own.yaml (phase 2: config/FFT/own.yaml)."
+            "images use --cfg config/PEFT/own.yaml (phase 2: config/FFT/own.yaml)."
         )
     levels, labels = load_digits_8x8()
     images = enlarge_digits(levels)

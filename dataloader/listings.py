@@ -1,4 +1,4 @@
-"""What readers of image files share: list files (a name and a label a line) and class folders."""
+"""Shared by the readers of image files: list files (a name and a label per line) and class folders."""
 
 import numpy as np
 
@@ -7,12 +7,12 @@ from dataloader.files import IMAGE_SUFFIXES
 from utils.config import UserError
 from utils.files import read_lines
 
-ENLARGE = 8 / 7  # 256 pixels for a crop of 224
+ENLARGE = 8 / 7  # resize to 256 pixels for a crop of 224
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
 
 def read_words(path, expected):
-    """The words of every line of a list file, `expected` or more; UserError if it is missing, empty or has a short line."""
+    """The words of every line of a list file; UserError if it is missing or a line has fewer than `expected` words."""
     if not path.is_file():
         raise UserError(f"data_path: {path} is missing.")
     rows = [line.split() for line in read_lines(path)]
@@ -29,7 +29,7 @@ def _whole_number(word, path, row):
 
 
 def read_pairs(path):
-    """(name, label) of every line `name label`."""
+    """(name, label) of every line `name label` of a list file."""
     return [(words[0], _whole_number(words[1], path, row)) for row, words in enumerate(read_words(path, 2))]
 
 
@@ -44,15 +44,15 @@ def need_folder(folder):
 
 
 def class_folders(root):
-    """Paths, labels and class names of <root>/<class>/**/*.jpg …, everything in sorted order."""
+    """Paths, labels and class names of <root>/<class>/**/*.jpg …, sorted."""
     classes = sorted(d.name for d in root.iterdir() if d.is_dir() and not d.name.startswith("."))
     if not classes:
-        raise UserError(f"data_path: {root} holds no class folder.")
+        raise UserError(f"data_path: {root} contains no class folder.")
     paths, labels = [], []
     for label, name in enumerate(classes):
         files = sorted(str(p) for p in (root / name).rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
         if not files:
-            raise UserError(f"data_path: the class folder {root / name} holds no image.")
+            raise UserError(f"data_path: the class folder {root / name} contains no image.")
         paths += files
         labels += [label] * len(files)
     return paths, np.array(labels, dtype=np.int64), classes

@@ -1,4 +1,4 @@
-"""Batches (images (B, 3, H, W) float32, labels (B,) int64, index (B,) int64), all on the device."""
+"""Loaders of batches (images (B, 3, H, W) float32, labels (B,) int64, index (B,) int64), all on the device."""
 
 import os
 from collections import deque
@@ -20,14 +20,14 @@ from dataloader.transforms import (
 )
 from utils.distributed import first_alone, rank, several_machines, world_size
 
-ON_DEVICE_GB = 8  # decoded pixels up to this size live on the device
+ON_DEVICE_GB = 8  # array data up to this size are kept on the device
 
 
 class EpochRandomness:
-    """All that is random in one epoch, from (seed, epoch) alone: nothing depends on what ran before.
+    """All random numbers of one epoch, which depend on (seed, epoch) only.
 
-    order (N,) is the permutation the samples are visited in; the rest belongs to sample i whatever its batch:
-    complementary (N,) a label other than labels[i], uniform over the K - 1; crop (N, 2) and flip (N,) uniform in [0, 1).
+    order (N,): the permutation in which samples are visited. The rest is indexed by sample, not by batch: complementary
+    (N,), a label uniform over the K - 1 others than labels[i]; crop (N, 2) and flip (N,), uniform in [0, 1).
     """
 
     def __init__(self, seed, epoch, labels, num_classes):
@@ -42,7 +42,7 @@ class EpochRandomness:
 
 @dataclass(frozen=True)
 class Reading:
-    """How image files are read: by how many threads, and into how many GB of which folder decoded pixels are kept."""
+    """How image files are read: number of threads, and size in GB and folder of the cache of decoded pixels."""
 
     num_workers: int = 8
     cache_gb: float = 0.0
@@ -50,7 +50,7 @@ class Reading:
 
 
 def make_loaders(data, cfg, pixels, device):
-    """Loader of the training set, and {name: Loader} of the test sets, if any; pixels: what the backbone takes."""
+    """Loader of the training set, and {name: Loader} of the test sets; pixels is the input format of the backbone."""
     train = make_loader(data.train, data.view, cfg, pixels, device, augmented=True)
     return train, {
         name: make_loader(split, data.view, cfg, pixels, device, augmented=False) for name, split in data.tests.items()
@@ -58,23 +58,23 @@ def make_loaders(data, cfg, pixels, device):
 
 
 def make_loader(split, view, cfg, pixels, device, augmented):
-    """Loader of one split, with the batch size, threads and cache that `cfg` names."""
+    """Loader of one split, with batch size, threads and cache from `cfg`."""
     reading = Reading(cfg.num_workers, cfg.cache_gb, Path(cfg.output_dir) / "cache")
     return Loader(split, view, pixels, cfg.batch_size, device, augmented, reading)
 
 
 class Loader:
-    """One split: `train(randomness)` gives augmented batches in random order, `eval()` plain ones in order.
+    """One split: `train(randomness)` yields augmented batches in random order, `eval()` un-augmented ones in order.
 
-    Array data are one uint8 tensor, on the device up to ON_DEVICE_GB. Files are read by threads, a few batches ahead, and
-    decoded once where their pixels fit into the cache of one machine; those resized by their short
-    side, which have no one size, are decoded every time.
+    Array data are one uint8 tensor, on the device if not larger than ON_DEVICE_GB. Files are read by threads, a few
+    batches ahead. They are decoded once if a single machine is used and their pixels fit into the cache. Files resized
+    by their short side differ in size and are decoded every time.
     """
 
     def __init__(self, split, view, pixels, batch_size, device, augmented, reading=Reading()):
         self.labels = torch.from_numpy(split.labels).to(device)
         self.view, self.batch_size, self.resolution = view, batch_size, pixels.size
-        self.device = device = torch.empty(0, device=device).device  # cuda is cuda:0: compared below
+        self.device = device = torch.empty(0, device=device).device  # resolves cuda to cuda:0, compared below
         self.mean = torch.tensor(view.mean or pixels.mean, device=device)
         self.std = torch.tensor(view.std or pixels.std, device=device)
         self.is_array = isinstance(split.images, np.ndarray)
@@ -84,8 +84,8 @@ class Loader:
             self.images = torch.from_numpy(np.ascontiguousarray(self.images.transpose(0, 3, 1, 2)))
         else:
             self.pool = ThreadPoolExecutor(max(1, min(reading.num_workers, os.cpu_count() or 1)))
-            with first_alone():  # one process makes the file
-                # one memory-mapped file cannot be written from several machines
+            with first_alone():  # one process creates the cache file
+                # several machines cannot write to one memory-mapped file
                 keep = reading.cache_gb > 0 and not view.short_side and not several_machines()
                 self.decoded = decoded_files(self.images, self.size, reading.cache, reading.cache_gb) if keep else None
         if isinstance(self.images, torch.Tensor) and self.images.nbytes <= ON_DEVICE_GB * 2**30:
@@ -95,7 +95,7 @@ class Loader:
         return len(self.labels)
 
     def _fetch(self, index, u):
-        """uint8 pixels of the samples index (B,), numpy, from the host; u (N, 2) numpy: where crops lie, None: centre."""
+        """uint8 pixels of samples index (B,) on the host; u (N, 2): crop positions, or None for centre crops."""
         if isinstance(self.images, torch.Tensor):
             return self.images[torch.from_numpy(index)]
         crop = self.resolution if self.view.short_side else None
@@ -111,9 +111,9 @@ class Loader:
         )
 
     def _pixels(self, splits, index, u):
-        """uint8 pixels of each batch, on the device; host memory and files are read two batches ahead.
+        """Yield the uint8 pixels of each batch, on the device; host memory and files are read two batches ahead.
 
-        splits: lists of numpy indices, for the host; index: the same on the device; u as for _fetch.
+        splits: numpy indices per batch; index: the same as tensors on the device; u: see _fetch.
         """
         if isinstance(self.images, torch.Tensor) and self.images.device == self.device:
             yield from (self.images[here] for here in index)
@@ -144,10 +144,10 @@ class Loader:
         return resize(images, self.resolution)
 
     def train(self, randomness, keep=None):
-        """Batches of one epoch, of which every process gets its share.
+        """The augmented batches of one epoch; each process gets its share of every batch.
 
-        With `keep` (N,) bool numpy, every batch holds only its kept samples; it may be empty. The batches, and so the
-        number of steps, are those of the whole set.
+        With `keep` (N,) bool numpy, a batch contains only those of its samples that are kept, possibly none. The number
+        of steps stays that of the whole training set.
         """
         splits = [randomness.order[i : i + self.batch_size] for i in range(0, len(self), self.batch_size)]
         if keep is not None:
@@ -155,13 +155,13 @@ class Loader:
         return _Sized(len(splits), self._batches([index[rank() :: world_size()] for index in splits], randomness))
 
     def eval(self):
-        """Un-augmented batches of the whole split, in order; of several processes each has its share of each batch."""
+        """The un-augmented batches of the split, in order; each process gets its share of every batch."""
         index = np.arange(len(self))
         splits = [index[i : i + self.batch_size][rank() :: world_size()] for i in range(0, len(self), self.batch_size)]
         return _Sized(len(splits), self._batches(splits, None))
 
     def _batches(self, splits, randomness):
-        # everything random goes to the device once an epoch: a step waits for nothing
+        # copy random numbers to the device once per epoch, so that no step has to synchronise
         index = torch.from_numpy(np.concatenate(splits)).to(self.device).split([len(part) for part in splits])
         crop, flip = (
             (None, None) if randomness is None else (u.to(self.device) for u in (randomness.crop, randomness.flip))
@@ -173,7 +173,7 @@ class Loader:
 
 
 class _Sized:
-    """An iterator that knows how many batches it will give, for the progress bar."""
+    """An iterator with a length, for the progress bar."""
 
     def __init__(self, length, iterator):
         self.length, self.iterator = length, iterator

@@ -1,8 +1,8 @@
-"""Label noise: pure functions (labels, ratio, num_classes, rng) -> noisy labels; the input is never changed.
+"""Label noise: pure functions (labels, ratio, num_classes, rng) -> noisy labels; the input is not modified.
 
-labels (N,) int64; ratio in [0, 1]; rng a numpy Generator of the noise alone, so the same seed gives the same labels
-whatever ran before. `ratio` is what is asked for; the realised rate is np.mean(noisy != labels).
-The `official_…` functions draw the very labels that the official code draws for a seed.
+labels (N,) int64; ratio in [0, 1]; rng is a numpy Generator used for noise only, so a seed always gives the same labels.
+`ratio` is the requested fraction; the realised noise rate is np.mean(noisy != labels).
+The `official_…` functions reproduce the labels that the official code draws for a seed.
 """
 
 import json
@@ -17,7 +17,7 @@ from utils.config import UserError, nearest
 from utils.files import read_lines
 from utils.safe_pickle import load_arrays
 
-# CIFAR-10's look-alikes (Patrini et al., CVPR 2017) and the 20 superclasses of CIFAR-100, by class number
+# similar classes of CIFAR-10 (Patrini et al., CVPR 2017), and the superclass of each CIFAR-100 class
 CIFAR10_PAIRS = {9: 1, 2: 0, 4: 7, 3: 5, 5: 3}
 CIFAR100_SUPERCLASS = np.array(
     [
@@ -126,14 +126,14 @@ CIFAR100_SUPERCLASS = np.array(
 
 
 def chosen(n, ratio, rng):
-    """floor(ratio * n) different indices at random."""
+    """floor(ratio * n) distinct random indices."""
     return rng.permutation(n)[: int(ratio * n)]
 
 
 def sym(labels, ratio, num_classes, rng):
-    """Symmetric: the chosen samples get a label uniform over all classes, the true one included.
+    """Symmetric noise: the chosen samples get a label drawn uniformly from all classes, including the true one.
 
-    About ratio (K-1)/K of the labels really change.
+    About ratio (K-1)/K of the labels actually change.
     """
     noisy, index = labels.copy(), chosen(len(labels), ratio, rng)
     noisy[index] = rng.integers(num_classes, size=len(index))
@@ -141,17 +141,17 @@ def sym(labels, ratio, num_classes, rng):
 
 
 def asym(labels, ratio, num_classes, rng):
-    """Asymmetric as in the official code: the chosen samples move to the next class, (y + 1) mod K."""
+    """Asymmetric noise of the official code: the chosen samples get the next class, (y + 1) mod K."""
     noisy, index = labels.copy(), chosen(len(labels), ratio, rng)
     noisy[index] = (labels[index] + 1) % num_classes
     return noisy
 
 
 def similar_class(num_classes):
-    """Which class each class of CIFAR is mistaken for by convention, (K,).
+    """The similar class that each class of CIFAR is conventionally flipped to, (K,).
 
-    CIFAR-10: truck → automobile, bird → airplane, deer → horse, cat ↔ dog, the rest stay; CIFAR-100: the next class
-    of the same superclass, in a ring.
+    CIFAR-10: truck → automobile, bird → airplane, deer → horse, cat ↔ dog; the others stay. CIFAR-100: the next class
+    within the same superclass, cyclically.
     """
     target = np.arange(num_classes)
     if num_classes == 10:
@@ -164,14 +164,17 @@ def similar_class(num_classes):
 
 
 def asym_similar(labels, ratio, num_classes, rng):
-    """Asymmetric by convention (DivideMix and most papers): the chosen samples move to the look-alike class."""
+    """Conventional asymmetric noise (DivideMix and most papers): the chosen samples get the similar class."""
     noisy, index = labels.copy(), chosen(len(labels), ratio, rng)
     noisy[index] = similar_class(num_classes)[labels[index]]
     return noisy
 
 
 def structured(labels, ratio, num_classes, rng, to_next=False):
-    """`str`: only the chosen samples of a random half of the classes change, uniformly or (to_next) to the next class."""
+    """`str` noise: of the chosen samples, only those of a random half of the classes change.
+
+    They get a uniformly drawn class or, with `to_next`, the next class.
+    """
     noisy, index = labels.copy(), chosen(len(labels), ratio, rng)
     half = rng.permutation(num_classes)[: num_classes // 2]
     index = index[np.isin(labels[index], half)]
@@ -180,21 +183,22 @@ def structured(labels, ratio, num_classes, rng, to_next=False):
 
 
 def transition(labels, matrix, rng):
-    """Class-dependent: the new label of class k is drawn from row k of the matrix (K, K)."""
+    """Class-dependent noise: the new label of a sample of class k is drawn from row k of the matrix (K, K)."""
     return draw_rows(matrix[labels], rng.random(len(labels)))
 
 
 def draw_rows(probabilities, u):
-    """One column a row, by inverting the cumulative sums of probabilities (N, K) at u (N,)."""
+    """Draw one column per row of probabilities (N, K) by inverse transform sampling at u (N,)."""
     cdf = np.cumsum(probabilities, axis=1, dtype=np.float64)
     return (cdf / cdf[:, -1:] <= u[:, None]).sum(1)
 
 
 def flip_probabilities(labels, flip_rate, num_classes, features, class_weights):
-    """P (N, K) float32 of instance-dependent noise (Xia et al., NeurIPS 2020, part-dependent).
+    """Label probabilities P (N, K) float32 of instance-dependent noise (part-dependent, Xia et al., NeurIPS 2020).
 
     a = x W_y with a[y] = -inf; P = q softmax(a), P[y] = 1 - q, for flip rates q (N,), features x (N, F) and
-    class_weights(k) -> W_k (F, K) float32, asked for once per class in order: one W is in memory at a time.
+    class_weights(k) -> W_k (F, K) float32. class_weights is called once per class, in order, so that only one W is in
+    memory at a time.
     """
     P = np.empty((len(labels), num_classes), dtype=np.float32)
     for k in range(num_classes):
@@ -213,9 +217,9 @@ def _truncated_rates(n, ratio, rng, std=0.1):
 
 
 def idn(labels, ratio, num_classes, rng, features):
-    """Instance-dependent (part-dependent, Xia et al. 2020): features (N, F) are the raw pixels 0..255, channel first.
+    """Instance-dependent noise (part-dependent, Xia et al. 2020); features (N, F) are raw pixels 0..255, channel first.
 
-    Flip rates q_i from a normal(ratio, 0.1) truncated to [0, 1], W_k of shape (F, K) standard normal.
+    Flip rates q_i follow normal(ratio, 0.1) truncated to [0, 1]; the entries of W_k (F, K) are standard normal.
     """
     flip_rate, F = _truncated_rates(len(labels), ratio, rng), features.shape[1]
     P = flip_probabilities(
@@ -225,9 +229,9 @@ def idn(labels, ratio, num_classes, rng, features):
 
 
 def official_class_noise(mode, labels, ratio, num_classes, rng, folder=False):
-    """sym, asym or str noise as the official code draws it; rng is `random.Random(seed)`.
+    """sym, asym or str noise exactly as in the official code; rng is `random.Random(seed)`.
 
-    In `str`, image folders (`folder`) move to the next class where CIFAR draws one.
+    In `str`, samples of image folders (`folder`) get the next class; for CIFAR the class is drawn.
     """
     noisy, order, classes = labels.copy(), list(range(len(labels))), list(range(num_classes))
     rng.shuffle(order)
@@ -242,7 +246,7 @@ def official_class_noise(mode, labels, ratio, num_classes, rng, folder=False):
 
 
 def official_idn(labels, ratio, num_classes, features, rng=None):
-    """Instance-dependent noise as the official code draws it, always with numpy seed 1, whatever the run's seed."""
+    """Instance-dependent noise exactly as in the official code, which always uses numpy seed 1."""
     rng = np.random.RandomState(1) if rng is None else rng
     flip_rate, F = _truncated_rates(len(labels), ratio, rng), features.shape[1]
     P = flip_probabilities(
@@ -264,7 +268,7 @@ NOISE = ("none", *DRAWN, "transition", "file", *HUMAN)
 
 
 def _check_labels(labels, expected, num_classes, path):
-    """Labels (N,) int64 from a file, after checking their kind, number and range."""
+    """Labels (N,) int64 read from a file, after checking their type, number and range."""
     labels = np.asarray(labels)
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
         raise UserError(f"{path}: expected one whole number per sample, found {labels.dtype} of shape {labels.shape}.")
@@ -272,12 +276,14 @@ def _check_labels(labels, expected, num_classes, path):
         raise UserError(f"{path}: holds {len(labels)} labels, the training set has {expected} images.")
     outside = np.flatnonzero((labels < 0) | (labels >= num_classes))
     if len(outside):
-        raise UserError(f"{path}: row {outside[0] + 1} is {labels[outside[0]]}, labels go from 0 to {num_classes - 1}.")
+        raise UserError(
+            f"{path}: row {outside[0] + 1} is {labels[outside[0]]}, expected a label from 0 to {num_classes - 1}."
+        )
     return labels.astype(np.int64)
 
 
 def read_labels(path, true_labels=None):
-    """The content of a label file: .npy, the official code's JSON list, or text with one whole number a line.
+    """The content of a label file: .npy, a JSON list as in the official code, or text with one integer per line.
 
     A .csv with the columns label and label_noisy, as CIFAR-10's published instance-dependent labels (dependent0.4.csv;
     Chen et al., AAAI 2021), must have true_labels (N,) as its `label`.
@@ -300,7 +306,7 @@ def read_labels(path, true_labels=None):
 
 
 def read_human(data_path, mode, labels, num_classes):
-    """Human labels (CIFAR-10N and CIFAR-100N, Wei et al., ICLR 2022) from CIFAR-<K>_human.pt in data_path."""
+    """Human labels of CIFAR-10N or CIFAR-100N (Wei et al., ICLR 2022), from CIFAR-<K>_human.pt in data_path."""
     path = Path(data_path) / f"CIFAR-{num_classes}_human.pt"
     if num_classes not in HUMAN[mode]:
         raise UserError(f"noise_mode: {mode} labels exist for {' and '.join(f'CIFAR-{k}' for k in HUMAN[mode])} only.")
@@ -310,15 +316,15 @@ def read_human(data_path, mode, labels, num_classes):
     try:
         arrays = load_arrays(path)
         noisy, clean = arrays[entry], arrays["clean_label"]
-    except Exception as error:  # a damaged archive or a missing entry, each with its own exception
+    except Exception as error:  # damaged archives and missing entries raise many exceptions
         raise UserError(f"{path}: expected arrays {entry} and clean_label ({error!r})") from None
     if not np.array_equal(clean, labels):
-        raise UserError(f"{path}: its clean_label are not the labels of this training set, so its order is another.")
+        raise UserError(f"{path}: clean_label differs from the labels of this training set; is the order the same?")
     return _check_labels(noisy, len(labels), num_classes, path)
 
 
 def read_transition(path, num_classes):
-    """A row-stochastic matrix (K, K) float64 from .npy or .csv: row k holds the chances of class k's new labels."""
+    """A row-stochastic matrix (K, K) float64 from .npy or .csv; row k has the probabilities of class k's new labels."""
     path = Path(path)
     if not path.is_file():
         raise UserError(
@@ -336,14 +342,17 @@ def read_transition(path, num_classes):
         raise UserError(f"{path}: expected a {num_classes}x{num_classes} matrix, found shape {matrix.shape}.")
     bad = np.flatnonzero((np.abs(matrix.sum(1) - 1) > 1e-6) | (matrix < 0).any(1) | ~np.isfinite(matrix).all(1))
     if len(bad):
-        raise UserError(f"{path}: row {bad[0] + 1} sums to {matrix[bad[0]].sum():.6g}, expected chances that sum to 1.")
+        raise UserError(
+            f"{path}: row {bad[0] + 1} sums to {matrix[bad[0]].sum():.6g}, expected probabilities that sum to 1."
+        )
     return matrix
 
 
 def make_noise(cfg, labels, num_classes, is_folder=False, features=None):
-    """The labels to train on, (N,) int64, as cfg's noise_… keys say; features() gives pixels (N, F) for idn.
+    """The labels to train on, (N,) int64, according to the noise_… keys of cfg.
 
-    Raises UserError for an unknown mode, or a file that is missing or does not match.
+    features() returns the pixels (N, F), needed for idn. Raises UserError for an unknown mode, or a file that is missing
+    or does not match the data set.
     """
     mode, ratio, K = cfg.noise_mode or "none", cfg.noise_ratio, num_classes
     if mode not in NOISE:
@@ -353,8 +362,8 @@ def make_noise(cfg, labels, num_classes, is_folder=False, features=None):
         return labels
     if mode == "file":
         if not cfg.noise_file:
-            raise UserError("noise_file: noise_mode file needs the file with the labels.")
-        official = Path(cfg.data_path) / "noise_file" / cfg.noise_file  # where the official code keeps them
+            raise UserError("noise_file: noise_mode file needs a file with the labels.")
+        official = Path(cfg.data_path) / "noise_file" / cfg.noise_file  # the folder the official code uses
         path = official if official.is_file() and not Path(cfg.noise_file).is_file() else cfg.noise_file
         return _check_labels(read_labels(path, labels), len(labels), K, path)
     if mode in HUMAN:
@@ -371,7 +380,7 @@ def make_noise(cfg, labels, num_classes, is_folder=False, features=None):
 
 
 def _official(cfg, labels, num_classes, is_folder, features):
-    """The official code's labels: its cache file where there is one (it wins over the seed there), else its draws."""
+    """Labels as in the official code: from its cache file if there is one, whatever the seed, else drawn."""
     mode, ratio = cfg.noise_mode, cfg.noise_ratio
     if mode == "asym_similar":
         raise UserError("noise_rng: the official code has no asym_similar; use noise_rng numpy.")

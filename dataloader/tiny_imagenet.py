@@ -8,7 +8,7 @@ from utils.config import UserError
 
 
 def tiny_imagenet(cfg):
-    """Tiny-ImageNet: train/<wnid>/images/*, and test/<wnid>/images/* (official code) or the archive's own val/."""
+    """Tiny-ImageNet: train/<wnid>/images/*, and test/<wnid>/images/* (official code) or val/ of the archive."""
     root = Path(cfg.data_path)
     paths, labels, wnids = class_folders(need_folder(root / "train"))
     if (root / "val" / "val_annotations.txt").is_file() and not (root / "test" / wnids[0]).is_dir():
@@ -17,12 +17,14 @@ def tiny_imagenet(cfg):
         pairs = []
         for row, words in enumerate(read_words(listed, 2)):
             if words[1] not in number:
-                raise UserError(f"{listed}: line {row + 1} names {words[1]}, which is no folder of {root / 'train'}.")
+                raise UserError(
+                    f"{listed}: line {row + 1} names {words[1]}, which is not a folder in {root / 'train'}."
+                )
             pairs.append((root / "val" / "images" / words[0], number[words[1]]))
         test = to_split(sorted(pairs))
     else:
         test_paths, test_labels, test_wnids = class_folders(need_folder(root / "test"))
         if test_wnids != wnids:
-            raise UserError(f"data_path: {root / 'test'} has other class folders than {root / 'train'}.")
+            raise UserError(f"data_path: the class folders of {root / 'test'} differ from those of {root / 'train'}.")
         test = Split(test_paths, test_labels)
     return Dataset("tiny_imagenet", Split(paths, labels), test, classnames=wnids, view=View(enlarge=ENLARGE))

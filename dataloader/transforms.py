@@ -1,4 +1,4 @@
-"""From files to views. All but `decode` work on batches, on the device: uint8 (B, 3, H, W) until `normalise`."""
+"""Image transforms. All but the readers work on batches on the device: uint8 (B, 3, H, W) until `normalise`."""
 
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ from utils.config import UserError
 
 
 class Pixels(NamedTuple):
-    """The square input of a network: its side in pixels, and the mean and std of the channels in [0, 1] units."""
+    """The square input of a network: side length in pixels, and mean and std of the channels, pixels in [0, 1]."""
 
     size: int
     mean: tuple
@@ -19,11 +19,11 @@ class Pixels(NamedTuple):
 
 
 def to_rgb(image):
-    """A Pillow image as RGB, upright: EXIF's rotation done, transparency on white, the first frame of many.
+    """Convert a Pillow image to upright RGB: EXIF rotation applied, transparency on white, first frame of an animation.
 
-    Greys of more than 8 bits, or of fractions, are stretched from the image's darkest to its brightest pixel.
+    Greyscale images with more than 8 bits, or with floating-point values, are rescaled from their minimum to maximum.
     """
-    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:  # only then: it copies
+    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:  # exif_transpose always copies
         image = ImageOps.exif_transpose(image)
     if image.mode.startswith(("I", "F")):
         levels = np.nan_to_num(np.asarray(image, dtype=np.float64))
@@ -36,8 +36,11 @@ def to_rgb(image):
 
 
 def open_image(source, enough=None):
-    """to_rgb of an image file, or of a Pillow image; a JPEG far larger than `enough` pixels square is decoded at a half,
-    a quarter or an eighth of its size, never below."""
+    """Read an image file, or take a Pillow image, and apply to_rgb.
+
+    A JPEG much larger than `enough` pixels square is decoded at a half, a quarter or an eighth of its size, but never
+    smaller than `enough`.
+    """
     if isinstance(source, Image.Image):
         return to_rgb(source)
     with Image.open(source) as image:
@@ -47,18 +50,18 @@ def open_image(source, enough=None):
 
 
 def decode(path, size, crop=None, u=None):
-    """One image file (or Pillow image) as uint8 RGB (3, size, size), resized bilinearly to the square.
+    """An image file (or Pillow image) as uint8 RGB (3, size, size), resized bilinearly to a square.
 
-    With `crop`, its short side is resized to `size` and a square of `crop` is cut out: at u (2,), uniform in [0, 1),
-    or in the centre.
+    With `crop`, the short side is resized to `size` and a square of `crop` pixels is cut out: at position u (2,),
+    uniform in [0, 1), or at the centre.
     """
     try:
         image = open_image(path, 2 * size)
         scale = size / min(image.size)
         shape = (size, size) if crop is None else tuple(max(size, int(side * scale)) for side in image.size)
         pixels = np.array(image.resize(shape, Image.BILINEAR))
-    except Exception as error:  # Pillow's plugins raise anything on a damaged file
-        raise UserError(f"{path}: not a readable image ({error}); --skip_broken leaves such files out.") from None
+    except Exception as error:  # Pillow's plugins raise many exceptions on damaged files
+        raise UserError(f"{path}: not a readable image ({error}); --skip_broken skips such files.") from None
     if crop is not None:
         room = np.array(pixels.shape[:2]) - crop
         top, left = np.round(room / 2).astype(int) if u is None else (np.asarray(u) * (room + 1)).astype(int)
@@ -67,9 +70,10 @@ def decode(path, size, crop=None, u=None):
 
 
 def random_crop(images, size, pad, u):
-    """Cut `size` pixels square out of every image, zero-padded by `pad`, at its own random place.
+    """Zero-pad every image by `pad` and crop a square of `size` pixels at its own random position.
 
-    images (B, 3, H, W); u (B, 2) uniform in [0, 1): where the crop lies, top and left. Returns (B, 3, size, size).
+    images (B, 3, H, W); u (B, 2) uniform in [0, 1): relative position of the crop, top and left.
+    Returns (B, 3, size, size).
     """
     images = F.pad(images, (pad,) * 4) if pad else images
     top = (u[:, 0] * (images.shape[2] - size + 1)).long()  # (B,)
@@ -79,18 +83,18 @@ def random_crop(images, size, pad, u):
 
 
 def centre_crop(images, size):
-    """The middle `size` pixels square of every image."""
+    """The central square of `size` pixels of every image."""
     top, left = round((images.shape[2] - size) / 2), round((images.shape[3] - size) / 2)
     return images[:, :, top : top + size, left : left + size]
 
 
 def random_flip(images, u):
-    """Mirror left-right the images whose u (B,) is below one half."""
+    """Flip the images with u (B,) below one half horizontally."""
     return torch.where((u < 0.5)[:, None, None, None], images.flip(3), images)
 
 
 def resize(images, size):
-    """uint8 (B, 3, H, W) -> uint8 (B, 3, size, size), bilinear, as PIL and torchvision do it."""
+    """uint8 (B, 3, H, W) -> uint8 (B, 3, size, size), bilinear with antialiasing, as in PIL and torchvision."""
     if images.shape[2:] == (size, size):
         return images
     shrinks = images.shape[2] > size or images.shape[3] > size
@@ -99,7 +103,7 @@ def resize(images, size):
 
 
 def normalise(images, mean, std):
-    """uint8 (B, 3, H, W) -> float32 (x / 255 - mean) / std; mean and std have three entries in [0, 1] units."""
+    """uint8 (B, 3, H, W) -> float32 (x / 255 - mean) / std, with three entries each in mean and std."""
     mean = torch.as_tensor(mean, device=images.device)[:, None, None] * 255
     std = torch.as_tensor(std, device=images.device)[:, None, None] * 255
     return images.float().sub_(mean).div_(std)

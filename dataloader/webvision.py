@@ -8,7 +8,7 @@ from dataloader.listings import ENLARGE, IMAGENET, need_folder, read_pairs, to_s
 
 
 def webvision(cfg):
-    """WebVision 1.0, Google part, first 50 classes (num_class); ILSVRC12 validation is a second test set, if there."""
+    """WebVision 1.0, Google part, first 50 classes (num_class); the ILSVRC12 validation set, if present, is a second test set."""
     root, K = Path(cfg.data_path), cfg.num_class or 50
     train, test = (
         [(f"{root}/{folder}{path}", label) for path, label in read_pairs(root / "info" / name) if label < K]
@@ -25,7 +25,7 @@ def webvision(cfg):
             ]
         )
     else:
-        print(f"no {imagenet}: running without the second test set (ILSVRC12 validation)")
+        print(f"{imagenet} does not exist: running without the second test set (ILSVRC12 validation)")
     view = View(enlarge=ENLARGE, test_enlarge=ENLARGE, **IMAGENET)
     return Dataset(
         "webvision", to_split(train), to_split(test), classnames=[], view=view, trusted=False, more_tests=more

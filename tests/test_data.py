@@ -156,7 +156,7 @@ def test_cifar_files_cannot_run_code(tmp_path):
 
     write_cifar(tmp_path, "cifar100")
     (tmp_path / "train").write_bytes(pickle.dumps({"data": Evil(), "fine_labels": []}))
-    with pytest.raises(UserError, match="train: not a file of CIFAR's python version.*builtins.print"):
+    with pytest.raises(UserError, match="train: not a CIFAR pickle file.*builtins.print"):
         load_data(load_config(["--dataset", "cifar100", "--data_path", str(tmp_path)]))
 
 
@@ -167,7 +167,7 @@ def test_truncated_or_missing_cifar(tmp_path):
     write_cifar(tmp_path, "cifar100")
     whole = (tmp_path / "test").read_bytes()
     (tmp_path / "test").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(UserError, match="test: not a file of CIFAR's python version, or a damaged one"):
+    with pytest.raises(UserError, match="test: not a CIFAR pickle file .Python version., or damaged"):
         load_data(cfg)
 
 

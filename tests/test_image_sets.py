@@ -370,7 +370,7 @@ def test_check_data_and_skip_broken(tmp_path, capsys):
         ("clothing1m", "noisy_train_key_list.txt", "\n", "noisy_train_key_list.txt: line 1 has 0 words, expected 1"),
         ("cub", "image_class_labels.txt", "1 x\n", "image_class_labels.txt: line 1 has the label 'x'"),
         ("stanford_cars devkit", "devkit/cars_meta.mat", "x", "cars_meta.mat: not an annotation file of the devkit"),
-        ("cub", "train_test_split.txt", "1 1\n", "has no line for image 2"),
+        ("cub", "train_test_split.txt", "1 1\n", "no line for image 2"),
         ("animal10n", "training/cat_1.jpg", "x", "cat_1.jpg: expected a name that begins with the label"),
         ("blue", "split/blue_noise_nl_0.0", "a.jpg 0\n", "line 1 names n00991.jpg, which is not in blue_noise_nl_0.0"),
         ("red", "split/clean_validation", None, "clean_validation is missing"),
@@ -391,7 +391,7 @@ def test_check_data_and_skip_broken(tmp_path, capsys):
             "tiny_imagenet val",
             "val/val_annotations.txt",
             "val_0.JPEG\tn99\n",
-            "line 1 names n99, which is no folder of",
+            "line 1 names n99, which is not a folder in",
         ),
     ],
 )

@@ -158,7 +158,7 @@ def test_labels_from_a_file(tmp_path, name, content):
     assert np.array_equal(noise.make_noise(mode, np.array([0, 1, 2]), 3), [0, 2, 1])
     with pytest.raises(UserError, match="holds 3 labels, the training set has 4 images"):
         noise.make_noise(mode, np.zeros(4, dtype=np.int64), 3)
-    with pytest.raises(UserError, match="row 2 is 2, labels go from 0 to 1"):
+    with pytest.raises(UserError, match="row 2 is 2, expected a label from 0 to 1"):
         noise.make_noise(mode, np.array([0, 1, 1]), 2)
 
 
@@ -177,7 +177,7 @@ def test_transition_matrix(tmp_path):
     counts = np.stack([np.bincount(noisy[labels == k], minlength=3) for k in range(3)]) / 10000
     np.testing.assert_allclose(counts, [[1, 0, 0], [0.3, 0.7, 0], [0.2, 0.2, 0.6]], atol=0.015)
     for content, message in (
-        ("1,0,0\n0.3,0.6,0\n0,0,1\n", "row 2 sums to 0.9, expected chances that sum to 1"),
+        ("1,0,0\n0.3,0.6,0\n0,0,1\n", "row 2 sums to 0.9, expected probabilities that sum to 1"),
         ("1,0\n0,1\n", "expected a 3x3 matrix, found shape"),
         ("a,b\n", "not a matrix"),
         ("1,0,0\n-1,2,0\n0,0,1\n", "row 2 sums to 1"),
@@ -202,7 +202,7 @@ def test_human_labels(tmp_path):
         assert np.array_equal(data.train.labels, (labels + i + 1) % 10) and data.noise_name == mode
     assert np.array_equal(load_data(load_config([*flags, "real"])).train.labels, (labels + 1) % 10)
     torch.save(entries | {"clean_label": labels[::-1].copy()}, tmp_path / "CIFAR-10_human.pt")
-    with pytest.raises(UserError, match="its clean_label are not the labels of this training set"):
+    with pytest.raises(UserError, match="clean_label differs from the labels of this training set"):
         load_data(load_config([*flags, "worse"]))
     (tmp_path / "CIFAR-10_human.pt").unlink()
     with pytest.raises(UserError, match="worse needs the human labels of CIFAR-10N at .*CIFAR-10_human.pt"):
