@@ -1,4 +1,4 @@
-"""What the loops over batches share: learning rate, progress bar, evaluation. Sums stay on the device until the end."""
+"""Shared by the training loops: learning rate, progress bar, evaluation. Sums stay on the device until the end."""
 
 import math
 from contextlib import nullcontext
@@ -12,38 +12,38 @@ from utils.distributed import gather, in_order
 
 
 class NonFinite(UserError):
-    """A loss that is not a number; the message says in which epoch and batch."""
+    """A loss is NaN or infinite; the message names the epoch and the batch."""
 
 
 def learning_rate(base, epoch, epochs, schedule="cosine"):
-    """Learning rate of epoch 1 … epochs: constant, or cosine from `base` towards 0, stepped once an epoch."""
+    """Learning rate of epoch 1 … epochs: constant, or a cosine from `base` towards 0, stepped once per epoch."""
     if schedule == "constant":
         return base
     return base * 0.5 * (1 + math.cos(math.pi * (epoch - 1) / epochs))
 
 
 def run_batch(model, images):
-    """model(images (B, 3, H, W)); for B = 0 a blank image goes through, so that every gradient is zero, not absent."""
+    """model(images (B, 3, H, W)); for B = 0, a blank image is used so that gradients are zero instead of None."""
     if len(images):
         return model(images)
-    model.eval()  # batch statistics must not see it
+    model.eval()  # the blank image must not affect batch statistics
     out = model(images.new_zeros(1, *images.shape[1:]))
     model.train()
     return tuple(x[:0] for x in out) if isinstance(out, tuple) else out[:0]
 
 
 def progress(batches, title):
-    """A progress bar over batches, where there is a terminal."""
-    return tqdm(batches, title, leave=False, disable=None, unit="batch")  # silent where there is no terminal
+    """A progress bar over batches if the output is a terminal."""
+    return tqdm(batches, title, leave=False, disable=None, unit="batch")
 
 
 def watched(bar, step):
-    """Whether to bring numbers to the host for the bar now: rarely, and only when somebody looks at it."""
+    """Whether to update the bar's numbers in this step: rarely, since it synchronises the device, and only on a terminal."""
     return not bar.disable and step % 20 == 0
 
 
 def check_finite(losses, title):
-    """NonFinite if one of the losses, one a batch, is not a number."""
+    """Raise NonFinite if one of the losses (one per batch) is NaN or infinite."""
     bad = ~torch.isfinite(losses)
     if bad.any():
         batch = int(bad.nonzero()[0])
@@ -55,9 +55,9 @@ def check_finite(losses, title):
 
 @torch.no_grad()
 def score_samples(predict, batches, amp=nullcontext, title="score"):
-    """Losses, predicted class and its probability, (N,) each, of every sample of un-augmented, ordered batches.
+    """Cross-entropy with the given label, predicted class and its probability, (N,) each, of un-augmented batches.
 
-    The losses are cross-entropy with the given labels. The caller puts the model into eval mode. CPU tensors.
+    Returns CPU tensors in the order of the split. The caller puts the model into eval mode.
     """
     seen = []
     for images, labels, index in progress(batches, title):
@@ -72,9 +72,9 @@ def score_samples(predict, batches, amp=nullcontext, title="score"):
 
 @torch.no_grad()
 def evaluate(predict, batches, num_classes, amp=nullcontext, title="test"):
-    """Accuracy in per cent, over the whole set and per class, of predict(images (B, 3, H, W)) -> logits (B, K).
+    """Accuracy in per cent of predict(images (B, 3, H, W)) -> logits (B, K), over the whole set and per class.
 
-    The caller puts the model into eval mode. Returns {"acc", "acc_per_class" (None for a class without images)}.
+    Returns {"acc", "acc_per_class" (None for a class without images)}. The caller puts the model into eval mode.
     """
     seen = []
     for images, labels, _ in progress(batches, title):
@@ -82,7 +82,7 @@ def evaluate(predict, batches, num_classes, amp=nullcontext, title="test"):
             logits = predict(images)
         seen.append((labels, logits.argmax(1) == labels, logits.float().sum(1)))
     labels, hits, sums = gather(*(torch.cat(column).cpu() for column in zip(*seen)))
-    check_finite(sums, title)  # weights that went bad in the last step
+    check_finite(sums, title)  # the last step may have made the weights NaN
     total_hits, count = (torch.bincount(labels, weights, num_classes).tolist() for weights in (hits.double(), None))
     return {
         "acc": 100 * hits.double().mean().item(),

@@ -1,4 +1,4 @@
-"""Label-noise methods that change the loss and use every sample."""
+"""Label-noise methods that change the loss and train on every sample."""
 
 import torch
 
@@ -18,16 +18,16 @@ class SCE(Method):
 
 
 class GCE(Method):
-    """Generalised cross-entropy, q = 0.7 (Zhang and Sabuncu, NeurIPS 2018)."""
+    """Generalized cross-entropy, q = 0.7 (Zhang and Sabuncu, NeurIPS 2018)."""
 
     def forward(self, logits, labels, index):
         return generalized_cross_entropy(logits, labels)
 
 
 class ELR(Method):
-    """Early-learning regularisation (Liu et al., NeurIPS 2020): CE + 5 log(1 - sum t p).
+    """Early-learning regularization (Liu et al., NeurIPS 2020): CE + 5 log(1 - sum t p).
 
-    Each sample has a target t (K,), which starts at 0: t <- 0.3 t + 0.7 p / sum(p), p clamped to [1e-4, 1 - 1e-4].
+    Each sample has a target t (K,), initially 0: t <- 0.3 t + 0.7 p / sum(p), with p clamped to [1e-4, 1 - 1e-4].
     """
 
     def __init__(self, cfg, num_samples, num_classes):

@@ -1,4 +1,4 @@
-"""Label-noise methods that train on the samples they take for clean."""
+"""Label-noise methods that train on samples selected as clean."""
 
 import numpy as np
 import torch
@@ -12,9 +12,9 @@ from utils.distributed import from_the_first, gather_parts, rank
 
 
 class GMM(Method):
-    """Cross-entropy on the samples of small loss: a two-component mixture on the losses before each epoch after warm-up.
+    """Cross-entropy on samples with small loss, selected by a two-component mixture before each epoch after warm-up.
 
-    As DivideMix (Li et al., ICLR 2020) selects; see methods.selection.gmm_clean_probability.
+    The selection of DivideMix (Li et al., ICLR 2020); see methods.selection.gmm_clean_probability.
     """
 
     selects = True
@@ -29,12 +29,14 @@ class GMM(Method):
 
 
 class TURN(Method):
-    """Probe, clean, fine-tune (Ahn et al., IJCAI 2024): a linear head is trained with GCE on the frozen network, so that
-    wrong labels cannot distort its features; per class, a two-component mixture on the head's losses tells the clean
-    samples; the whole network is then fine-tuned on them, from that head on.
+    """Linear probing, cleaning, fine-tuning (Ahn et al., IJCAI 2024).
 
-    The steps are the paper's. Its settings were not at hand, these are ours: features of un-augmented images, computed
-    once; PROBE_EPOCHS of AdamW; clean where P(lower mean) > 0.5, the threshold of GMM above.
+    A linear head is trained with GCE on the frozen network, so that wrong labels cannot distort its features. A
+    two-component mixture per class on the head's losses selects the clean samples. The whole network, starting with that
+    head, is then fine-tuned on them.
+
+    The steps are the paper's; its settings were not available, so these are ours: features of un-augmented images,
+    computed once; PROBE_EPOCHS epochs of AdamW; clean if P(lower mean) > 0.5, as in GMM above.
     """
 
     selects = True
@@ -43,7 +45,7 @@ class TURN(Method):
     def __init__(self, cfg, num_samples, num_classes):
         super().__init__(cfg, num_samples, num_classes)
         if cfg.is_coop:
-            raise UserError("is_coop: TURN probes a linear head; the text classifier has none.")
+            raise UserError("is_coop: TURN trains a linear head, which the text classifier does not have.")
         self.register_buffer("mask", torch.zeros(num_samples, dtype=torch.bool))
         self.register_buffer("predicted", torch.zeros(num_samples, dtype=torch.int64))
         for name in ("p_clean", "confidence"):
@@ -60,7 +62,7 @@ class TURN(Method):
             confidence, predicted = logits.softmax(1).max(1)
         p_clean = np.ones(len(losses))
         for k in np.unique(given := labels.cpu().numpy()):
-            if len(np.unique(losses[given == k])) > 1:  # a mixture of two needs two points
+            if len(np.unique(losses[given == k])) > 1:  # two components need two distinct points
                 p_clean[given == k] = gmm_clean_probability(losses[given == k], seed)
         for buffer, value in (
             (self.p_clean, torch.from_numpy(p_clean)),
@@ -76,7 +78,7 @@ class TURN(Method):
 
 
 def linear_probe(head, features, labels, epochs, lr, seed, batch_size=64):
-    """Train a linear head with GCE on fixed features (N, D) and labels (N,); AdamW, orders fixed by `seed`."""
+    """Train a linear head with GCE and AdamW on fixed features (N, D) and labels (N,); `seed` fixes the sample order."""
     optimizer, order = torch.optim.AdamW(head.parameters(), lr=lr), torch.Generator().manual_seed(seed)
     for _ in range(epochs):
         for index in torch.randperm(len(labels), generator=order).to(labels.device).split(batch_size):
@@ -86,7 +88,10 @@ def linear_probe(head, features, labels, epochs, lr, seed, batch_size=64):
 
 
 class SmallLoss(Method):
-    """Cross-entropy on the int((1 - rate) n) smallest losses of each batch (as in Co-teaching, Han et al., NeurIPS 2018)."""
+    """Cross-entropy on the int((1 - rate) n) smallest losses of each batch (as in Co-teaching, Han et al., NeurIPS 2018).
+
+    `rate` is that of forget_rates.
+    """
 
     selects = True
 
@@ -97,9 +102,9 @@ class SmallLoss(Method):
 
 
 def forget_rates(noise_mode, noise_ratio, epochs, warmup):
-    """Part of each batch that small-loss leaves out, per epoch, (epochs,): 0 -> ratio over the warm-up, then constant.
+    """Fraction of each batch that small-loss drops, per epoch, (epochs,): from 0 to ratio in the warm-up, then constant.
 
-    `str` noise hits half of the classes, so the ratio is halved.
+    For `str` noise, which affects half of the classes, the ratio is halved.
     """
     ratio = noise_ratio / 2 if noise_mode == "str" else noise_ratio
     rates = np.full(epochs, ratio, dtype=np.float64)
@@ -108,8 +113,8 @@ def forget_rates(noise_mode, noise_ratio, epochs, warmup):
 
 
 def smallest(losses, rate):
-    """(B,) bool: the int((1 - rate) B) smallest of the losses (B,)."""
-    parts = gather_parts(losses.detach())  # the whole batch, of which other processes hold their shares
+    """Mask (B,) bool of the int((1 - rate) B) smallest losses (B,)."""
+    parts = gather_parts(losses.detach())  # the whole batch, including the shares of other processes
     whole, before = torch.cat(parts), sum(len(part) for part in parts[: rank()])
     kept = whole.argsort(stable=True)[: int((1 - rate) * len(whole))]
     mask = torch.zeros_like(whole, dtype=torch.bool).index_fill_(0, kept, True)

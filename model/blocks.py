@@ -1,4 +1,4 @@
-"""open_clip's transformer block, computing the same with less: fewer copies, and only the tokens somebody reads."""
+"""A faster transformer block for open_clip: same result, with fewer copies and without tokens that are never read."""
 
 import torch
 import torch.nn as nn
@@ -10,15 +10,15 @@ from utils.memory import give_back_freed_memory
 
 
 class Block(ResidualAttentionBlock):
-    """open_clip's pre-norm block with three savings; parameters and result are the same.
+    """open_clip's pre-norm block with the same parameters and the same result, but less work.
 
-    q, k and v are views of one projection and go to scaled-dot-product attention without a copy. `prompts` (P, width)
-    are further tokens that are the same for the whole batch and whose outputs nobody reads: keys and values alone,
-    projected once. With `read`, a number or (B,), only that token of each sequence comes out, (B, 1, width).
+    q, k and v are views of one projection, passed to scaled-dot-product attention without a copy. `prompts` (P, width)
+    are additional tokens, shared by the whole batch, whose outputs are not used: only their keys and values are
+    computed, once. With `read`, an integer or (B,), only that token of each sequence is returned, (B, 1, width).
     """
 
     def forward(self, x, attn_mask=None, prompts=None, read=None):
-        """x (B, L, width) -> (B, L, width). An attn_mask means CLIP's causal one, whatever is in it."""
+        """x (B, L, width) -> (B, L, width). Any attn_mask is taken as CLIP's causal mask."""
         attn, (B, L, width) = self.attn, x.shape
         heads = (attn.num_heads, width // attn.num_heads)
         weight, bias, h = attn.in_proj_weight, attn.in_proj_bias, self.ln_1(x)
@@ -41,7 +41,7 @@ class Block(ResidualAttentionBlock):
 
 def attention(q, k, v, mask=None, causal=False):
     """softmax(q k^T / sqrt(d)) v for q (B, heads, L, d) and k, v (B, heads, S, d)."""
-    if q.device.type == "cpu" and q.dtype == torch.bfloat16:  # fp32's kernel is faster and more exact there
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16:  # the fp32 kernel is faster and more exact on CPUs
         return attention(q.float(), k.float(), v.float(), mask, causal).bfloat16()
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
 
@@ -54,16 +54,16 @@ def _token(x, read):
 
 
 class ClassTokenBlock(Block):
-    """The last block of an image tower: only the class token is read behind it."""
+    """The last block of an image tower, which returns the class token only."""
 
     def forward(self, x, attn_mask=None, prompts=None):
         return super().forward(x, attn_mask, prompts, read=0)
 
 
 class QuickMLP(nn.Sequential):
-    """The MLP of a QuickGELU block: x sigmoid(1.702 x) = silu(1.702 x) / 1.702 in one pass over its widest tensor.
+    """The MLP of a QuickGELU block, using x sigmoid(1.702 x) = silu(1.702 x) / 1.702.
 
-    The factors go to the weights, which are small beside a batch.
+    The factors are applied to the weights, which are small compared with a batch, so the widest tensor is passed over once.
     """
 
     def forward(self, x):
@@ -72,9 +72,9 @@ class QuickMLP(nn.Sequential):
 
 
 def in_pieces(function, size, *x):
-    """function(*x) of tensors (B, …), `size` rows at a time (0: all at once); the result and the gradients are the same.
+    """function(*x) of tensors (B, …), `size` rows at a time (0: all at once), with the same result and gradients.
 
-    Of each piece only the input is kept; it is computed again in the backward pass.
+    Only the input of each piece is stored; its activations are recomputed in the backward pass.
     """
     if not size or len(x[0]) <= size or not torch.is_grad_enabled():
         return function(*x)
@@ -88,7 +88,10 @@ def in_pieces(function, size, *x):
 
 
 def speed_up(transformer, class_token=False):
-    """Let the blocks of an open_clip transformer compute as above, in place; class_token: nothing else of it is read."""
+    """Replace the blocks of an open_clip transformer by those above, in place.
+
+    class_token: only the class token of the transformer's output is used.
+    """
     for block in transformer.resblocks:
         block.__class__ = Block
         if isinstance(block.mlp.gelu, QuickGELU):

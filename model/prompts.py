@@ -1,4 +1,4 @@
-"""Text prompts: learned contexts (CoOp, Zhou et al., IJCV 2022) in a positive and a negative copy, and fixed templates."""
+"""Text prompts: a positive and a negative learned context (CoOp, Zhou et al., IJCV 2022), and fixed templates."""
 
 import torch
 import torch.nn as nn
@@ -8,7 +8,7 @@ from utils.config import UserError
 
 
 def text_tower(clip):
-    """The module with token_embedding, transformer, ln_final …: the model itself, or `.text` of newer ones."""
+    """The module with token_embedding, transformer, ln_final …: the model itself, or `.text` in newer models."""
     return getattr(clip, "text", clip)
 
 
@@ -58,16 +58,16 @@ def zero_shot_features(clip, tokenizer, classnames, templates=("a photo of a {}.
 class DualPrompts(nn.Module):
     """Positive and negative prompt of every class, `[SOS] ctx_1 … ctx_M name. [EOS]` (DeFT, section 3).
 
-    pos_ctx and neg_ctx (n_ctx, width), shared by all classes, or (K, n_ctx, width) with `csc`, start as N(0, 0.02).
-    The class name stands at the `end`, in the `middle` of the context or at the `front`; the features are read where
-    [EOS] stands, `eos` (K,), which is the same place for all three.
+    pos_ctx and neg_ctx have shape (n_ctx, width), shared by all classes, or (K, n_ctx, width) with `csc`, and are
+    initialised with N(0, 0.02). The class name is at the `end`, in the `middle` of the context or at the `front`. The
+    features are read at the position of [EOS], `eos` (K,), which is the same for all three.
     """
 
     def __init__(self, clip, tokenizer, classnames, n_ctx=16, class_token_position="end", csc=False, generator=None):
         super().__init__()
         text = text_tower(clip)
         names = [spoken(name) for name in classnames]
-        # one text a class: how a full stop joins the name (`).` is a single token) is the tokenizer's business
+        # tokenise name and full stop together: the tokenizer may merge them (`).` is a single token)
         tokens = tokenizer([" ".join(["X"] * n_ctx) + f" {name}." for name in names])  # (K, 77)
         eos = tokens.argmax(1)  # the end-of-text token has the highest id
         name_lens = torch.tensor([int(tokenizer([name])[0].argmax()) - 1 for name in names])
@@ -92,7 +92,7 @@ class DualPrompts(nn.Module):
         )
 
     def forward(self, ctx):
-        """Token embeddings (K, L, width) of all classes around one context, cut behind the last [EOS] of any class."""
+        """Token embeddings (K, L, width) of all classes with one context, truncated after the last [EOS] of any class."""
         K, L, width = self.embedding.shape
         ctx = ctx.expand(K, self.n_ctx, width)
         prompts = torch.cat([self.embedding[:, :1], ctx, self.embedding[:, 1 + self.n_ctx :]], 1)  # name at the end
@@ -100,7 +100,7 @@ class DualPrompts(nn.Module):
 
 
 def _layout(n_ctx, name_len, length, position):
-    """Which token of the `end` layout stands where, (length,), for the other two places of the class name."""
+    """Permutation (length,) of the tokens of the `end` layout that gives the layout for `position`."""
     sos, ctx, name, rest = torch.arange(length).split([1, n_ctx, name_len, length - 1 - n_ctx - name_len])
     if position == "front":
         return torch.cat([sos, name, ctx, rest])

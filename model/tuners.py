@@ -1,7 +1,7 @@
-"""Tuning a frozen open_clip ViT: visual prompts, adapters, LoRA, SSF, biases, or whole blocks, alone or together.
+"""Tuning of a frozen open_clip ViT: visual prompts, adapters, LoRA, SSF, biases or whole blocks, in any combination.
 
-Prompts and adapters wrap what open_clip built; LoRA and SSF re-parametrise weights, since its attention is fused.
-`tune` applies what a configuration asks for.
+Prompts and adapters wrap modules of open_clip. LoRA and SSF re-parametrise weights, since open_clip's attention is fused.
+`tune` applies the settings of a configuration.
 """
 
 import math
@@ -15,11 +15,11 @@ from utils.config import UserError
 
 
 def tune(visual, cfg, generator=None):
-    """Mark or add the trained parameters of an image tower as `cfg` says; everything else is frozen.
+    """Mark or add the trained parameters of an image tower according to `cfg`; everything else is frozen.
 
     finetune: all transformer blocks (embeddings, ln_pre and ln_post stay frozen, as in the official code);
-    vpt_deep, vpt_shallow, adapter, adaptformer, lora, ssf on the last `partial` blocks, or all; bias_tuning: every bias
-    of the tower, whatever `partial` says.
+    vpt_deep, vpt_shallow, adapter, adaptformer, lora, ssf: on the last `partial` blocks, or on all; bias_tuning: every
+    bias of the tower, regardless of `partial`.
     """
     visual.requires_grad_(False)
     blocks = visual.transformer.resblocks
@@ -33,7 +33,7 @@ def tune(visual, cfg, generator=None):
         raise UserError(f"partial: is {cfg.partial}, but {cfg.backbone} has {len(blocks)} blocks.")
     first = len(blocks) - cfg.partial if cfg.partial else 0
     for block in blocks[first:]:
-        if cfg.ssf:  # before LoRA, which official code adds after scaling
+        if cfg.ssf:  # before LoRA, which the official code adds after scaling
             add_ssf(block, generator)
         if cfg.lora:
             add_lora(block, cfg.lora_dim, generator)
@@ -51,10 +51,10 @@ def tune(visual, cfg, generator=None):
 
 
 class PromptedBlock(nn.Module):
-    """A transformer block that sees its own learned prompts behind the image's tokens (VPT, Jia et al., ECCV 2022).
+    """A transformer block with learned prompts appended to the image tokens (VPT, Jia et al., ECCV 2022).
 
-    Deep prompts are cut off again behind their block, so they are keys and values alone; shallow ones (`pass_on`)
-    go through the blocks that follow as further tokens.
+    Deep prompts are removed after their block, so they act as keys and values only. Shallow prompts (`pass_on`) pass
+    through all following blocks as additional tokens.
     """
 
     def __init__(self, block, prompts, pass_on):
@@ -68,9 +68,9 @@ class PromptedBlock(nn.Module):
 
 
 def add_visual_prompts(visual, vpt_len, layers, deep=True, generator=None):
-    """Give each block in `layers` of an open_clip ViT `vpt_len` learned prompts; they end with it, or pass on unless `deep`.
+    """Add `vpt_len` learned prompts to each block in `layers` of an open_clip ViT, removed after the block if `deep`.
 
-    They start uniform in ±sqrt(6 / (3 patch_h patch_w + width)).
+    Initialised uniformly in ±sqrt(6 / (3 patch_h patch_w + width)).
     """
     blocks, width, weight = visual.transformer.resblocks, visual.conv1.out_channels, visual.conv1.weight
     bound = math.sqrt(6 / (3 * math.prod(visual.patch_size) + width))
@@ -83,9 +83,9 @@ def add_visual_prompts(visual, vpt_len, layers, deep=True, generator=None):
 
 
 class Adapter(nn.Module):
-    """up(relu(down(LN(mlp(x))))), in sequence and without an inner skip, as in the official code.
+    """up(relu(down(LN(mlp(x))))), sequential and without an inner skip connection, as in the official code.
 
-    `up` starts at zero, so the block's MLP branch starts erased.
+    `up` is initialised to zero, so the block's MLP branch is zero at first.
     """
 
     def __init__(self, mlp, width, dim, generator=None):
@@ -98,9 +98,9 @@ class Adapter(nn.Module):
 
 
 class AdaptFormer(nn.Module):
-    """mlp(x) + s up(relu(down(x))), beside the MLP, x already normalised (Chen et al., NeurIPS 2022, eq. 3).
+    """mlp(x) + s up(relu(down(x))), parallel to the MLP; x is already normalised (Chen et al., NeurIPS 2022, eq. 3).
 
-    The scale s starts at the paper's 0.1 and is learnt; `up` starts at zero.
+    The scale s is learned, starting from the paper's 0.1; `up` is initialised to zero.
     """
 
     def __init__(self, mlp, width, dim, generator=None):
@@ -129,9 +129,9 @@ def _uniform(shape, bound, generator):
 
 
 class LoRA(nn.Module):
-    """in_proj_weight (3w, w) + (A B)^T / dim on the rows of q and of v (Hu et al., ICLR 2022, official scaling).
+    """in_proj_weight (3w, w) + (A B)^T / dim on the rows of q and v (Hu et al., ICLR 2022; scaling of the official code).
 
-    A (w, dim) is kaiming-uniform with a = sqrt(5), B (dim, w) zero, one pair for q and one for v.
+    One pair for q and one for v: A (w, dim) is Kaiming-uniform with a = sqrt(5), B (dim, w) is zero.
     """
 
     def __init__(self, width, dim, generator=None):
@@ -146,13 +146,13 @@ class LoRA(nn.Module):
 
 
 def add_lora(block, dim, generator=None):
-    """Low-rank updates of the q and v projections of a block."""
+    """Add low-rank updates to the q and v projections of a block."""
     attn = block.attn
     register_parametrization(attn, "in_proj_weight", LoRA(attn.embed_dim, dim, generator).to(attn.in_proj_bias.device))
 
 
 class _Scaled(nn.Module):
-    """weight (out, in) -> scale weight; bias (out,) -> scale bias + shift: y -> scale y + shift of a linear layer."""
+    """weight (out, in) -> scale weight; bias (out,) -> scale bias + shift, i.e. y -> scale y + shift of a linear layer."""
 
     def __init__(self, scale, shift=None):
         super().__init__()
@@ -163,7 +163,10 @@ class _Scaled(nn.Module):
 
 
 def add_ssf(block, generator=None):
-    """Scale and shift of the four linear outputs of a block (SSF, Lian et al., NeurIPS 2022): N(1, .02) and N(0, .02)."""
+    """Scale and shift the outputs of the four linear layers of a block (SSF, Lian et al., NeurIPS 2022).
+
+    Initialised with N(1, 0.02) and N(0, 0.02).
+    """
     attn, mlp = block.attn, block.mlp
     for module, prefix in ((attn, "in_proj_"), (attn.out_proj, ""), (mlp.c_fc, ""), (mlp.c_proj, "")):
         bias = getattr(module, f"{prefix}bias")
