@@ -2,10 +2,12 @@
 
 import hashlib
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 
+from dataloader.files import file_identity
+from dataloader.transforms import to_rgb
 from utils.files import slug
 
 
@@ -30,15 +32,30 @@ class View:
 
 @dataclass
 class Split:
-    """images: uint8 (N, H, W, 3) or a list of N paths or Pillow images; labels (N,) int64."""
+    """Labelled images, row by row.
+
+    images: uint8 (N, H, W, 3) or a list of N paths or Pillow images. labels (N,) int64 are the given ones, numbers of
+    Dataset.label_names; true_labels (N,) int64, where known, are numbers of Dataset.true_names. ids: N names that a table
+    gives. keys (N, 2) uint64: see image_keys.
+    """
 
     images: object
     labels: np.ndarray
+    true_labels: np.ndarray | None = None
+    # (N,) int8, where people checked labels without giving true ones: 1 right, 0 wrong, -1 not checked
+    verified: np.ndarray | None = None
+    ids: list | None = None
+    keys: np.ndarray | None = None
+
+    def take(self, index):
+        """The rows of index (M,), in that order."""
+        columns = (getattr(self, f.name) for f in fields(self))
+        return Split(*([x[i] for i in index] if isinstance(x, list) else x if x is None else x[index] for x in columns))
 
 
 @dataclass
 class Dataset:
-    """What a run works on. train.labels are the given labels; true_labels (N,) what they should be, where known."""
+    """What a run works on: the images to train on or to judge, and those to test on."""
 
     name: str
     train: Split
@@ -46,15 +63,14 @@ class Dataset:
     classnames: list  # the words CLIP reads
     view: View
     label_names: list = field(default_factory=list)  # the classes as the data's own files call them
-    ids: list | None = None  # names of the training images, where a table gives them
+    other_names: list = field(default_factory=list)  # true labels that are no class: no training image was given them
     trusted: bool = True  # the labels on disk are taken for the truth
     more_tests: dict = field(default_factory=dict)  # further test sets, name -> Split
-    skipped: dict = field(default_factory=dict)  # files that were left out, path -> why
-    duplicates: list = field(default_factory=list)  # identical files, (group, path, label, whether labels differ)
-    fingerprint: str = ""  # of the images: their pixels, or their paths below data_path
-    true_labels: np.ndarray | None = None
-    # (N,) int8, where people checked labels without giving true ones: 1 right, 0 wrong, -1 not checked
-    verified: np.ndarray | None = None
+    skipped: list = field(default_factory=list)  # rows that were left out, (path, why)
+    duplicates: list = field(default_factory=list)  # same files, (group, path, split, label, whether labels differ)
+    fingerprint: str = ""  # of the images, by name and content
+    source: str = ""  # of all images and labels before any were held out or made wrong: see source_identity
+    held_out: np.ndarray | None = None  # where the test images stood among all, of which they were held out
     noise_name: str = field(default="none")  # of the run's folder
 
     @property
@@ -62,9 +78,30 @@ class Dataset:
         return len(self.classnames)
 
     @property
-    def tests(self):
-        """All test sets, name -> Split; the first is `test`, where there is one."""
+    def true_labels(self):
+        """Of the training images, (N,) int64, numbers of true_names; None where the truth is not known."""
+        return self.train.true_labels
+
+    @property
+    def true_names(self):
+        """What true labels are called: the classes, and behind them what is none of them."""
+        return self.label_names + self.other_names
+
+    @property
+    def ids(self):
+        """Names of the training images, where a table gives them."""
+        return self.train.ids
+
+    @property
+    def given_tests(self):
+        """All test sets with their given labels, name -> Split; the first is `test`, where there is one."""
         return ({"test": self.test} if self.test else {}) | self.more_tests
+
+    @property
+    def tests(self):
+        """What to test on, name -> Split: the labels are the true ones where they are known, and all of them classes."""
+        by_truth = {name: _by_truth(split, self.num_classes) for name, split in self.given_tests.items()}
+        return {name: split for name, split in by_truth.items() if len(split.labels)}
 
     @property
     def place(self):
@@ -83,20 +120,23 @@ class Dataset:
         """
         if self.true_labels is not None:
             return np.arange(len(self.train.labels)), self.true_labels == self.train.labels
-        if self.verified is None:
+        if self.train.verified is None:
             return None
-        index = np.flatnonzero(self.verified >= 0)
-        return index, self.verified[index] == 1
+        index = np.flatnonzero(self.train.verified >= 0)
+        return index, self.train.verified[index] == 1
 
     def facts(self):
         """Name, sizes and, where the truth is known, the realised noise, for a summary."""
         facts = {
             "dataset": self.name,
             "noise": self.noise_name,
+            "source": self.source,
             "num_train": len(self.train.labels),
             "num_test": len(self.test.labels) if self.test else 0,
             "num_classes": self.num_classes,
         }
+        if self.held_out is not None:
+            facts["held_out"] = len(self.held_out)
         if self.skipped:
             facts["skipped"] = len(self.skipped)
         if self.known() is not None:
@@ -105,7 +145,7 @@ class Dataset:
             if len(index) < len(self.train.labels):
                 facts["num_known"] = len(index)
         if self.true_labels is not None:
-            counts = np.zeros((self.num_classes, self.num_classes), dtype=np.int64)
+            counts = np.zeros((self.num_classes + len(self.other_names), self.num_classes), dtype=np.int64)
             np.add.at(counts, (self.true_labels, self.train.labels), 1)
             facts["noise_counts"] = counts.tolist()  # [true][given]
         return facts
@@ -114,10 +154,19 @@ class Dataset:
         """What a run lists of its files: {file name: rows}, a heading first."""
         tables = {}
         if self.skipped:
-            tables["skipped.csv"] = [("path", "reason"), *self.skipped.items()]
+            tables["skipped.csv"] = [("path", "reason"), *self.skipped]
         if self.duplicates:
-            tables["duplicates.csv"] = [("group", "path", "label", "labels_differ"), *self.duplicates]
+            tables["duplicates.csv"] = [("group", "path", "split", "label", "labels_differ"), *self.duplicates]
         return tables
+
+
+def _by_truth(split, num_classes):
+    """The split labelled with the truth, where it is known, without images whose true label is no class."""
+    if split.true_labels is None:
+        return split
+    known = split.true_labels < num_classes
+    split = replace(split, labels=split.true_labels)
+    return split if known.all() else split.take(np.flatnonzero(known))
 
 
 def label_hash(labels):
@@ -125,20 +174,62 @@ def label_hash(labels):
     return hashlib.sha256(np.ascontiguousarray(labels, dtype="<i8").tobytes()).hexdigest()[:8]
 
 
-def fingerprint(splits, data_path):
-    """Eight hex digits of the images of the splits: of arrays their pixels, of files their paths below data_path."""
-    sha, root = hashlib.sha256(), f"{data_path}/"
-    for split in splits:
-        if isinstance(split.images, np.ndarray):
-            sha.update(np.ascontiguousarray(split.images))
-        else:
-            sha.update(
-                "\n".join(
-                    path[len(root) :] if path.startswith(root) else os.path.relpath(path, data_path)
-                    for path in split.images
-                ).encode()
-            )  # relpath is slow for a million
-    return sha.hexdigest()[:8]
+def content_number(digest):
+    """The hexadecimal digest of a file's content, as its key."""
+    return int(digest[:16], 16)
+
+
+def image_keys(images, source, digests=None):
+    """(N, 2) uint64: numbers that tell the name of each image, and its content, from all others.
+
+    The name of a file is its path below `source`, the folder or table that it belongs to; without digests (N, hexadecimal)
+    its size stands for the content. Other images are what their pixels are.
+    """
+
+    def number(content):
+        return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest())
+
+    if isinstance(images, np.ndarray) or not isinstance(images[0], str):
+        pixels = (x if isinstance(x, np.ndarray) else np.asarray(to_rgb(x)) for x in images)
+        content = [number(f"{x.shape}".encode() + np.ascontiguousarray(x).tobytes()) for x in pixels]
+        return np.repeat(np.array(content, dtype=np.uint64)[:, None], 2, axis=1)
+    names = [number(name.encode("utf-8", "surrogateescape")) for name in relative_names(images, source)]
+    if digests is None:
+        content = [(file_identity(path) or [0])[0] for path in images]
+    else:
+        content = [content_number(digest) for digest in digests]
+    return np.array([names, content], dtype=np.uint64).T
+
+
+def relative_names(paths, source):
+    """Paths as they are below `source`, a folder or a table in it: the same wherever the data are moved to."""
+    root = source if os.path.isdir(source) else os.path.dirname(source)
+    start = os.path.join(root, "")  # relpath is slow for a million
+    return [path[len(start) :] if path.startswith(start) else os.path.relpath(path, root or ".") for path in paths]
+
+
+def fingerprint(splits):
+    """Eight hex digits of the images of the splits, in their order."""
+    return hashlib.sha256(b"".join(split.keys.astype("<u8").tobytes() for split in splits)).hexdigest()[:8]
+
+
+def source_identity(data):
+    """Eight hex digits of all images of a Dataset with their labels, given and true.
+
+    The same whatever their order and whichever of them are held out for testing, so that seeds of one data set share it.
+    """
+    rows = []
+    for part, split in enumerate((data.train, *data.given_tests.values())):
+        part = 0 if part == 1 and data.held_out is not None else part
+        truth = split.labels if split.true_labels is None else split.true_labels
+        columns = [*split.keys.T, split.labels, truth, np.full(len(truth), part)]
+        row = np.zeros(len(truth), dtype=np.uint64)
+        for column in columns:  # one number a row, scrambled column by column
+            row = (row ^ column.astype(np.uint64)) * np.uint64(0x9E3779B97F4A7C15)
+            row ^= row >> np.uint64(32)
+        rows.append(row)
+    names = "\n".join(map(str, data.true_names)).encode("utf-8", "backslashreplace")
+    return hashlib.sha256(names + np.sort(np.concatenate(rows)).tobytes()).hexdigest()[:8]
 
 
 def hold_out(labels, fraction, seed):

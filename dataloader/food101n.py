@@ -1,5 +1,6 @@
 """Food-101N (Lee et al., CVPR 2018), tested on Food-101 (Bossard et al., ECCV 2014)."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -31,13 +32,12 @@ def food101n(cfg):
     checked = _checked(root / "meta" / "verified_train.tsv") | _checked(root / "meta" / "verified_val.tsv")
     return Dataset(
         "food101n",
-        to_split(train),
+        replace(to_split(train), verified=np.array([checked.get(key, -1) for key in keys], dtype=np.int8)),
         _food101_test(base, root, label),
         classnames=[name.replace("_", " ") for name in classes],
         label_names=classes,
         view=View(enlarge=ENLARGE),
         trusted=False,
-        verified=np.array([checked.get(key, -1) for key in keys], dtype=np.int8),
     )
 
 

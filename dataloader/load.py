@@ -14,14 +14,14 @@ from dataloader.cifar import SOURCE as CIFAR
 from dataloader.cifar import cifar10, cifar100
 from dataloader.clothing1m import clothing1m
 from dataloader.cub import cub_200_2011
-from dataloader.dataset import Split, fingerprint, label_hash
+from dataloader.dataset import fingerprint, image_keys, label_hash, source_identity
 from dataloader.digits import digits
 from dataloader.files import inspect_files, inspection_cache
 from dataloader.food101n import food101n
 from dataloader.imagenet import imagenet
 from dataloader.mini_imagenet import blue_mini_imagenet, red_mini_imagenet
 from dataloader.noise import DRAWN, make_noise
-from dataloader.own import label_numbers, own, sound_rows
+from dataloader.own import find_duplicates, other_names, own, sound_rows, to_split
 from dataloader.rows import say_names
 from dataloader.tiny_imagenet import tiny_imagenet
 from dataloader.transforms import decode
@@ -106,7 +106,7 @@ def load_data(cfg):
         raise UserError(f"num_class: is {cfg.num_class}, but {cfg.dataset} has {K} classes.")
     for split, labels in (
         ("training", dataset.train.labels),
-        *((name, more.labels) for name, more in dataset.tests.items()),
+        *((name, more.labels) for name, more in dataset.given_tests.items()),
     ):
         if len(labels) == 0:
             raise UserError(f"data_path: the {split} set of {cfg.dataset} in {cfg.data_path} is empty.")
@@ -116,43 +116,38 @@ def load_data(cfg):
                 f"data_path: label {labels[row]} of {split} image {row} is out of range; "
                 f"{cfg.dataset} has {K} class names, so labels go from 0 to {K - 1}."
             )
-    if dataset.true_labels is None and (dataset.trusted or cfg.noise_mode not in ("", "none")):
-        dataset.true_labels = dataset.train.labels
+    for split in (dataset.train, *dataset.given_tests.values()):
+        if split.keys is None:
+            split.keys = image_keys(split.images, cfg.data_path)
+    truth = dataset.true_labels
+    if truth is None and (dataset.trusted or cfg.noise_mode not in ("", "none")):
+        truth = dataset.train.labels
+    if dataset.trusted:
+        for split in dataset.given_tests.values():
+            split.true_labels = split.labels
+    dataset.source = dataset.source or source_identity(dataset)
     is_folder = not isinstance(dataset.train.images, np.ndarray)
     noisy = make_noise(cfg, dataset.train.labels, K, is_folder, lambda: raw_pixels(dataset.train.images))
-    dataset.train = Split(dataset.train.images, noisy)
     if cfg.noise_mode not in ("", "none"):
-        dataset.noise_name, dataset.verified = _noise_name(cfg, noisy), None
-    dataset.fingerprint = fingerprint([dataset.train, *([dataset.test] if dataset.test else [])], cfg.data_path)
+        dataset.noise_name, dataset.train.verified = _noise_name(cfg, noisy), None
+    dataset.train = replace(dataset.train, labels=noisy, true_labels=truth)
+    dataset.fingerprint = fingerprint([dataset.train, *dataset.given_tests.values()])
     return _scored(cfg, dataset) if cfg.score else dataset
 
 
 def _scored(cfg, data):
     """The labelled images that `score` names, a test set or a folder or table, in place of the training images."""
-    if cfg.score in data.tests:
-        split = data.tests[cfg.score]
-        rest = {"true_labels": split.labels if data.trusted else None, "ids": None, "skipped": {}, "duplicates": []}
+    if cfg.score in data.given_tests:
+        split, rest = data.given_tests[cfg.score], {"skipped": [], "duplicates": []}
     elif cfg.score == "test":
         raise UserError("score: this data set has no test split.")
     else:
-        rows, skipped, duplicates = sound_rows(cfg.score, cfg, "score")
-        labels, true_labels = label_numbers(rows, data.label_names)
-        split = Split([row.path for row in rows], labels)
-        rest = {
-            "true_labels": true_labels,
-            "ids": [row.id for row in rows] if rows[0].id else None,
-            "skipped": skipped,
-            "duplicates": duplicates,
-        }
-    return replace(
-        data,
-        train=split,
-        test=None,
-        more_tests={},
-        verified=None,
-        fingerprint=fingerprint([split], cfg.data_path),
-        **rest,
-    )
+        rows, skipped = sound_rows(cfg.score, cfg, "score")
+        others = other_names(rows, data.label_names)
+        split = to_split(rows, data.label_names, others, cfg.score)
+        rest = {"other_names": others, "skipped": skipped, "duplicates": find_duplicates(rows)}
+    data = replace(data, train=split, test=None, more_tests={}, held_out=None, fingerprint=fingerprint([split]), **rest)
+    return replace(data, source=source_identity(data))
 
 
 def _classnames(cfg, dataset):
@@ -197,25 +192,19 @@ def raw_pixels(images, size=64):
 
 def _without_broken(dataset, cfg):
     """The Dataset without files that cannot be decoded, which are listed in `skipped`."""
-    skipped = {}
+    skipped = []
 
     def sound(split):
-        broken = _broken(split, cfg)
-        skipped.update(broken)
-        good = np.array([path not in broken for path in split.images], dtype=bool)
-        return good, Split([path for path, ok in zip(split.images, good) if ok], split.labels[good])
+        digests, reasons = inspect_files(split.images, inspection_cache(cfg))
+        skipped.extend((path, reason) for path, reason in zip(split.images, reasons) if reason)
+        good = [i for i, reason in enumerate(reasons) if not reason]
+        split = split.take(good)
+        split.keys = image_keys(split.images, cfg.data_path, [digests[i] for i in good])
+        return split
 
-    good, train = sound(dataset.train)
-    of_train = {k: v[good] for k in ("true_labels", "verified") if (v := getattr(dataset, k)) is not None}
-    test = sound(dataset.test)[1] if dataset.test else None
-    more = {name: sound(split)[1] for name, split in dataset.more_tests.items()}
-    return replace(dataset, train=train, test=test, more_tests=more, skipped=skipped, **of_train)
-
-
-def _broken(split, cfg):
-    """{path: reason} of the files of a split that cannot be decoded."""
-    _, reasons = inspect_files(split.images, inspection_cache(cfg))
-    return {path: reason for path, reason in zip(split.images, reasons) if reason}
+    train, test = sound(dataset.train), sound(dataset.test) if dataset.test else None
+    more = {name: sound(split) for name, split in dataset.more_tests.items()}
+    return replace(dataset, train=train, test=test, more_tests=more, skipped=skipped)
 
 
 def check_data(cfg):
@@ -233,7 +222,8 @@ def check_data(cfg):
         found = f"{name}: {len(split.labels)} images of {len(np.unique(split.labels))} classes"
         found += f", published {expected}" if expected else ""
         if not isinstance(split.images, np.ndarray):
-            broken = _broken(split, cfg)
+            _, reasons = inspect_files(split.images, inspection_cache(cfg))
+            broken = {path: reason for path, reason in zip(split.images, reasons) if reason}
             missing = [path for path, reason in broken.items() if reason == "missing"]
             found += f"; {len(missing)} files missing, {len(broken) - len(missing)} broken"
             found += f", first {(missing or list(broken))[0]}" if broken else ""

@@ -1,5 +1,6 @@
 """Red and blue mini-ImageNet, the Controlled Noisy Web Labels (Jiang et al., ICML 2020)."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -50,14 +51,13 @@ def _mini_imagenet(cfg, color):
     if color == "blue" and (true_labels < 0).any():
         row = int(np.argmin(true_labels)) + 1
         raise UserError(f"{listed}: line {row} names {pairs[row - 1][0]}, which is not in blue_noise_nl_0.0.")
+    known = {"true_labels": true_labels} if color == "blue" else {"verified": (true_labels == labels).astype(np.int8)}
     return Dataset(
         f"{color}_mini_imagenet",
-        to_split([(images / name, label) for name, label in pairs]),
+        replace(to_split([(images / name, label) for name, label in pairs]), **known),
         to_split([(place.format(label=label) + name, label) for name, label in test]),
         classnames=[],
         view=View(enlarge=ENLARGE),
         trusted=False,
-        true_labels=true_labels if color == "blue" else None,
-        verified=(true_labels == labels).astype(np.int8) if color == "red" else None,
         noise_name=f"{color}-{cfg.noise_ratio:g}",
     )

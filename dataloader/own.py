@@ -1,12 +1,13 @@
 """A person's own images as a data set: a folder, a table, or what a notebook holds in memory."""
 
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
 from PIL import Image
 
-from dataloader.dataset import Dataset, Split, View, hold_out
-from dataloader.files import images_identity, inspect_files, inspection_cache
+from dataloader.dataset import Dataset, Split, View, content_number, fingerprint, image_keys
+from dataloader.files import inspect_files, inspection_cache
 from dataloader.rows import read_rows, say_names, shortened, tidy_names
 from utils.config import UserError, nearest
 
@@ -14,94 +15,131 @@ OWN_VIEW = View(flip=False)  # neither cut nor mirrored: what fills the frame st
 
 
 def own(cfg):
-    """A folder of class folders or a table (dataloader/own.py); without a test split `test_fraction` is held out by `seed`.
+    """A folder of class folders or a table (dataloader/rows.py); without a test split `test_fraction` is held out by `seed`.
 
-    Where true labels are given, those of the training images are true_labels, and those of the test images its labels.
+    The classes are the labels that training images were given, whatever else their true labels are.
     """
-    rows, skipped, duplicates = sound_rows(cfg.data_path, cfg)
-    train, test = ([row for row in rows if (row.split == "train") == is_train] for is_train in (True, False))
-    classes = sorted({row.label for row in train} | {row.true_label for row in train} - {""})
-    if len({row.label for row in train}) < 2:
+    rows, skipped = sound_rows(cfg.data_path, cfg)
+    classes = sorted({row.label for row in rows if row.split == "train"})
+    if len(classes) < 2:
         raise UserError(
             f"data_path: {cfg.data_path} holds training images of {len(classes)} class, expected two or more."
         )
-    labels, true_labels = label_numbers(train, classes)
-    if not test:
-        kept, held_out = hold_out(labels, cfg.test_fraction, cfg.seed)
-        few = [classes[k] for k in np.setdiff1d(labels, labels[held_out])]
-        if few and cfg.test_fraction:
-            print(f"too few images to hold one out for testing: {shortened(few)}")
-        train, test = [train[i] for i in kept], [train[i] for i in held_out]
-        labels, true_labels = labels[kept], None if true_labels is None else true_labels[kept]
-    test_split = None
-    if test:
-        test_split = Split([row.path for row in test], label_numbers([_corrected(row) for row in test], classes)[0])
+    others, held_out = other_names(rows, classes), None
+    if all(row.split == "train" for row in rows):
+        rows, held_out = _hold_out(rows, cfg.test_fraction, cfg.seed)
+    train, test = ([row for row in rows if (row.split == "train") == is_train] for is_train in (True, False))
     print(f"{cfg.data_path}: {len(train)} training images of {len(classes)} classes, {len(test)} for testing")
+    unknown = [row.path for row in test if row.true_label in others]
+    if unknown:
+        print(f"not tested on, since their true label is no class: {shortened(unknown, 5)}")
+    duplicates = find_duplicates(rows)
     return Dataset(
         "own",
-        Split([row.path for row in train], labels),
-        test_split,
+        to_split(train, classes, others, cfg.data_path),
+        to_split(test, classes, others, cfg.data_path) if test else None,
         classnames=tidy_names(classes),
-        label_names=classes,
         view=OWN_VIEW,
+        label_names=classes,
+        other_names=others,
+        held_out=held_out,
         trusted=False,
-        true_labels=true_labels,
-        ids=[row.id for row in train] if train[0].id else None,
         skipped=skipped,
         duplicates=duplicates,
     )
 
 
-def _corrected(row):
-    """The row with its true label, where it has one, for its label: what a classifier should say."""
-    return replace(row, label=row.true_label or row.label)
+def _hold_out(rows, fraction, seed):
+    """The rows, those held out for testing with the split test, and the positions of these, or None where there are none.
+
+    In each class those go whose content, scrambled by the seed, makes the smallest numbers: which they are hardly changes
+    where images come or go, and no image is on both sides under two names.
+    """
+    classes, labels = np.unique([row.label for row in rows], return_inverse=True)
+    content = np.array([content_number(row.digest) for row in rows], dtype=np.uint64)
+    scrambled = content * (np.random.default_rng(seed).integers(2**64, dtype=np.uint64) | np.uint64(1))
+    sizes = np.bincount(labels)
+    wanted = np.where(min(fraction, 1 - fraction) * sizes >= 1 - 1e-9, np.round(fraction * sizes), 0)
+    order = np.lexsort((scrambled, labels))
+    place = np.empty(len(rows), dtype=np.int64)  # within its class
+    place[order] = np.arange(len(rows)) - (np.cumsum(sizes) - sizes)[labels[order]]
+    is_test = place < wanted[labels]
+    is_test &= ~np.isin(content, content[~is_test])
+    few = [str(name) for name, count in zip(classes, wanted) if not count]
+    if few and fraction:
+        print(f"too few images to hold one out for testing: {shortened(few)}")
+    rows = [replace(row, split="test") if held_out else row for row, held_out in zip(rows, is_test)]
+    return rows, np.flatnonzero(is_test) if is_test.any() else None
 
 
-def label_numbers(rows, classes):
-    """labels and true_labels of rows, (N,) int64; None for the latter unless every row has one."""
-    number = {name: i for i, name in enumerate(classes)}
+def other_names(rows, classes):
+    """The true labels among rows that are none of the classes, sorted."""
+    return sorted({row.true_label for row in rows} - {"", *classes})
+
+
+def to_split(rows, classes, others, source):
+    """Rows of `source` as a Split; others: see other_names. UserError for a row whose label is none of the classes."""
+    number = {name: i for i, name in enumerate(classes + others)}
     for row in rows:
-        for label in (row.label, row.true_label or row.label):
-            if label not in number:
-                raise UserError(f"{row.where}: {label!r} is no class of the training images.{nearest(label, classes)}")
+        if number.get(row.label, len(classes)) >= len(classes):
+            raise UserError(
+                f"{row.where}: {row.label!r} is no class of the training images.{nearest(row.label, classes)}"
+            )
     labels = np.array([number[row.label] for row in rows], dtype=np.int64)
-    known = [row.true_label for row in rows if row.true_label]
-    if len(known) < len(rows):
-        if known:
-            print(f"true labels: given for {len(known)} of {len(rows)} images only, not used")
-        return labels, None
-    return labels, np.array([number[name] for name in known], dtype=np.int64)
+    known, true_labels = [row.true_label for row in rows if row.true_label], None
+    if len(known) == len(rows):
+        true_labels = np.array([number[name] for name in known], dtype=np.int64)
+    elif known:
+        print(f"true labels: given for {len(known)} of {len(rows)} images only, not used")
+    paths, ids = [row.path for row in rows], [row.id for row in rows] if rows[0].id else None
+    keys = image_keys(paths, source, [row.digest for row in rows])
+    return Split(paths, labels, true_labels, ids=ids, keys=keys)
 
 
 def sound_rows(source, cfg, key="data_path"):
-    """The rows of a folder or table whose files can be read, {path: reason} of the others, and the identical files.
-
-    Of these, which stay, (group, path, label, whether the labels of the group differ).
-    """
+    """The rows of a folder or table whose files can be read, with their digests, and (path, why) of each of the others."""
     rows = read_rows(source, cfg, key)
     digests, reasons = inspect_files([row.path for row in rows], inspection_cache(cfg))
-    skipped = {row.path: reason for row, reason in zip(rows, reasons) if reason}
-    groups = {}
-    for row, digest, reason in zip(rows, digests, reasons):
-        if not reason:
-            groups.setdefault(digest, []).append(row)
-    twins = [group for group in groups.values() if len(group) > 1]
-    duplicates = [
-        (i, row.path, row.label, len({r.label for r in group}) > 1) for i, group in enumerate(twins, 1) for row in group
-    ]
+    skipped = [(row.path, reason) for row, reason in zip(rows, reasons) if reason]
     if skipped:
-        reasons_given = [f"{path} ({reason})" for path, reason in skipped.items()]
-        print(f"left out {len(skipped)} of {len(rows)} images: {shortened(reasons_given, 5)}")
+        files = Counter(skipped)
+        given = [f"{path} ({reason}{f', {n} rows' if n > 1 else ''})" for (path, reason), n in files.items()]
+        print(f"left out {len(skipped)} of {len(rows)} images: {shortened(given, 5)}")
     if len(skipped) == len(rows):
         raise UserError(f"{key}: none of the {len(rows)} images of {source} can be read.")
-    if duplicates:
+    return [replace(row, digest=digest) for row, digest, reason in zip(rows, digests, reasons) if not reason], skipped
+
+
+def find_duplicates(rows):
+    """The rows whose files are the same, which all stay: (group, path, split, label, whether the group's labels differ).
+
+    What matters of them is printed: labels that differ, and test images that are trained on.
+    """
+    groups = {}
+    for row in rows:
+        groups.setdefault(row.digest, []).append(row)
+    twins = [group for group in groups.values() if len(group) > 1]
+    if twins:
         differ = sum(len({row.label for row in group}) > 1 for group in twins)
         print(
-            f"{len(duplicates)} images are {len(twins)} files more than once"
+            f"{sum(map(len, twins))} images are {len(twins)} files more than once"
             + (f", {differ} of them with different labels" if differ else "")
             + "; all are kept"
         )
-    return [row for row in rows if row.path not in skipped], skipped, duplicates
+    leaks = [
+        row.path for group in twins if any(r.split == "train" for r in group) for row in group if row.split != "train"
+    ]
+    if leaks:
+        total = sum(row.split != "train" for row in rows)
+        print(
+            f"warning: {len(leaks)} of {total} test images are training images too, so the test accuracy is too high: "
+            f"{shortened(leaks, 5)}"
+        )
+    return [
+        (i, row.path, row.split, row.label, len({r.label for r in group}) > 1)
+        for i, group in enumerate(twins, 1)
+        for row in group
+    ]
 
 
 def in_memory(images, labels, classnames=None):
@@ -127,13 +165,14 @@ def in_memory(images, labels, classnames=None):
         )
     words = list(classnames) if classnames else tidy_names([str(name) for name in names])
     say_names(words, names.tolist())
+    split = Split(images, np.searchsorted(names, labels).astype(np.int64), keys=image_keys(images, "."))
     return Dataset(
         "own",
-        Split(images, np.searchsorted(names, labels).astype(np.int64)),
+        split,
         None,
         words,
         OWN_VIEW,
-        names.tolist(),
+        label_names=names.tolist(),
         trusted=False,
-        fingerprint=images_identity(images)[:8],
+        fingerprint=fingerprint([split]),
     )

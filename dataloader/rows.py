@@ -42,6 +42,7 @@ class Row:
     id: str = ""
     true_label: str = ""
     where: str = ""
+    digest: str = ""  # of the file's content, in hex
 
 
 def read_rows(source, cfg, key="data_path"):

@@ -87,7 +87,7 @@ def draw_suspects(data, arrays, path, count=40, columns=10):
     number = int(np.sum(~arrays["mask"]))
     order = ranking(arrays["p_clean"], arrays["mask"])[: min(count, number)]
     rows = max(1, -(-len(order) // columns))
-    names = [name if len(name) <= 16 else name[:15] + "…" for name in data.label_names]
+    names = [name if len(name) <= 16 else name[:15] + "…" for name in data.true_names]
     arrow = " → " if max(map(len, names)) <= 8 else "\n→ "
     headline = f"{number} of {len(arrays['mask'])} labels look wrong; the most suspect: given label → the detector's"
     with matplotlib.rc_context({"text.parse_math": False}), warnings.catch_warnings():
@@ -395,7 +395,7 @@ def _card(data, arrays, i):
     what = escape(f"{given} → {suggested}")
     path = file_path(data, i) or f"image {i}"
     name = escape(data.ids[i] if data.ids else Path(path).name)
-    truth = "" if data.true_labels is None else f"<br>is {escape(data.label_names[data.true_labels[i]])}"
+    truth = "" if data.true_labels is None else f"<br>is {escape(data.true_names[data.true_labels[i]])}"
     boxes = "".join(f'<label><input type="checkbox" value="{it}"> label is {it}</label>' for it in ("wrong", "right"))
     return (
         f'<article data-index="{i}" data-given="{arrays["labels"][i]}" data-suggested="{arrays["predicted"][i]}" '

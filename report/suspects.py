@@ -145,7 +145,7 @@ def score_rows(data, arrays, order):
             f"{arrays['p_clean'][i]:.6f}",
             str(not arrays["mask"][i]),
         ]
-        + ([names[data.true_labels[i]]] if known else [])
+        + ([data.true_names[data.true_labels[i]]] if known else [])
         for i in order
     ]
     return [header, *rows]

@@ -327,7 +327,7 @@ def test_check_data_and_skip_broken(tmp_path, capsys):
         f"training: 200 images of 200 classes, published 5994; 1 files missing, 1 broken, first {paths[3]}" in printed
     )
     data = load_data(load_config(cfg_of("cub", tmp_path, "--skip_broken", "--output_dir", str(tmp_path / "runs"))))
-    assert list(data.skipped) == [paths[3], paths[5]] and data.skipped[paths[3]] == "missing"
+    assert [p for p, _ in data.skipped] == [paths[3], paths[5]] and data.skipped[0][1] == "missing"
     assert len(data.train.images) == 198 == len(data.train.labels)
     summary = main_phase1.main(
         cfg_of(

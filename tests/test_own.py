@@ -3,6 +3,7 @@
 import csv
 import json
 from collections import Counter
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -175,7 +176,7 @@ def test_all_columns(tmp_path):
     )
     assert data.label_names == ["007", "7"] and data.train.labels.tolist() == [0, 1, 0, 1]  # labels stay text
     assert data.ids == ["n0", "n1", "n2", "n3"] and data.true_labels.tolist() == [0, 0, 1, 1]
-    assert data.test.labels.tolist() == [1, 0]  # tested against the truth
+    assert data.test.labels.tolist() == [1, 1] and data.tests["test"].labels.tolist() == [1, 0]  # tested by the truth
     no_truth = table(
         tmp_path, SIX.replace("path,label", "path,label,true_label").replace("x\n", "x,x\n").replace("y\n", "y,\n")
     )
@@ -330,7 +331,7 @@ def test_what_cannot_be_read_is_left_out_at_the_start_and_said(tmp_path, monkeyp
     path = messy(tmp_path, monkeypatch)
     path.write_text(path.read_text().replace("same.png,y", "same.png,x"))
     data = load(path, *NO_TEST)
-    reasons = {p.removeprefix(f"{tmp_path}/"): reason for p, reason in data.skipped.items()}
+    reasons = {p.removeprefix(f"{tmp_path}/"): reason for p, reason in data.skipped}
     assert (
         reasons["gone.png"] == "missing" and reasons["empty.png"] == "empty" and reasons["text.png"] == "not an image"
     )
@@ -338,11 +339,11 @@ def test_what_cannot_be_read_is_left_out_at_the_start_and_said(tmp_path, monkeyp
     printed = capsys.readouterr().out
     assert "left out 5 of 13 images" in printed
     assert "4 images are 2 files more than once, 1 of them with different labels" in printed
-    assert [(group, p[-10:], label, differ) for group, p, label, differ in data.duplicates] == [
-        (1, str(tmp_path / "a.png")[-10:], "x", False),
-        (1, str(tmp_path / "twin.png")[-10:], "x", False),
-        (2, str(tmp_path / "d.png")[-10:], "y", True),
-        (2, str(tmp_path / "same.png")[-10:], "x", True),
+    assert [(group, Path(p).name, *rest) for group, p, *rest in data.duplicates] == [
+        (1, "a.png", "train", "x", False),
+        (1, "twin.png", "train", "x", False),
+        (2, "d.png", "train", "y", True),
+        (2, "same.png", "train", "x", True),
     ]
     assert len(data.train.images) == 8
 
@@ -350,6 +351,73 @@ def test_what_cannot_be_read_is_left_out_at_the_start_and_said(tmp_path, monkeyp
         (tmp_path / f"{name}.png").unlink()
     with pytest.raises(UserError, match="data_path: none of the 6 images of .* can be read"):
         load(table(tmp_path / "again", SIX, images=""))
+
+
+def test_rows_that_are_left_out_are_counted_not_their_files(tmp_path, capsys):
+    path = table(tmp_path, SIX + "gone.png,x\n" * 4 + "empty.png,y\n")
+    (tmp_path / "empty.png").write_bytes(b"")
+    data = load(path, *NO_TEST)
+    assert "left out 5 of 11 images: " in (printed := capsys.readouterr().out)
+    assert "gone.png (missing, 4 rows), " in printed and "empty.png (empty)" in printed
+    assert len(data.skipped) == 5 == data.facts()["skipped"] and len(data.tables()["skipped.csv"]) == 6
+
+
+def test_test_images_that_are_trained_on_are_called_out(tmp_path, capsys):
+    text = SIX.replace("label\n", "label,split\n").replace(",x\n", ",x,train\n").replace(",y\n", ",y,train\n")
+    path = table(tmp_path, text + "g.png,x,test\nh.png,y,test\n", images="abcdefgh")
+    (tmp_path / "h.png").write_bytes((tmp_path / "e.png").read_bytes())
+    data = load(path)
+    assert [(Path(p).name, split) for _, p, split, *_ in data.duplicates] == [("e.png", "train"), ("h.png", "test")]
+    assert (
+        f"warning: 1 of 2 test images are training images too, so the test accuracy is too high: {tmp_path}/h.png"
+        in (capsys.readouterr().out)
+    )
+
+
+def test_what_is_held_out_follows_the_content(tmp_path):
+    """The same image is never on both sides, and one that comes or goes hardly changes which are held out."""
+    rng, names = np.random.default_rng(0), [f"{i}.png" for i in range(60)]
+    for name in names:
+        Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)).save(tmp_path / name)
+    for i in range(20):  # every third image twice
+        (tmp_path / f"{i}.png").write_bytes((tmp_path / f"{i + 40}.png").read_bytes())
+
+    def held_out(names, *flags):
+        lines = [f"{name},{'x' if i % 2 else 'y'}" for i, name in enumerate(names)]
+        data = load(table(tmp_path, "\n".join(["path,label", *lines]), images=""), *flags)
+        train, test = ({Path(p).read_bytes() for p in split.images} for split in (data.train, data.test))
+        assert not train & test and not {row[2] for row in data.duplicates} - {"train", "test"}
+        assert [data.train.images, data.test.images] == [
+            [str(tmp_path / n) for n in names if (Path(tmp_path / n).read_bytes() in test) == is_test]
+            for is_test in (False, True)
+        ]
+        return {Path(p).name for p in data.test.images}
+
+    first = held_out(names)
+    assert 8 <= len(first) <= 12 and first != held_out(names, "--seed", "1")
+    assert len(held_out(names[2:]) ^ first - set(names[:2])) <= 4
+
+
+def test_true_labels_that_are_no_class(tmp_path, capsys):
+    """They make no class for the detector, are no right answer in testing, and keep their name in the lists."""
+    text = "path,label,true_label,split\n" + "".join(
+        f"{name}.png,{given},{true},{split}\n"
+        for name, given, true, split in zip("abcdef", "xxyyxy", "xayyzx", ["train"] * 4 + ["test"] * 2)
+    )
+    data = load(table(tmp_path, text))
+    assert data.label_names == data.classnames == ["x", "y"] and data.true_names == ["x", "y", "a", "z"]
+    assert data.train.labels.tolist() == [0, 0, 1, 1] and data.true_labels.tolist() == [0, 2, 1, 1]
+    assert data.facts()["noise_rate"] == 0.25 and data.facts()["noise_counts"] == [[1, 0], [0, 2], [1, 0], [0, 0]]
+    assert data.tests["test"].labels.tolist() == [0] and data.tests["test"].images == [str(tmp_path / "f.png")]
+    assert f"not tested on, since their true label is no class: {tmp_path}/e.png" in capsys.readouterr().out
+    scored = load(tmp_path / "labels.csv", "--score", "test")
+    assert scored.train.labels.tolist() == [0, 1] and scored.true_labels.tolist() == [3, 0]  # what is given is judged
+    flags_ = ["--cfg", "config/PEFT/own.yaml", *flags(tmp_path / "labels.csv", tmp_path / "runs")]
+    summary = main_detect.main(flags_)
+    assert summary["num_classes"] == 2 and summary["noise_rate"] == 0.25
+    folder = next((tmp_path / "runs").rglob("scores.csv"))
+    rows = list(csv.DictReader(folder.open()))
+    assert [row["true_label"] for row in rows] == ["x", "a", "y", "y"]
 
 
 def test_the_check_is_made_once(tmp_path, monkeypatch):
@@ -433,7 +501,7 @@ def test_without_a_test_split_everything_runs(tmp_path, monkeypatch, capsys):
         with (folder / "skipped.csv").open(newline="") as file:
             rows = list(csv.reader(file))
         assert rows[0] == ["path", "reason"] and [str(tmp_path / "gone.png"), "missing"] in rows and len(rows) == 6
-        assert (folder / "duplicates.csv").read_text().startswith("group,path,label,labels_differ")
+        assert (folder / "duplicates.csv").read_text().startswith("group,path,split,label,labels_differ")
     tables.main([str(out)])
     assert "| label-match" in capsys.readouterr().out
     with pytest.raises(UserError, match="score: this data set has no test split"):
