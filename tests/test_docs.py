@@ -2,6 +2,9 @@
 
 import re
 import shlex
+import shutil
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -15,7 +18,7 @@ PAGES = [Path("README.md"), Path("CONTRIBUTING.md"), Path("benchmarks/README.md"
 
 def links(page):
     """(file, anchor) of every relative link and image of a page."""
-    text = page.read_text(encoding="utf-8")
+    text = re.sub(r"```.*?```|`[^`\n]*`", "", page.read_text(encoding="utf-8"), flags=re.S)
     for target in re.findall(r"\]\(([^)\s]+)\)|src=\"([^\"]+)\"", text):
         path, _, anchor = (target[0] or target[1]).partition("#")
         if "://" not in path:
@@ -83,3 +86,25 @@ def test_settings_that_the_documentation_names_exist():
 def test_one_version():
     version = tomllib.loads(Path("pyproject.toml").read_text())["project"]["version"]
     assert yaml.safe_load(Path("CITATION.cff").read_text())["version"] == version
+
+
+def test_the_extensions_of_the_design_page_work(tmp_path):
+    """Apply the diffs of docs/design.md to a copy of the source tree, and run the tests that they add."""
+    for folder in ("config", "dataloader", "methods", "model", "report", "utils"):
+        shutil.copytree(folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    for path in [
+        *Path().glob("main_*.py"),
+        *(Path("tests") / f"{name}.py" for name in ("conftest", "helpers", "recipe")),
+    ]:
+        (tmp_path / path.parent).mkdir(exist_ok=True)
+        shutil.copy(path, tmp_path / path)
+    shutil.copy("tests/__init__.py", tmp_path / "tests")
+    text = Path("docs/design.md").read_text(encoding="utf-8")
+    diffs = re.findall(r"```diff\n(.*?)```", text.partition("## Extending")[2], re.S)
+    assert len(diffs) == 6 and all("+++ b/tests/test_" in diff for diff in diffs)
+    for diff in diffs:
+        applied = subprocess.run(["git", "apply"], input=diff, cwd=tmp_path, capture_output=True, text=True)
+        assert applied.returncode == 0, f"{applied.stderr}\n{diff}"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "tests"]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert run.returncode == 0 and "6 passed" in run.stdout, run.stdout + run.stderr
