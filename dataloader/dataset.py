@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields, replace
 import numpy as np
 
 from dataloader.files import file_identity
+from dataloader.image_noise import ImageNoise
 from dataloader.transforms import to_rgb
 from utils.files import slug
 
@@ -46,11 +47,14 @@ class Split:
     verified: np.ndarray | None = None
     ids: list | None = None
     keys: np.ndarray | None = None
+    noise: ImageNoise | None = None  # on the images, where asked for
 
     def take(self, index):
         """The rows of index (M,), in that order."""
-        columns = (getattr(self, f.name) for f in fields(self))
-        return Split(*([x[i] for i in index] if isinstance(x, list) else x if x is None else x[index] for x in columns))
+        columns = {f.name: getattr(self, f.name) for f in fields(self)}
+        taken = {name: [x[i] for i in index] for name, x in columns.items() if isinstance(x, list)}
+        taken |= {name: x[index] for name, x in columns.items() if isinstance(x, np.ndarray)}
+        return replace(self, **taken)
 
 
 @dataclass

@@ -18,6 +18,7 @@ from dataloader.dataset import fingerprint, image_keys, label_hash, source_ident
 from dataloader.digits import digits
 from dataloader.files import inspect_files, inspection_cache
 from dataloader.food101n import food101n
+from dataloader.image_noise import image_noise_name, image_noise_of
 from dataloader.imagenet import imagenet
 from dataloader.mini_imagenet import blue_mini_imagenet, red_mini_imagenet
 from dataloader.noise import DRAWN, make_noise
@@ -130,7 +131,10 @@ def load_data(cfg):
     noisy = make_noise(cfg, dataset.train.labels, K, is_folder, lambda: raw_pixels(dataset.train.images))
     if cfg.noise_mode not in ("", "none"):
         dataset.noise_name, dataset.train.verified = _noise_name(cfg, noisy), None
+    dataset.noise_name = "-".join(filter(None, [dataset.noise_name, image_noise_name(cfg)]))
     dataset.train = replace(dataset.train, labels=noisy, true_labels=truth)
+    for part, split in enumerate([dataset.train, *dataset.given_tests.values()]):
+        split.noise = image_noise_of(cfg, part)
     dataset.fingerprint = fingerprint([dataset.train, *dataset.given_tests.values()])
     return _scored(cfg, dataset) if cfg.score else dataset
 

@@ -69,6 +69,7 @@ class Loader:
     Array data are one uint8 tensor, on the device if not larger than ON_DEVICE_GB. Files are read by threads, a few
     batches ahead. They are decoded once if a single machine is used and their pixels fit into the cache. Files resized
     by their short side differ in size and are decoded every time.
+    The split's noise acts on the pixels as they are read, before augmentation on the device.
     """
 
     def __init__(self, split, view, pixels, batch_size, device, augmented, reading=Reading()):
@@ -79,7 +80,7 @@ class Loader:
         self.std = torch.tensor(view.std or pixels.std, device=device)
         self.is_array = isinstance(split.images, np.ndarray)
         self.size = round(pixels.size * (view.enlarge if augmented else view.test_enlarge))
-        self.images = split.images
+        self.images, self.noise = split.images, split.noise
         if self.is_array:
             self.images = torch.from_numpy(np.ascontiguousarray(self.images.transpose(0, 3, 1, 2)))
         else:
@@ -168,6 +169,7 @@ class Loader:
         )
         u = None if randomness is None else randomness.crop.numpy()
         for here, pixels in zip(index, self._pixels(splits, index, u)):
+            pixels = pixels if self.noise is None else self.noise(pixels, here)
             pixels = self._plain(pixels) if randomness is None else self._augmented(pixels, crop[here], flip[here])
             yield normalise(pixels, self.mean, self.std), self.labels[here], here
 

@@ -26,6 +26,7 @@ def image_features(clip, split, view, cfg, device):
     pixels = input_pixels(clip, cfg)
     what = (
         images_identity(split.images),
+        *([split.noise] if split.noise else []),  # files made before images had noise keep their names
         _weights_identity(clip.visual),
         clip.visual.config,
         pixels,

@@ -11,6 +11,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from dataloader.image_noise import ImageNoise
 from dataloader.load import load_data
 from dataloader.loaders import EpochRandomness, make_loaders
 from methods.baselines import METHODS
@@ -127,3 +128,11 @@ def test_phase_2_and_baselines(method):
             model, batches, build_optimizer(model, cfg), method, Amp(CPU), batch_mask=method.batch_mask(1)
         )
     assert len(result["index"]) == keep.sum() and result["samples"] > 0  # every batch was watched
+
+
+@pytest.mark.parametrize("noise", [("gaussian", 0.1), ("blur", 0.05), ("jpeg", 20)])
+def test_image_noise(noise):
+    batches = watched([(torch.zeros(2, 3, 12, 12, dtype=torch.uint8), torch.arange(2))] * 2)
+    with closing(batches):
+        for images, index in batches:
+            assert ImageNoise(*noise, seed=0, stream=0)(images, index).shape == images.shape

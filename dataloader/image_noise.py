@@ -1,0 +1,131 @@
+"""Noise on the pixels of images, in batches on the device; the same for a sample in every epoch."""
+
+import math
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from utils.config import UserError
+
+LEVELS = {  # image_noise: what its level means, and its bounds
+    "gaussian": ("a standard deviation of the pixels in [0, 1] units", 0, 1),
+    "blur": ("a standard deviation as a part of the image's side", 0, 0.5),
+    "jpeg": ("a JPEG quality", 1, 100),
+}
+
+
+@dataclass(frozen=True)
+class ImageNoise:
+    """kind gaussian, blur or jpeg at its level; (seed, stream, position in the split) fix the noise of a sample."""
+
+    kind: str
+    level: float
+    seed: int
+    stream: int  # 0: training images, 1: test images, …
+
+    def __call__(self, images, index):
+        """uint8 (B, 3, H, W) of the samples index (B,), int64, both on the device -> uint8 of the same shape."""
+        if self.kind == "gaussian":
+            noise = sample_normal(images.shape[1:], index, (self.seed << 8) + self.stream)
+            return _to_uint8(images + 255 * self.level * noise)
+        if self.kind == "blur":
+            return _to_uint8(blur(images.float(), self.level * images.shape[-1]))
+        return jpeg(images, self.level)
+
+
+def image_noise_of(cfg, part):
+    """The ImageNoise that `cfg` asks for on the images of a part, `train` or a test set's number from 1; else None."""
+    if cfg.image_noise == "none":
+        return None
+    meaning, low, high = LEVELS[cfg.image_noise]
+    if not low <= cfg.image_noise_level <= high:
+        raise UserError(
+            f"image_noise_level: of {cfg.image_noise} it is {meaning}, from {low} to {high}, not {cfg.image_noise_level:g}."
+        )
+    if cfg.image_noise_on not in ("both", "train" if part == 0 else "test"):
+        return None
+    return ImageNoise(cfg.image_noise, cfg.image_noise_level, cfg.seed, part)
+
+
+def image_noise_name(cfg):
+    """The image noise as part of a run's folder; empty for none."""
+    return f"{cfg.image_noise}-{cfg.image_noise_level:g}-{cfg.image_noise_on}" if cfg.image_noise != "none" else ""
+
+
+def _to_uint8(images):
+    return images.round().clamp(0, 255).to(torch.uint8)
+
+
+def _mix(x):
+    """splitmix64's finaliser (Steele et al., OOPSLA 2014) on int64: well mixed bits, the same on every device."""
+    for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15), (31, 1)):
+        x = (x ^ ((x >> shift) & ((1 << (64 - shift)) - 1))) * factor  # shifted without the sign
+    return x
+
+
+def sample_normal(shape, index, seed):
+    """Standard normal (B, *shape) float32; those of sample index[b] depend on seed and index[b] alone (Box-Muller)."""
+    n = math.prod(shape)
+    key = _mix(_mix(index + 1) ^ seed)  # (B,)
+    bits = _mix(key[:, None] + _mix(torch.arange(1, (n + 1) // 2 + 1, device=index.device)))  # (B, n / 2)
+    u, v = (((b & 0xFFFFFF).float() + 0.5) / (1 << 24) for b in (bits >> 40, bits))  # in (0, 1], 24 bits each
+    radius, angle = (-2 * u.log()).sqrt(), 2 * math.pi * v
+    return torch.stack([radius * angle.cos(), radius * angle.sin()], 2).flatten(1)[:, :n].reshape(-1, *shape)
+
+
+def blur(images, std):
+    """Gaussian blur of float (B, C, H, W) by `std` pixels: rows, then columns; the edge pixels are repeated outwards."""
+    if std <= 0:
+        return images
+    radius = math.ceil(3 * std)
+    kernel = torch.exp(-torch.arange(-radius, radius + 1, device=images.device).float().square() / (2 * std**2))
+    kernel = kernel / kernel.sum()
+    B, C, H, W = images.shape
+    planes = F.pad(images.reshape(B * C, 1, H, W), (radius,) * 4, mode="replicate")
+    return F.conv2d(F.conv2d(planes, kernel.view(1, 1, 1, -1)), kernel.view(1, 1, -1, 1)).reshape(B, C, H, W)
+
+
+# luminance and chrominance tables of the JPEG standard (ITU-T T.81, annex K)
+LUMINANCE = """16 11 10 16 24 40 51 61  12 12 14 19 26 58 60 55  14 13 16 24 40 57 69 56  14 17 22 29 51 87 80 62
+    18 22 37 56 68 109 103 77  24 35 55 64 81 104 113 92  49 64 78 87 103 121 120 101  72 92 95 98 112 100 103 99"""
+CHROMINANCE = """17 18 24 47 99 99 99 99  18 21 26 66 99 99 99 99  24 26 56 99 99 99 99 99  47 66 99 99 99 99 99 99
+    99 99 99 99 99 99 99 99  99 99 99 99 99 99 99 99  99 99 99 99 99 99 99 99  99 99 99 99 99 99 99 99"""
+TO_YCC = np.array([[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]])
+
+
+def quantisation(quality):
+    """The two tables (2, 8, 8) at a quality 1 to 100, scaled as libjpeg does."""
+    tables = np.array([text.split() for text in (LUMINANCE, CHROMINANCE)], dtype=np.float64).reshape(2, 8, 8)
+    scale = 5000 / quality if quality < 50 else 200 - 2 * quality
+    return np.clip(np.floor((tables * scale + 50) / 100), 1, 255)
+
+
+@cache
+def _jpeg_constants(quality, device):
+    """Cosine transform (8, 8), RGB to YCbCr and back (3, 3), and the tables (3, 1, 1, 8, 8), once for a device."""
+    k = np.arange(8)
+    dct = np.cos(np.pi * (2 * k[None] + 1) * k[:, None] / 16) * np.where(k == 0, np.sqrt(1 / 8), 0.5)[:, None]
+    luminance, chrominance = quantisation(quality)
+    tables = np.stack([luminance, chrominance, chrominance])[:, None, None]
+    arrays = (dct, TO_YCC, np.linalg.inv(TO_YCC), tables)
+    return [torch.as_tensor(a, dtype=torch.float32, device=device) for a in arrays]
+
+
+def jpeg(images, quality):
+    """What is left of uint8 (B, 3, H, W) after JPEG at a quality, without chroma subsampling.
+
+    The coding of the coefficients loses nothing, so only the quantised 8x8 cosine transform is done, in batches.
+    """
+    H, W = images.shape[2:]
+    dct, to_ycc, from_ycc, tables = _jpeg_constants(quality, images.device)
+    x = F.pad(images.float(), (0, -W % 8, 0, -H % 8), mode="replicate")
+    x = torch.einsum("ij,bjhw->bihw", to_ycc, x).round()  # as libjpeg, which works on whole numbers
+    x[:, 0] -= 128
+    blocks = x.unfold(2, 8, 8).unfold(3, 8, 8)  # (B, 3, H / 8, W / 8, 8, 8)
+    blocks = dct.T @ ((dct @ blocks @ dct.T / tables).round() * tables) @ dct
+    x = blocks.permute(0, 1, 2, 4, 3, 5).reshape(x.shape).round()
+    x[:, 0] += 128
+    return _to_uint8(torch.einsum("ij,bjhw->bihw", from_ycc, x))[:, :, :H, :W].contiguous()
