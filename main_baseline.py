@@ -1,4 +1,4 @@
-"""Fine-tune on all given labels with a label-noise learning method, to compare with.
+"""Fine-tune on all given labels with a label-noise learning method, for comparison.
 
 python main_baseline.py --cfg config/FFT/cifar100.yaml --noise_mode sym --noise_ratio 0.2 --lnl_methods CE
 """
@@ -13,12 +13,12 @@ from utils.runs import Run, backbone_name
 
 
 def main(argv=None, method=None, **settings):
-    """Train the method that the flags name, or `method`; returns the summary. `settings` are the script's defaults."""
+    """Train with `method`, or with the one in the flags, and return the summary. `settings` are the script's defaults."""
     cfg = load_config(argv, __doc__, **settings)
     refuse_score(cfg)
     cfg.lnl_methods = method or cfg.lnl_methods
     if cfg.adaptation == "none":
-        raise UserError("adaptation: none belongs to phase 2; a baseline needs peft or fft.")
+        raise UserError("adaptation: none is for phase 2 only; a baseline needs peft or fft.")
     build = pick(METHODS, cfg.lnl_methods, "lnl_methods")
     data = load_data(cfg)
     settle_epochs(cfg, len(data.train.labels))

@@ -12,9 +12,9 @@ from utils.runs import Run
 
 
 def main(argv=None, **settings):
-    """Train the detector that the flags describe; returns the summary. `settings` are the script's own defaults.
+    """Train the detector described by the flags and return its summary. `settings` are the script's own defaults.
 
-    With `score`, the finished detector scores other labels and the summary is of those.
+    With `score`, the finished detector scores other labels, and the summary describes these.
     """
     cfg = load_config(argv, __doc__, **settings)
     score, cfg.score = cfg.score, ""
@@ -37,7 +37,7 @@ def main(argv=None, **settings):
 
 
 def warn_of_collapse(summary):
-    """Print a warning where the test accuracy says that training failed."""
+    """Print a warning if the test accuracy suggests that training failed."""
     if summary.get("acc_last", 0) < 0.8 * summary.get("acc_best", 0):
         print(
             f"warning: the test accuracy fell from {summary['acc_best']:.1f} to {summary['acc_last']:.1f}: the training "

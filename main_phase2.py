@@ -1,4 +1,4 @@
-"""DeFT, phase 2: fine-tune a backbone on the samples that the clean mask selects.
+"""DeFT, phase 2: fine-tune a backbone on the samples selected by the clean mask.
 
 python main_phase2.py --cfg config/FFT/cifar100.yaml --noise_mode sym --noise_ratio 0.2
 """
@@ -19,7 +19,7 @@ from utils.runs import Run, backbone_name, seed_folder
 
 
 def main(argv=None, **settings):
-    """Fine-tune on the mask that the flags name; returns the summary. `settings` are the script's own defaults."""
+    """Fine-tune on the clean mask given by the flags and return the summary. `settings` are the script's own defaults."""
     cfg = load_config(argv, __doc__, **settings)
     refuse_score(cfg)
     data = load_data(cfg)
@@ -45,7 +45,7 @@ def main(argv=None, **settings):
 
 
 def mask_name(mask):
-    """What `--mask` is called in the name of a run: the detector, or the file's stem."""
+    """The part of a run's name that stands for `--mask`: the detector, or the stem of the file."""
     path = Path(mask)
     return slug(path.parent.name if path.name == "clean_mask.npz" else path.stem if path.suffix else mask)
 

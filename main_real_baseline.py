@@ -1,4 +1,4 @@
-"""Label-noise learning methods on real-world label noise, to compare with.
+"""Label-noise learning methods on real-world label noise, for comparison.
 
     python main_real_baseline.py --cfg config/FFT/clothing1m.yaml --lnl_methods GMM
 
@@ -10,7 +10,7 @@ from utils.distributed import run_main
 
 
 def main(argv=None):
-    """Baselines with the real-world settings; a YAML or flag may still change each."""
+    """Baselines with the real-world settings, which a YAML file or a flag can override."""
     return baseline(argv, schedule="constant")
 
 

@@ -3,7 +3,7 @@
     python main_real_phase1.py --cfg config/PEFT/clothing1m.yaml
 
 main_phase1.py with the settings of the official real-world script: a clean sample must also have argmax p_yes = label,
-the warm-up loss is SCE, pseudo-labels start in epoch 2 whatever the warm-up, the learning rate is constant.
+the warm-up loss is SCE, pseudo-labels are used from epoch 2 on, the learning rate is constant.
 """
 
 from main_phase1 import main as phase1
@@ -12,7 +12,7 @@ from utils.distributed import run_main
 
 
 def main(argv=None):
-    """Phase 1 with the real-world settings; a YAML or flag may still change each."""
+    """Phase 1 with the real-world settings, which a YAML file or a flag can override."""
     return phase1(argv, **REAL_WORLD)
 
 

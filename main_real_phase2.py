@@ -10,7 +10,7 @@ from utils.distributed import run_main
 
 
 def main(argv=None):
-    """Phase 2 with the real-world settings; a YAML or flag may still change each."""
+    """Phase 2 with the real-world settings, which a YAML file or a flag can override."""
     return phase2(argv, epochs=5, schedule="constant")
 
 

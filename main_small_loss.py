@@ -1,4 +1,4 @@
-"""Fine-tune on the samples of smallest loss in each batch, to compare with.
+"""Fine-tune on the samples with the smallest losses of each batch, for comparison.
 
 python main_small_loss.py --cfg config/PEFT/cifar100.yaml --noise_mode sym --noise_ratio 0.2
 """
@@ -8,7 +8,7 @@ from utils.distributed import run_main
 
 
 def main(argv=None):
-    """main_baseline.py with the method small-loss, whatever the YAML's lnl_methods says."""
+    """main_baseline.py with the method small-loss, regardless of lnl_methods in the YAML file."""
     return baseline(argv, method="small-loss")
 
 

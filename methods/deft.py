@@ -1,4 +1,4 @@
-"""DeFT, phase 1: the noisy-label detector, its training epoch, and what it says of labels (DeFT, section 3)."""
+"""DeFT, phase 1: building, training and applying the noisy-label detector (DeFT, section 3)."""
 
 import time
 from dataclasses import dataclass
@@ -18,9 +18,9 @@ from utils.checkpoint import load_checkpoint
 from utils.device import Amp, torch_generator
 from utils.distributed import gather, in_order, parallel, total
 
-RECORDS = ("mask", "p_clean", "predicted", "confidence")  # of each sample, made on line
+RECORDS = ("mask", "p_clean", "predicted", "confidence")  # per sample, recorded during the training pass
 WARMUP_LOSS = {"ce": cross_entropy, "sce": symmetric_cross_entropy}
-# settings of the official script for real-world noise, where they differ from those for synthetic noise
+# settings of the official script for real-world noise that differ from those for synthetic noise
 REAL_WORLD = {
     "require_agreement": True,
     "warmup": 5,
@@ -32,12 +32,12 @@ REAL_WORLD = {
 
 @dataclass(frozen=True)
 class Rules:
-    """How one epoch of phase 1 selects and learns.
+    """How samples are selected and which losses apply in one epoch of phase 1.
 
-    While `warm`, the positive prompt learns by `warmup_loss` on all samples, later by cross-entropy on the selected ones.
-    With `use_pseudo_labels` the target of the negative prompt is the label where selected, else argmax logits_pos;
-    without, always the label. `neg_weight` weighs that term. With `require_agreement` a selected sample must also have
-    argmax p_yes = label.
+    While `warm`, the positive prompt minimises `warmup_loss` on all samples, afterwards cross-entropy on the selected
+    samples. With `use_pseudo_labels`, the target of the negative prompt is the label of selected samples and
+    argmax logits_pos of the others; without, it is always the label. `neg_weight` weights this term. With
+    `require_agreement`, a selected sample must also have argmax p_yes = label.
     """
 
     warm: bool
@@ -59,14 +59,14 @@ def epoch_rules(cfg, epoch):
 
 
 def train_detector_epoch(model, batches, complementary_labels, optimizer, rules, amp, is_clean=None, title="train"):
-    """One epoch of phase 1: loss = cls + neg (methods/losses.py), by `rules`; the selection is made before each step.
+    """One epoch of phase 1 with loss = cls + neg (methods/losses.py); samples are selected before each step.
 
-    batches: (images (B, 3, H, W), labels (B,), index (B,)); complementary_labels (N,) by sample. is_clean (N,) bool is
-    only for the progress bar.
+    batches: (images (B, 3, H, W), labels (B,), index (B,)); complementary_labels (N,) per sample; is_clean (N,) bool, if
+    known, is used for the progress bar only.
 
-    Returns averages (`loss`, `loss_cls`, `loss_neg` over batches, weighted by size), `seconds` and, in visiting order, the
-    CPU tensors `index`, `mask`, `p_clean`, `predicted` and `confidence` (n,), the softmax of logits_pos at the predicted
-    class. Raises NonFinite.
+    Returns `loss`, `loss_cls` and `loss_neg`, averaged over the samples; `seconds`; and CPU tensors (n,) in the order
+    visited: `index`, `mask`, `p_clean`, `predicted` and `confidence`, the softmax of logits_pos at the predicted class.
+    Raises NonFinite.
     """
     model.train()
     start, losses, seen = time.perf_counter(), [], []
@@ -92,7 +92,7 @@ def train_detector_epoch(model, batches, complementary_labels, optimizer, rules,
 
 
 def _losses(logits_pos, p_yes, labels, complementary_labels, selected, predicted, rules):
-    """The two parts of a batch's loss, cls and neg."""
+    """The losses cls and neg of a batch."""
     everyone = torch.ones_like(selected)
     if rules.warm:
         loss_cls = batch_mean(rules.warmup_loss(logits_pos, labels), everyone)
@@ -103,7 +103,7 @@ def _losses(logits_pos, p_yes, labels, complementary_labels, selected, predicted
 
 
 def _recent_quality(seen, is_clean):
-    """Precision and recall of the last batches' selection, for the progress bar; nothing where the truth is not known."""
+    """Precision and recall of the selection in the last batches, for the progress bar; {} if the truth is unknown."""
     if is_clean is None:
         return {}
     clean, kept = (torch.cat(x) for x in zip(*((is_clean[index], mask) for index, mask, *_ in seen)))
@@ -112,7 +112,7 @@ def _recent_quality(seen, is_clean):
 
 
 def build_detector(cfg, classnames, device):
-    """The untrained Detector that `cfg` describes, on the device."""
+    """The untrained Detector described by `cfg`, on the device."""
     clip, tokenizer = load_clip(cfg.backbone, cfg.pretrained)
     generator = torch_generator(cfg.seed, 0)
     tune(clip.visual, cfg, generator)
@@ -123,8 +123,8 @@ def build_detector(cfg, classnames, device):
 def train_detector(cfg, data, run):
     """Train the detector on a Dataset for all epochs of a Run; returns its selection and numbers for the summary.
 
-    The selection (`mask`, `p_clean`, `predicted`, `confidence`, (N,) numpy) is the one of the last epoch, made on line,
-    before each step.
+    The selection (`mask`, `p_clean`, `predicted`, `confidence`, (N,) numpy) is made during the last epoch, before each
+    step.
     """
     device, labels = run.device, data.train.labels
     model = build_detector(cfg, data.classnames, device)
@@ -182,9 +182,9 @@ def train_detector(cfg, data, run):
 
 @torch.no_grad()
 def score_labels(cfg, data, run):
-    """A finished detector's opinion of the labels of a Dataset that it was not trained on, on un-augmented images.
+    """Apply a finished detector to the labels of a Dataset it was not trained on, with un-augmented images.
 
-    run: the Run of these scores, inside the folder of the detector's run. Returns the selection, as train_detector.
+    run: the Run of these scores, inside the folder of the detector's run. Returns a selection as train_detector does.
     """
     model = build_detector(cfg, data.classnames, run.device)
     load_checkpoint(run.folder.parent / "checkpoint.pt", model)

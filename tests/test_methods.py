@@ -146,7 +146,7 @@ def test_adaptation_none_peft_and_fft(cell, tmp_path):
     np.save(tmp_path / "mask.npy", np.ones(359, dtype=bool))
     with pytest.raises(UserError, match="no finished run beside"):
         main_phase2.main(phase2(tmp_path, "--mask", str(tmp_path / "mask.npy"), "--adaptation", "none"))
-    with pytest.raises(UserError, match="belongs to phase 2"):
+    with pytest.raises(UserError, match="is for phase 2 only"):
         main_baseline.main(phase2(tmp_path, "--adaptation", "none"))
 
 
