@@ -1,4 +1,4 @@
-"""What the benchmarks share: timing in turns, tables, JSON, untrained models on synthetic pixels."""
+"""Shared by the benchmarks: interleaved timing, tables, JSON, synthetic data."""
 
 import argparse
 import json
@@ -16,7 +16,7 @@ from utils.runs import git_commit
 
 
 def parser(doc):
-    """Flags that every benchmark has; its docstring is the help."""
+    """Parser with the flags that all benchmarks share; `doc` is the description."""
     p = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     p.add_argument("--repeats", type=int, default=3, help="rounds; in each, every variant runs once")
@@ -30,7 +30,7 @@ def synchronize(device):
 
 
 def in_turns(variants, repeats, device="cpu", warm=True):
-    """{name: seconds of each round}: the functions run one after the other in every round, since machines are noisy."""
+    """{name: seconds of each round}; every round runs all functions once, so that noise of the machine affects all."""
     seconds = {name: [] for name in variants}
     for round_ in range(repeats + warm):
         for name, function in variants.items():
@@ -48,7 +48,7 @@ def median(values):
 
 
 def machine(device):
-    """On what the figures were taken."""
+    """The machine and versions that figures were measured with."""
     cpu = torch.cpu.get_capabilities()
     where = [
         cpu.get("cpu_name", "CPU"),
@@ -87,7 +87,7 @@ def report(rows, args, **more):
 
 
 def synthetic(num_train, num_test, num_classes, seed=0):
-    """A data set of CIFAR's shape from random pixels, K classes named after numbers; labels are noise, no truth known."""
+    """A data set of CIFAR's shape with random pixels and labels, K classes named after numbers, and no true labels."""
     rng = np.random.default_rng(seed)
 
     def split(n):

@@ -1,4 +1,4 @@
-"""Loaders: images/s of each way that training images reach the device, and of torchvision's transforms, image by image.
+"""Data loading: images/s of each way to get training images to the device, and of torchvision's per-image transforms.
 
 python -m benchmarks.data
 """

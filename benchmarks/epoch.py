@@ -1,8 +1,8 @@
-"""One whole epoch of a cell of CIFAR-100's size, untrained ViT-B/16 on synthetic pixels: training, evaluation, phase 2.
+"""One epoch on data of CIFAR-100's size, untrained ViT-B/16 on synthetic pixels: training, evaluation, phase 2.
 
     python -m benchmarks.epoch              all batches
-    python -m benchmarks.epoch --steps 2    two batches of each part, the rest extrapolated: too high, since text
-                                            features count for each batch of an evaluation, and nothing is warm
+    python -m benchmarks.epoch --steps 2    two batches of each part, extrapolated. An overestimate, since it includes
+                                            warm-up and counts text features for every batch of an evaluation
 
 Flags not listed by --help are settings of the project.
 """

@@ -1,6 +1,6 @@
-"""Drawing label noise for a set of CIFAR-100's size: seconds.
+"""Seconds to draw label noise for a data set of CIFAR-100's size.
 
-python -m benchmarks.noise --as_published       and the plain way: a loop over samples, all of W at once
+python -m benchmarks.noise --as_published       also the plain implementation: a loop over samples, all of W at once
 """
 
 import random
@@ -15,7 +15,7 @@ from utils.memory import peak_gb
 
 
 def plain_sym(labels, ratio, num_classes):
-    """A list of the chosen, in which every index is looked up."""
+    """Looks up every index in a list of the chosen samples."""
     chosen = list(range(len(labels)))
     random.Random(0).shuffle(chosen)
     chosen = chosen[: int(ratio * len(labels))]
@@ -23,7 +23,7 @@ def plain_sym(labels, ratio, num_classes):
 
 
 def plain_idn(labels, ratio, num_classes, pixels):
-    """One matrix-vector product, softmax and np.random.choice a sample."""
+    """One matrix-vector product, softmax and np.random.choice per sample."""
     rng = np.random.RandomState(1)
     rates = truncnorm.rvs(-ratio / 0.1, (1 - ratio) / 0.1, loc=ratio, scale=0.1, size=len(labels), random_state=rng)
     W = rng.randn(num_classes, pixels.shape[1], num_classes).astype(np.float32)

@@ -1,8 +1,8 @@
-"""The plain way to compute the same, as the published code does, to compare with: nothing here is used in training.
+"""A straightforward implementation of the same computation, as in the published code, for comparison only.
 
-Prompts are padded to 77 tokens and encoded for every batch, training and test, each context by itself; attention is two
-batched products and a softmax over the whole sequence, prompts included; every block computes every token; phase 2 runs
-all samples of a batch and throws the loss of the unselected away; fp32.
+Prompts are padded to 77 tokens and encoded for every batch, in training and evaluation, separately for each context.
+Attention is two batched products and a softmax over the whole sequence, including prompts. Every block computes every
+token. Phase 2 runs all samples of a batch and discards the loss of unselected ones. Everything is fp32.
 """
 
 import torch
@@ -34,14 +34,14 @@ class PlainBlock(ResidualAttentionBlock):
 
 
 class PlainPromptedBlock(PromptedBlock):
-    """Visual prompts as further tokens of the sequence, cut off by the next block."""
+    """Visual prompts as additional tokens of the sequence, removed by the next block."""
 
     def forward(self, x, attn_mask=None):
         return self.block(torch.cat([x[:, : self.num_tokens], self.prompts.expand(len(x), -1, -1)], 1))
 
 
 class PlainDetector(Detector):
-    """The detector with 77 tokens a prompt and one pass a context; its classifier encodes them anew for every batch."""
+    """The detector with 77 tokens per prompt and one pass per context; its classifier encodes text for every batch."""
 
     def text_features(self, *contexts):
         text, prompts = text_tower(self.clip), self.prompts
@@ -62,7 +62,7 @@ class PlainDetector(Detector):
 
 
 def plain(model):
-    """Turn a Detector, or a Classifier with a CLIP tower, into its plain form, in place; weights and results stay."""
+    """Convert a Detector, or a Classifier with a CLIP image tower, in place; weights and results stay the same."""
     visual = model.clip.visual if isinstance(model, Detector) else model.backbone
     for module in list(model.modules()):
         if isinstance(module, PromptedBlock):

@@ -1,8 +1,8 @@
-"""Large lists and several processes: time and memory until training starts, and images/s of one and two processes.
+"""Scaling: time and memory until training on a long list of files starts, and images/s of one and two processes.
 
     python -m benchmarks.scale
 
-The list is WebVision's, made for N images of 50 classes that all link to a few files; the model is the embedded one.
+The list has WebVision's format, with N images of 50 classes that refer to a few files; the model is the embedded one.
 """
 
 import json
@@ -24,19 +24,19 @@ START = "--start"
 
 
 def write_list(root, n):
-    """WebVision's layout with n training images."""
+    """Write WebVision's layout with n training images."""
     for folder in ("info", "val_images_256", "google"):
         (root / folder).mkdir(parents=True)
     Image.fromarray(np.full((32, 32, 3), 128, dtype=np.uint8)).save(root / "google/0.jpg")
     Image.fromarray(np.full((32, 32, 3), 128, dtype=np.uint8)).save(root / "val_images_256/0.jpg")
-    # a million names, one file: nothing is read before training but the first batches
+    # a million names of one file: before training, only the first batches are read
     lines = (f"google/{'./' * (i % 40)}0.jpg {i % 50}\n" for i in range(n))
     (root / "info/train_filelist_google.txt").write_text("".join(lines))
     (root / "info/val_filelist.txt").write_text("".join(f"0.jpg {k}\n" for k in range(50)))
 
 
 def start(root):
-    """In a process of its own: seconds and memory from the list to the end of the second step."""
+    """Seconds and memory from the list to the end of the second step; runs in its own process."""
     from dataloader.load import load_data
     from dataloader.loaders import EpochRandomness, make_loaders
     from methods.deft import Rules, train_detector_epoch
