@@ -1,14 +1,12 @@
 """What a run works on: images with their labels (Split), how they are viewed (View), and both together (Dataset)."""
 
 import hashlib
-import os
 from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 
-from dataloader.files import file_identity
+from dataloader.files import below, file_identity
 from dataloader.image_noise import ImageNoise
-from dataloader.transforms import to_rgb
 from utils.files import slug
 
 
@@ -37,7 +35,7 @@ class Split:
 
     images: uint8 (N, H, W, 3) or a list of N paths or Pillow images. labels (N,) int64 are the given ones, numbers of
     Dataset.label_names; true_labels (N,) int64, where known, are numbers of Dataset.true_names. ids: N names that a table
-    gives. keys (N, 2) uint64: see image_keys.
+    gives. digests: N hashes, in hex, of the files' contents, where they have been read, or of the pixels.
     """
 
     images: object
@@ -46,7 +44,7 @@ class Split:
     # (N,) int8, where people checked labels without giving true ones: 1 right, 0 wrong, -1 not checked
     verified: np.ndarray | None = None
     ids: list | None = None
-    keys: np.ndarray | None = None
+    digests: list | None = None
     noise: ImageNoise | None = None  # on the images, where asked for
 
     def take(self, index):
@@ -68,6 +66,7 @@ class Dataset:
     view: View
     label_names: list = field(default_factory=list)  # the classes as the data's own files call them
     other_names: list = field(default_factory=list)  # true labels that are no class: no training image was given them
+    root: str = ""  # folder that paths in lists are relative to; "" where the images are no files
     trusted: bool = True  # the labels on disk are taken for the truth
     more_tests: dict = field(default_factory=dict)  # further test sets, name -> Split
     skipped: list = field(default_factory=list)  # rows that were left out, (path, why)
@@ -95,6 +94,16 @@ class Dataset:
     def ids(self):
         """Names of the training images, where a table gives them."""
         return self.train.ids
+
+    @property
+    def digests(self):
+        """Hashes of the training images' contents, where they have been read."""
+        return self.train.digests
+
+    def path(self, i):
+        """The path of training image i relative to `root` (see files.below); "" where it is no file."""
+        image = self.train.images[i]
+        return below(self.root, image) if isinstance(image, str) else ""
 
     @property
     def given_tests(self):
@@ -178,62 +187,48 @@ def label_hash(labels):
     return hashlib.sha256(np.ascontiguousarray(labels, dtype="<i8").tobytes()).hexdigest()[:8]
 
 
-def content_number(digest):
-    """The hexadecimal digest of a file's content, as its key."""
-    return int(digest[:16], 16)
+def content_numbers(split):
+    """(N,) uint64 that tell the contents of the images from all others; files that have not been read are their sizes."""
+    if split.digests is not None:
+        return np.array([int(digest[:16], 16) for digest in split.digests], dtype=np.uint64)
+    return np.array([(file_identity(path) or [0])[0] for path in split.images], dtype=np.uint64)
 
 
-def image_keys(images, source, digests=None):
-    """(N, 2) uint64: numbers that tell the name of each image, and its content, from all others.
+def image_keys(split, root):
+    """(N, 2) uint64: the name of each image, and its content, as numbers.
 
-    The name of a file is its path below `source`, the folder or table that it belongs to; without digests (N, hexadecimal)
-    its size stands for the content. Other images are what their pixels are.
+    The name of a file is its path below the folder `root`; an image that is no file is what its pixels are.
     """
-
-    def number(content):
-        return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest())
-
-    if isinstance(images, np.ndarray) or not isinstance(images[0], str):
-        pixels = (x if isinstance(x, np.ndarray) else np.asarray(to_rgb(x)) for x in images)
-        content = [number(f"{x.shape}".encode() + np.ascontiguousarray(x).tobytes()) for x in pixels]
-        return np.repeat(np.array(content, dtype=np.uint64)[:, None], 2, axis=1)
-    names = [number(name.encode("utf-8", "surrogateescape")) for name in relative_names(images, source)]
-    if digests is None:
-        content = [(file_identity(path) or [0])[0] for path in images]
-    else:
-        content = [content_number(digest) for digest in digests]
-    return np.array([names, content], dtype=np.uint64).T
+    content = content_numbers(split)
+    if not isinstance(split.images[0], str):
+        return np.stack([content, content], axis=1)
+    names = [below(root, path).encode("utf-8", "surrogateescape") for path in split.images]
+    names = [int.from_bytes(hashlib.blake2b(name, digest_size=8).digest()) for name in names]
+    return np.stack([np.array(names, dtype=np.uint64), content], axis=1)
 
 
-def relative_names(paths, source):
-    """Paths as they are below `source`, a folder or a table in it: the same wherever the data are moved to."""
-    root = source if os.path.isdir(source) else os.path.dirname(source)
-    start = os.path.join(root, "")  # relpath is slow for a million
-    return [path[len(start) :] if path.startswith(start) else os.path.relpath(path, root or ".") for path in paths]
+def fingerprint(keys):
+    """Eight hex digits of images in their order, by their keys (N, 2)."""
+    return hashlib.sha256(keys.astype("<u8").tobytes()).hexdigest()[:8]
 
 
-def fingerprint(splits):
-    """Eight hex digits of the images of the splits, in their order."""
-    return hashlib.sha256(b"".join(split.keys.astype("<u8").tobytes() for split in splits)).hexdigest()[:8]
-
-
-def source_identity(data):
-    """Eight hex digits of all images of a Dataset with their labels, given and true.
+def source_identity(data, keys):
+    """Eight hex digits of all images of a Dataset, with their keys (N, 2), and their labels, given and true.
 
     The same whatever their order and whichever of them are held out for testing, so that seeds of one data set share it.
     """
-    rows = []
-    for part, split in enumerate((data.train, *data.given_tests.values())):
-        part = 0 if part == 1 and data.held_out is not None else part
-        truth = split.labels if split.true_labels is None else split.true_labels
-        columns = [*split.keys.T, split.labels, truth, np.full(len(truth), part)]
-        row = np.zeros(len(truth), dtype=np.uint64)
-        for column in columns:  # one number a row, scrambled column by column
-            row = (row ^ column.astype(np.uint64)) * np.uint64(0x9E3779B97F4A7C15)
-            row ^= row >> np.uint64(32)
-        rows.append(row)
+    splits = [data.train, *data.given_tests.values()]
+    part = np.repeat(np.arange(len(splits)), [len(split.labels) for split in splits])
+    if data.held_out is not None:
+        part[part == 1] = 0
+    labels = np.concatenate([split.labels for split in splits])
+    truth = np.concatenate([s.labels if s.true_labels is None else s.true_labels for s in splits])
+    rows = np.zeros(len(labels), dtype=np.uint64)
+    for column in (*keys.T, labels, truth, part):  # one number a row, scrambled column by column
+        rows = (rows ^ column.astype(np.uint64)) * np.uint64(0x9E3779B97F4A7C15)
+        rows ^= rows >> np.uint64(32)
     names = "\n".join(map(str, data.true_names)).encode("utf-8", "backslashreplace")
-    return hashlib.sha256(names + np.sort(np.concatenate(rows)).tobytes()).hexdigest()[:8]
+    return hashlib.sha256(names + np.sort(rows).astype("<u8").tobytes()).hexdigest()[:8]
 
 
 def hold_out(labels, fraction, seed):

@@ -80,6 +80,23 @@ def images_identity(images):
     return sha.hexdigest()
 
 
+def pixel_digests(images):
+    """What tells each image by its pixels: a hash of every picture of a uint8 array (N, H, W, 3), or of Pillow images."""
+    arrays = (np.asarray(to_rgb(x) if isinstance(x, Image.Image) else x) for x in images)
+    return [hashlib.blake2b(f"{x.shape}".encode() + x.tobytes(), digest_size=16).hexdigest() for x in arrays]
+
+
+def data_root(source):
+    """The folder, absolute, that the paths of a data set are relative to: `source`, or where it lies if it is a table."""
+    return os.path.dirname(os.path.abspath(source)) if os.path.isfile(source) else os.path.abspath(source)
+
+
+def below(root, path):
+    """A path relative to the folder `root`, with /; absolute where it does not lie below it."""
+    path = os.path.abspath(path)
+    return path[len(root) :].lstrip(os.sep).replace(os.sep, "/") if path.startswith(os.path.join(root, "")) else path
+
+
 def inspection_cache(cfg):
     """Where what was found out about the files of data_path is kept."""
     return Path(cfg.output_dir) / "cache" / f"{cfg.dataset}-files.json"

@@ -16,7 +16,7 @@ from dataloader.clothing1m import clothing1m
 from dataloader.cub import cub_200_2011
 from dataloader.dataset import fingerprint, image_keys, label_hash, source_identity
 from dataloader.digits import digits
-from dataloader.files import inspect_files, inspection_cache
+from dataloader.files import data_root, inspect_files, inspection_cache, pixel_digests
 from dataloader.food101n import food101n
 from dataloader.image_noise import image_noise_name, image_noise_of
 from dataloader.imagenet import imagenet
@@ -117,16 +117,13 @@ def load_data(cfg):
                 f"data_path: label {labels[row]} of {split} image {row} is out of range; "
                 f"{cfg.dataset} has {K} class names, so labels go from 0 to {K - 1}."
             )
-    for split in (dataset.train, *dataset.given_tests.values()):
-        if split.keys is None:
-            split.keys = image_keys(split.images, cfg.data_path)
     truth = dataset.true_labels
     if truth is None and (dataset.trusted or cfg.noise_mode not in ("", "none")):
         truth = dataset.train.labels
     if dataset.trusted:
         for split in dataset.given_tests.values():
             split.true_labels = split.labels
-    dataset.source = dataset.source or source_identity(dataset)
+    dataset = _identified(dataset, data_root(cfg.data_path))
     is_folder = not isinstance(dataset.train.images, np.ndarray)
     noisy = make_noise(cfg, dataset.train.labels, K, is_folder, lambda: raw_pixels(dataset.train.images))
     if cfg.noise_mode not in ("", "none"):
@@ -135,7 +132,6 @@ def load_data(cfg):
     dataset.train = replace(dataset.train, labels=noisy, true_labels=truth)
     for part, split in enumerate([dataset.train, *dataset.given_tests.values()]):
         split.noise = image_noise_of(cfg, part)
-    dataset.fingerprint = fingerprint([dataset.train, *dataset.given_tests.values()])
     return _scored(cfg, dataset) if cfg.score else dataset
 
 
@@ -148,10 +144,27 @@ def _scored(cfg, data):
     else:
         rows, skipped = sound_rows(cfg.score, cfg, "score")
         others = other_names(rows, data.label_names)
-        split = to_split(rows, data.label_names, others, cfg.score)
-        rest = {"other_names": others, "skipped": skipped, "duplicates": find_duplicates(rows)}
-    data = replace(data, train=split, test=None, more_tests={}, held_out=None, fingerprint=fingerprint([split]), **rest)
-    return replace(data, source=source_identity(data))
+        split = to_split(rows, data.label_names, others)
+        rest = {
+            "root": data_root(cfg.score),
+            "other_names": others,
+            "skipped": skipped,
+            "duplicates": find_duplicates(rows),
+        }
+    scored = replace(data, train=split, test=None, more_tests={}, held_out=None, source="", **rest)
+    return _identified(scored, scored.root)
+
+
+def _identified(data, root):
+    """The Dataset with what tells its images from others; root: the folder that its files lie in."""
+    splits = [data.train, *data.given_tests.values()]
+    is_files = isinstance(data.train.images[0], str)
+    for split in splits:
+        if not is_files:
+            split.digests = split.digests or pixel_digests(split.images)
+    keys = np.concatenate([image_keys(split, root) for split in splits])
+    source = data.source or source_identity(data, keys)
+    return replace(data, root=root if is_files else "", fingerprint=fingerprint(keys), source=source)
 
 
 def _classnames(cfg, dataset):
@@ -202,9 +215,7 @@ def _without_broken(dataset, cfg):
         digests, reasons = inspect_files(split.images, inspection_cache(cfg))
         skipped.extend((path, reason) for path, reason in zip(split.images, reasons) if reason)
         good = [i for i, reason in enumerate(reasons) if not reason]
-        split = split.take(good)
-        split.keys = image_keys(split.images, cfg.data_path, [digests[i] for i in good])
-        return split
+        return replace(split, digests=digests).take(good)
 
     train, test = sound(dataset.train), sound(dataset.test) if dataset.test else None
     more = {name: sound(split) for name, split in dataset.more_tests.items()}

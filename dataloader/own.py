@@ -6,8 +6,8 @@ from dataclasses import replace
 import numpy as np
 from PIL import Image
 
-from dataloader.dataset import Dataset, Split, View, content_number, fingerprint, image_keys
-from dataloader.files import inspect_files, inspection_cache
+from dataloader.dataset import Dataset, Split, View
+from dataloader.files import images_identity, inspect_files, inspection_cache, pixel_digests
 from dataloader.rows import read_rows, say_names, shortened, tidy_names
 from utils.config import UserError, nearest
 
@@ -36,8 +36,8 @@ def own(cfg):
     duplicates = find_duplicates(rows)
     return Dataset(
         "own",
-        to_split(train, classes, others, cfg.data_path),
-        to_split(test, classes, others, cfg.data_path) if test else None,
+        to_split(train, classes, others),
+        to_split(test, classes, others) if test else None,
         classnames=tidy_names(classes),
         view=OWN_VIEW,
         label_names=classes,
@@ -56,7 +56,7 @@ def _hold_out(rows, fraction, seed):
     where images come or go, and no image is on both sides under two names.
     """
     classes, labels = np.unique([row.label for row in rows], return_inverse=True)
-    content = np.array([content_number(row.digest) for row in rows], dtype=np.uint64)
+    content = np.array([int(row.digest[:16], 16) for row in rows], dtype=np.uint64)
     scrambled = content * (np.random.default_rng(seed).integers(2**64, dtype=np.uint64) | np.uint64(1))
     sizes = np.bincount(labels)
     wanted = np.where(min(fraction, 1 - fraction) * sizes >= 1 - 1e-9, np.round(fraction * sizes), 0)
@@ -77,8 +77,8 @@ def other_names(rows, classes):
     return sorted({row.true_label for row in rows} - {"", *classes})
 
 
-def to_split(rows, classes, others, source):
-    """Rows of `source` as a Split; others: see other_names. UserError for a row whose label is none of the classes."""
+def to_split(rows, classes, others):
+    """Rows as a Split; others: see other_names. UserError for a row whose label is none of the classes."""
     number = {name: i for i, name in enumerate(classes + others)}
     for row in rows:
         if number.get(row.label, len(classes)) >= len(classes):
@@ -92,8 +92,7 @@ def to_split(rows, classes, others, source):
     elif known:
         print(f"true labels: given for {len(known)} of {len(rows)} images only, not used")
     paths, ids = [row.path for row in rows], [row.id for row in rows] if rows[0].id else None
-    keys = image_keys(paths, source, [row.digest for row in rows])
-    return Split(paths, labels, true_labels, ids=ids, keys=keys)
+    return Split(paths, labels, true_labels, ids=ids, digests=[row.digest for row in rows])
 
 
 def sound_rows(source, cfg, key="data_path"):
@@ -165,7 +164,9 @@ def in_memory(images, labels, classnames=None):
         )
     words = list(classnames) if classnames else tidy_names([str(name) for name in names])
     say_names(words, names.tolist())
-    split = Split(images, np.searchsorted(names, labels).astype(np.int64), keys=image_keys(images, "."))
+    split = Split(images, np.searchsorted(names, labels).astype(np.int64))
+    if is_array or isinstance(images[0], Image.Image):
+        split.digests = pixel_digests(images)
     return Dataset(
         "own",
         split,
@@ -174,5 +175,5 @@ def in_memory(images, labels, classnames=None):
         OWN_VIEW,
         label_names=names.tolist(),
         trusted=False,
-        fingerprint=fingerprint([split]),
+        fingerprint=images_identity(images)[:8],
     )
