@@ -1,15 +1,17 @@
-"""Fine-tune on all given labels with a label-noise learning method, for comparison.
+"""Fine-tune on all samples with a label-noise learning method, for comparison. MixFix starts from a clean mask.
 
 python main_baseline.py --cfg config/FFT/cifar100.yaml --noise_mode sym --noise_ratio 0.2 --lnl_methods CE
 """
 
+from dataloader.dataset import label_hash
 from dataloader.load import load_data
 from methods.baselines import METHODS
 from methods.fine_tuning import fine_tune
+from methods.masks import find_mask, load_mask, mask_name
 from report.record import finish
 from utils.config import UserError, load_config, pick, refuse_score, settle_epochs
 from utils.distributed import run_main
-from utils.runs import Run, backbone_name
+from utils.runs import Run, backbone_name, seed_folder
 
 
 def main(argv=None, method=None, **settings):
@@ -22,13 +24,22 @@ def main(argv=None, method=None, **settings):
     build = pick(METHODS, cfg.lnl_methods, "lnl_methods")
     data = load_data(cfg)
     settle_epochs(cfg, len(data.train.labels))
-    name = "-".join(filter(None, [cfg.lnl_methods.lower(), backbone_name(cfg), cfg.adaptation]))
-    run = Run(cfg, data.place, name, data.identity)
+    name, identity, mask, numbers = [cfg.lnl_methods.lower()], data.identity, None, {}
+    if build.takes_mask:
+        path = find_mask(cfg.mask, seed_folder(cfg, data.place))
+        mask = load_mask(path, data.train.labels, cfg.dataset, data.noise_name, cfg.seed)
+        name, identity, numbers = (
+            [*name, mask_name(cfg.mask)],
+            {**identity, "mask": label_hash(mask)},
+            {"mask": str(path)},
+        )
+    run = Run(cfg, data.place, "-".join(filter(None, [*name, backbone_name(cfg), cfg.adaptation])), identity)
     if run.summary:
         return run.summary
 
-    numbers, selection = fine_tune(cfg, data, run, build(cfg, len(data.train.labels), data.num_classes))
-    finish(run, data, numbers, selection)
+    method = build(cfg, len(data.train.labels), data.num_classes)
+    trained, selection = fine_tune(cfg, data, run, method, mask)
+    finish(run, data, {**numbers, **trained}, selection)
     print(f"results: {run.folder}")
     return run.summary
 

@@ -3,18 +3,15 @@
 python main_phase2.py --cfg config/FFT/cifar100.yaml --noise_mode sym --noise_ratio 0.2
 """
 
-from pathlib import Path
-
 from dataloader.dataset import label_hash
 from dataloader.load import load_data
 from methods.baselines import METHODS
 from methods.fine_tuning import fine_tune
-from methods.masks import find_mask, load_mask
+from methods.masks import find_mask, load_mask, mask_name
 from methods.selection import precision_recall
 from report.record import finish, recorded_accuracies
 from utils.config import load_config, refuse_score, settle_epochs
 from utils.distributed import run_main
-from utils.files import slug
 from utils.runs import Run, backbone_name, seed_folder
 
 
@@ -42,12 +39,6 @@ def main(argv=None, **settings):
     finish(run, data, {**numbers, **trained})
     print(f"results: {run.folder}")
     return run.summary
-
-
-def mask_name(mask):
-    """The part of a run's name that stands for `--mask`: the detector, or the stem of the file."""
-    path = Path(mask)
-    return slug(path.parent.name if path.name == "clean_mask.npz" else path.stem if path.suffix else mask)
 
 
 if __name__ == "__main__":

@@ -23,8 +23,8 @@ from benchmarks.published import plain
 from dataloader.loaders import EpochRandomness, make_loaders
 from methods.baselines import METHODS
 from methods.deft import Rules, build_detector, train_detector_epoch
-from methods.fine_tuning import train_classifier_epoch
 from methods.loops import evaluate
+from methods.method import train_classifier_epoch
 from model.classifier import build_classifier, build_optimizer
 from model.clip import input_pixels
 from utils.device import Amp, precision

@@ -1,7 +1,7 @@
 """Loaders of batches (images (B, 3, H, W) float32, labels (B,) int64, index (B,) int64), all on the device."""
 
 import os
-from collections import deque
+from collections import deque, namedtuple
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from dataloader.augment import augment, draw_operations
 from dataloader.cache import decoded_files
 from dataloader.transforms import (
     centre_crop,
@@ -38,6 +39,20 @@ class EpochRandomness:
         self.complementary = torch.from_numpy((labels + shift) % num_classes)
         self.crop = torch.from_numpy(rng.random((n, 2), dtype=np.float32))
         self.flip = torch.from_numpy(rng.random(n, dtype=np.float32))
+
+
+Views = namedtuple(
+    "Views", "views labels index samples"
+)  # a batch: list of (B, 3, H, W), (B,), (B,), the index as numpy
+Draws = namedtuple("Draws", "crop flip ops levels")  # of one view of n images: (n, 2), (n,), (n, 2), (n, 2)
+
+
+def draw_view(n, rng, policy=None):
+    """Draws of one view of n images from a numpy generator: a crop and a flip, and two strong operations each if there is
+    a policy (dataloader.augment.POLICIES), else None."""
+    ops, levels = (None, None) if policy is None else map(torch.from_numpy, draw_operations(policy, n, rng))
+    crop, flip = rng.random((n, 2), dtype=np.float32), rng.random(n, dtype=np.float32)
+    return Draws(torch.from_numpy(crop), torch.from_numpy(flip), ops, levels)
 
 
 @dataclass(frozen=True)
@@ -96,14 +111,14 @@ class Loader:
         return len(self.labels)
 
     def _fetch(self, index, u):
-        """uint8 pixels of samples index (B,) on the host; u (N, 2): crop positions, or None for centre crops."""
+        """uint8 pixels of samples index (B,) on the host; u (B, 2): crop positions, or None for centre crops."""
         if isinstance(self.images, torch.Tensor):
             return self.images[torch.from_numpy(index)]
         crop = self.resolution if self.view.short_side else None
         if self.decoded:
             images = list(self.pool.map(self.decoded.row, index.tolist()))
         else:
-            paths, places = [self.images[i] for i in index], [None] * len(index) if u is None else u[index]
+            paths, places = [self.images[i] for i in index], [None] * len(index) if u is None else u
             images = list(self.pool.map(lambda path, place: decode(path, self.size, crop, place), paths, places))
         return (
             torch.stack(images)
@@ -114,21 +129,21 @@ class Loader:
     def _pixels(self, splits, index, u):
         """Yield the uint8 pixels of each batch, on the device; host memory and files are read two batches ahead.
 
-        splits: numpy indices per batch; index: the same as tensors on the device; u: see _fetch.
+        splits: numpy indices per batch; index: the same as tensors on the device; u: of each batch, see _fetch.
         """
         if isinstance(self.images, torch.Tensor) and self.images.device == self.device:
             yield from (self.images[here] for here in index)
             return
 
-        def fetch(part):
-            images = self._fetch(part, u)
+        def fetch(part, places):
+            images = self._fetch(part, places)
             return images.pin_memory() if self.device.type == "cuda" else images
 
         ahead = deque()
         with ThreadPoolExecutor(2) as fetchers:
-            for part in [*splits, None, None]:
+            for part, places in [*zip(splits, u), (None, None), (None, None)]:
                 if part is not None:
-                    ahead.append(fetchers.submit(fetch, part))
+                    ahead.append(fetchers.submit(fetch, part, places))
                 if ahead and (len(ahead) > 2 or part is None):
                     yield ahead.popleft().result().to(self.device, non_blocking=True)
 
@@ -155,6 +170,39 @@ class Loader:
             splits = [index[keep[index]] for index in splits]
         return _Sized(len(splits), self._batches([index[rank() :: world_size()] for index in splits], randomness))
 
+    def views(self, order, draws):
+        """Batches (Views) of the samples order (n,), any of them any number of times, in one view for each of `draws`.
+
+        What a view draws belongs to the place in the order. Every process gets its share of each batch.
+        """
+        places = np.arange(len(order))
+        places = [
+            places[i : i + self.batch_size][rank() :: world_size()] for i in range(0, len(order), self.batch_size)
+        ]
+        return _Sized(len(places), self._views([order[part] for part in places], places, draws))
+
+    def _views(self, splits, places, draws):
+        index, where = (
+            torch.from_numpy(np.concatenate(parts)).to(self.device).split([len(part) for part in parts])
+            for parts in (splits, places)
+        )
+        draws = [Draws(*(None if x is None else x.to(self.device) for x in one)) for one in draws]
+        # a file that is cut while it is decoded is decoded for each view
+        again = self.view.short_side and not self.is_array
+        crops = [one.crop.cpu().numpy() for one in (draws if again else draws[:1])]
+        pixels = zip(*(self._pixels(splits, index, [crop[part] for part in places]) for crop in crops))
+        for here, there, samples, images in zip(index, where, splits, pixels):
+            images = images if again else images * len(draws)
+            views = [self._view(x, one, there) for x, one in zip(images, draws)]
+            yield Views(views, self.labels[here], here, samples)
+
+    def _view(self, images, draws, where):
+        """One view of a batch's pixels, whose draws stand at `where`."""
+        images = self._augmented(images, draws.crop[where], draws.flip[where])
+        if draws.ops is not None:
+            images = augment(images, draws.ops[where], draws.levels[where])
+        return normalise(images, self.mean, self.std)
+
     def eval(self):
         """The un-augmented batches of the split, in order; each process gets its share of every batch."""
         index = np.arange(len(self))
@@ -167,7 +215,7 @@ class Loader:
         crop, flip = (
             (None, None) if randomness is None else (u.to(self.device) for u in (randomness.crop, randomness.flip))
         )
-        u = None if randomness is None else randomness.crop.numpy()
+        u = [None if randomness is None else randomness.crop.numpy()[part] for part in splits]
         for here, pixels in zip(index, self._pixels(splits, index, u)):
             pixels = pixels if self.noise is None else self.noise(pixels, here)
             pixels = self._plain(pixels) if randomness is None else self._augmented(pixels, crop[here], flip[here])

@@ -1,5 +1,6 @@
 """Losses, one value per sample: logits (B, K), labels (B,) int64 -> (B,)."""
 
+import torch
 import torch.nn.functional as F
 
 from utils.distributed import total
@@ -8,6 +9,16 @@ from utils.distributed import total
 def cross_entropy(logits, labels):
     """-log softmax(logits)[y]."""
     return F.cross_entropy(logits, labels, reduction="none")
+
+
+def one_hot(labels, num_classes):
+    """Labels (…) int64 as float32 targets (…, K); unlike torch's own it reads nothing back from the device."""
+    return (labels[..., None] == torch.arange(num_classes, device=labels.device)).float()
+
+
+def soft_cross_entropy(logits, targets):
+    """-sum_k t_k log softmax(logits)_k for targets (B, K) that are probabilities."""
+    return -(targets * F.log_softmax(logits, 1)).sum(1)
 
 
 def symmetric_cross_entropy(logits, labels, alpha=1.0, beta=1.0):

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from utils.config import UserError, nearest
-from utils.files import write_whole
+from utils.files import slug, write_whole
 from utils.safe_pickle import load_arrays
 
 
@@ -67,3 +67,9 @@ def find_mask(mask, seed_folder):
             f"{nearest(mask, there)}"
         )
     return path
+
+
+def mask_name(mask):
+    """The part of a run's name that stands for `--mask`: the detector, or the stem of the file."""
+    path = Path(mask)
+    return slug(path.parent.name if path.name == "clean_mask.npz" else path.stem if path.suffix else mask)

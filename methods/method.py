@@ -1,14 +1,99 @@
-"""The interface of a label-noise learning method, as methods/fine_tuning.py calls it."""
+"""The interface of a label-noise learning method, as methods/fine_tuning.py calls it, and the epoch that most share."""
 
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
 import torch.nn as nn
 
-from methods.losses import cross_entropy
+from dataloader.loaders import EpochRandomness, Loader
+from methods.loops import check_finite, progress, run_batch, score_samples, watched
+from methods.losses import batch_mean, cross_entropy
+from model.classifier import build_classifier, frozen
+from utils.device import Amp, torch_generator
+from utils.distributed import gather, merged_buffers, total
+
+
+@dataclass
+class Training:
+    """What a method trains with: the model, itself and with its gradients averaged over the processes; the training set;
+    and the samples (N,) bool numpy that it may train on, None for all."""
+
+    model: nn.Module
+    parallel: nn.Module
+    loader: Loader
+    optimizer: torch.optim.Optimizer
+    amp: Amp
+    num_classes: int
+    mask: np.ndarray | None = None
+
+    def score(self):
+        """Losses, predicted and confidence, CPU tensors (N,), of the un-augmented training set."""
+        with self.amp():
+            predict = frozen(self.model)
+        return score_samples(predict, self.loader.eval(), self.amp)
+
+
+def train_classifier_epoch(model, batches, optimizer, loss, amp, clean_mask=None, batch_mask=None, title="train"):
+    """One epoch: in each batch the mean of loss(logits (B, K), labels (B,), index (B,)) -> (B,) over its clean samples.
+
+    batches may hold all samples, then clean_mask (N,) bool picks; or only the clean ones (Loader.train(keep=…)), then
+    clean_mask is None. batch_mask(losses (B,)) -> (B,) bool picks further inside each batch. A batch without a clean
+    sample has loss 0 and the step is still taken: momentum and weight decay act.
+
+    Returns `loss` (mean over the batches with a clean sample), `samples` trained on, `seconds` and, in visiting order,
+    the CPU tensors `index`, `mask`, `losses` (per sample), `predicted` and its probability `confidence` (n,).
+    Raises NonFinite.
+    """
+    model.train()
+    start, batch_losses, counts, seen = time.perf_counter(), [], [], []
+    bar = progress(batches, title)
+    for step, (images, labels, index) in enumerate(bar):
+        with amp():
+            logits = run_batch(model, images).float()  # (B, K)
+        losses = loss(logits, labels, index)
+        kept = torch.ones_like(labels, dtype=torch.bool) if clean_mask is None else clean_mask[index]
+        if batch_mask is not None:
+            kept = kept & batch_mask(losses)
+        batch_loss = batch_mean(losses, kept)
+        confidence, predicted = logits.detach().softmax(1).max(1)
+        seen.append((index, kept, losses.detach(), predicted, confidence))
+        amp.step(batch_loss, optimizer)
+        batch_losses.append(batch_loss.detach())
+        counts.append(kept.sum())
+        if watched(bar, step):
+            bar.set_postfix(loss=f"{batch_loss.item():.3f}")
+    batch_losses, counts = total(torch.stack(batch_losses)).cpu(), total(torch.stack(counts)).cpu()
+    check_finite(batch_losses, title)
+    columns = gather(*(torch.cat(column).cpu() for column in zip(*seen)))
+    return {
+        "loss": batch_losses.sum().item() / max(int((counts > 0).sum()), 1),
+        "samples": int(counts.sum()),
+        "seconds": time.perf_counter() - start,
+        **dict(zip(("index", "mask", "losses", "predicted", "confidence"), columns)),
+    }
+
+
+def selection_by_batch(result):
+    """Take the samples' columns out of an epoch's result: the choices made in each batch; p_clean is the label's chance."""
+    index, mask, losses, predicted, confidence = (
+        result.pop(k) for k in ("index", "mask", "losses", "predicted", "confidence")
+    )
+    back = index.argsort()
+    return {
+        "mask": mask[back],
+        "p_clean": (-losses[back]).exp(),
+        "predicted": predicted[back],
+        "confidence": confidence[back],
+    }
 
 
 class Method(nn.Module):
     """The loss of each sample, and which samples count; what must survive a stop is a buffer."""
 
     selects = False  # whether the samples it trains on in the last epoch make a clean mask
+    takes_mask = False  # whether it starts from the clean mask that `mask` names
 
     def __init__(self, cfg, num_samples, num_classes):
         super().__init__()
@@ -17,6 +102,10 @@ class Method(nn.Module):
     def forward(self, logits, labels, index):
         """Losses (B,) of logits (B, K), given labels (B,) and positions in the training set (B,); here cross-entropy."""
         return cross_entropy(logits, labels)
+
+    def build(self, cfg, data):
+        """The network that the method trains, and the Pixels that it takes."""
+        return build_classifier(cfg, data, torch_generator(cfg.seed, 0))
 
     def prepare(self, model, loader, seed, amp):
         """Before the first epoch: what the method does with the pre-trained network and the un-augmented training set."""
@@ -32,3 +121,35 @@ class Method(nn.Module):
     def batch_mask(self, epoch):
         """A function losses (B,) -> (B,) bool that picks the samples of each batch, or None for all."""
         return None
+
+    def stage(self, epoch):
+        """(epoch, epochs), for the learning rate; other ones where a method trains in stages."""
+        return epoch, self.cfg.epochs
+
+    def train_epoch(self, epoch, training):
+        """Train one epoch, 1 … epochs, of a Training.
+
+        Returns numbers for the log (`loss`, `samples` trained on, `seconds`) and the selection, CPU tensors as for
+        epoch_selection, or None.
+        """
+        loader, cfg = training.loader, self.cfg
+        selection = self.epoch_selection(epoch, training.score)
+        mask = training.mask if selection is None else selection["mask"].numpy()
+        randomness = EpochRandomness(cfg.seed, epoch, loader.labels.cpu().numpy(), training.num_classes)
+        # unselected samples need not run through the network, unless its batch-norm statistics are to see them
+        keep, in_loss = mask, None
+        if cfg.full_batch and mask is not None:
+            keep, in_loss = None, torch.from_numpy(mask).to(loader.device)
+        with merged_buffers(self):
+            result = train_classifier_epoch(
+                training.parallel,
+                loader.train(randomness, keep),
+                training.optimizer,
+                self,
+                training.amp,
+                in_loss,
+                self.batch_mask(epoch),
+                title=f"epoch {epoch}/{cfg.epochs}",
+            )
+        by_batch = selection_by_batch(result)
+        return result, by_batch if self.selects and selection is None else selection

@@ -33,7 +33,7 @@ class Classifier(nn.Module):
             nn.init.uniform_(parameter, -bound, bound, generator=generator)
 
     def forward(self, images):
-        return self.head(in_pieces(self.backbone, self.micro_batch, images))
+        return self.head(head_input(self, images))
 
 
 class TextClassifier(nn.Module):
@@ -58,7 +58,7 @@ def frozen(model):
 def build_classifier(cfg, data, generator=None):
     """The classifier that `cfg` names with its trained parameters marked, and the Pixels it takes."""
     if cfg.backbone in BACKBONES or cfg.backbone.startswith("timm:"):
-        return _timm_classifier(cfg, data.num_classes)
+        return _timm_classifier(cfg, data.num_classes, generator)
     clip, tokenizer = load_clip(cfg.backbone, cfg.pretrained)
     tune(clip.visual, cfg, generator)
     if cfg.is_coop:
@@ -74,7 +74,7 @@ def timm_name(cfg):
     return BACKBONES[cfg.backbone][0] if cfg.backbone in BACKBONES else cfg.backbone.removeprefix("timm:")
 
 
-def _timm_classifier(cfg, num_classes):
+def _timm_classifier(cfg, num_classes, generator):
     """A timm network with a new head, all of it trained; weights by timm, from a file (`pretrained`), or none."""
     name = timm_name(cfg)
     if not timm.is_model(name):
@@ -103,7 +103,7 @@ def _timm_classifier(cfg, num_classes):
             "empty to let timm fetch the weights."
         )
     with torch.random.fork_rng(devices=[]):  # the same head, and the same untrained network, for every start of a run
-        torch.manual_seed(cfg.seed)
+        torch.manual_seed(generator.initial_seed() if generator else cfg.seed)
         try:
             model = timm.create_model(
                 name,
@@ -127,18 +127,20 @@ def linear_head(model):
     return model.head if isinstance(model, Classifier) else model.get_classifier()
 
 
+def head_input(model, images):
+    """What the linear head sees of images (B, 3, H, W): (B, width)."""
+    if isinstance(model, Classifier):
+        return in_pieces(model.backbone, model.micro_batch, images)
+    return model.forward_head(model.forward_features(images), pre_logits=True)
+
+
 @torch.no_grad()
 def image_features(model, loader, amp):
     """What the linear head sees of every image of a loader, un-augmented, in order: (N, width) float32."""
-
-    def features(images):
-        if isinstance(model, Classifier):
-            return model.backbone(images)
-        return model.forward_head(model.forward_features(images), pre_logits=True)
-
     model.eval()
     with amp():
-        return in_order([(index, features(images).float()) for images, _, index in loader.eval()])[0].to(loader.device)
+        seen = [(index, head_input(model, images).float()) for images, _, index in loader.eval()]
+    return in_order(seen)[0].to(loader.device)
 
 
 def build_optimizer(model, cfg):

@@ -17,6 +17,7 @@ from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
 
 from model.blocks import speed_up
 from model.classifier import Classifier, TextClassifier, timm_name
+from model.ensemble import Networks
 from model.tuners import tune
 from utils.config import UserError
 from utils.files import write_text, write_whole
@@ -53,8 +54,9 @@ class CosineHead(nn.Module):
 def save_classifier(folder, model, cfg, data, pixels):
     """Write model.safetensors, all weights in fp32, and model.json, all that building and feeding the network takes.
 
-    model and pixels are those of model.classifier.build_classifier. LoRA and SSF are merged into the weights
-    of `model` itself; of a text classifier the text features are saved, not the text tower.
+    model is a classifier of model.classifier.build_classifier, or Networks of them, whose second heads are left out; pixels
+    is what they take. LoRA and SSF are merged into the weights of `model` itself; of a text classifier the text features are
+    saved, not the text tower.
     """
     for module in list(model.modules()):
         for name in list(module.parametrizations) if is_parametrized(module) else ():
@@ -70,8 +72,12 @@ def save_classifier(folder, model, cfg, data, pixels):
         "mean": list(view.mean or pixels.mean),
         "std": list(view.std or pixels.std),
     }
-    if isinstance(model, Classifier):
-        info |= {"head": "linear", "open_clip": model.backbone.config}
+    if isinstance(model, Networks):
+        info["networks"] = len(model.networks)
+        model = Networks(model.networks)
+    first = model.networks[0] if isinstance(model, Networks) else model
+    if isinstance(first, Classifier):
+        info |= {"head": "linear", "open_clip": first.backbone.config}
     elif isinstance(model, TextClassifier):
         detector = model.detector
         (text_features,) = detector.text_features(detector.prompts.pos_ctx)
@@ -100,7 +106,8 @@ def load_classifier(folder):
             )
     try:
         info = json.loads((folder / "model.json").read_text(encoding="utf-8"))
-        model = _build(info)
+        networks = [_build(info) for _ in range(info.get("networks", 1))]
+        model = Networks(networks) if "networks" in info else networks[0]
         model.load_state_dict(load_file(folder / "model.safetensors"))
     except (ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{folder}: model.json and model.safetensors do not make a model ({error!r}).") from None

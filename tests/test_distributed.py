@@ -7,7 +7,8 @@ import sys
 import numpy as np
 import pytest
 
-from tests.two_processes import train
+from tests.helpers import write_digits
+from tests.two_processes import train, train_semi_supervised
 
 
 def torchrun(*args):
@@ -45,3 +46,22 @@ def test_two_processes_train_as_one(tmp_path):
         if run != "small-loss-tiny-clip-digits":  # there the threshold is a rank within the batch
             assert (np.abs(one["p_clean"][different] - 0.5) < 1e-3).all(), run
         assert different.sum() <= 2, run
+
+
+def test_semi_supervised_methods_in_two_processes(tmp_path):
+    folder, _, _ = write_digits(tmp_path / "digits", 0.0, every=10)
+    both = torchrun(folder, "--semi-supervised")
+    assert both.returncode == 0, both.stderr
+    train_semi_supervised(folder)
+    for run in ("rolt", "co-teaching", "unicon", "promix"):
+        one, two = (
+            json.loads(
+                (tmp_path / f"digits-{n}/own/sym-0.4/seed0/{run}-tiny-clip-digits/log.jsonl").read_text().split("\n")[0]
+            )
+            for n in (1, 2)
+        )
+        assert one["images"] == two["images"]
+        # where MixUp has each process mix its own share, the loss is not the same, but like it
+        assert two["loss"] == pytest.approx(
+            one["loss"], **({"abs": 1e-4} if run in ("rolt", "co-teaching") else {"rel": 0.1})
+        )

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from methods.baselines import METHODS
-from methods.fine_tuning import train_classifier_epoch
 from methods.loops import learning_rate
+from methods.method import train_classifier_epoch
 from model.classifier import Classifier
 from model.tuners import tune
 from tests import recipe

@@ -16,7 +16,7 @@ from dataloader.load import load_data
 from dataloader.loaders import EpochRandomness, make_loaders
 from methods.baselines import METHODS
 from methods.deft import build_detector, epoch_rules, train_detector_epoch
-from methods.fine_tuning import train_classifier_epoch
+from methods.method import Training, train_classifier_epoch
 from model.classifier import build_classifier, build_optimizer
 from model.clip import input_pixels
 from tests.helpers import FAST
@@ -136,3 +136,34 @@ def test_image_noise(noise):
     with closing(batches):
         for images, index in batches:
             assert ImageNoise(*noise, seed=0, stream=0)(images, index).shape == images.shape
+
+
+@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if hasattr(method, "divide")])
+def test_semi_supervised_steps(name):
+    cfg, data, _ = cell("--finetune", "--lr", "0.01", "--warmup", "0", "--test_fraction", "0.9", "--epochs", "12")
+    method = METHODS[name](cfg, len(data.train.labels), data.num_classes)
+    model, pixels = method.build(cfg, data)
+    train, _ = make_loaders(data, cfg, pixels, CPU)
+    seen, real = [], train.views
+    train.views = lambda *args: Sized(real(*args), seen)
+    training = Training(
+        model, model, train, build_optimizer(model, cfg), Amp(CPU), data.num_classes, data.train.labels < 6
+    )
+    result, _ = method.train_epoch(12, training)
+    assert len(seen) >= 2 and sum(len(batch.samples) for batch in seen) == result["samples"]  # every batch was watched
+
+
+class Sized:
+    """Batches that are watched, counted in `seen`."""
+
+    def __init__(self, batches, seen):
+        self.batches, self.seen = batches, seen
+
+    def __len__(self):
+        return len(self.batches)
+
+    def __iter__(self):
+        with closing(watched(self.batches)) as batches:
+            for batch in batches:
+                self.seen.append(batch)
+                yield batch

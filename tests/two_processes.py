@@ -8,7 +8,7 @@ import main_phase1
 import main_phase2
 import main_small_loss
 from tests.helpers import phase1, phase2
-from utils.distributed import run_main, wait_for_all
+from utils.distributed import run_main, wait_for_all, world_size
 from utils.runs import Run
 
 
@@ -25,6 +25,13 @@ def train(out):
     }
 
 
+def train_semi_supervised(out):
+    """144 images in a batch of 143 and one of a single image, of which the second process has none."""
+    quick = ["--dataset", "own", "--data_path", str(out), "--batch_size", "143", "--epochs", "2", "--warmup", "0"]
+    for method in ("RoLT", "Co-teaching", "UNICON", "ProMix"):
+        main_baseline.main(phase2(f"{out}-{world_size()}", *quick, "--test_fraction", "0.2", "--lnl_methods", method))
+
+
 def die_after_the_first_epoch(self, line, *args, **rest):
     end_epoch(self, line, *args, **rest)
     wait_for_all()  # the first has written its checkpoint
@@ -35,4 +42,5 @@ def die_after_the_first_epoch(self, line, *args, **rest):
 if __name__ == "__main__":
     if sys.argv[2:] == ["--die"]:
         end_epoch, Run.end_epoch = Run.end_epoch, die_after_the_first_epoch
-    run_main(lambda: train(sys.argv[1]))
+    run = train_semi_supervised if sys.argv[2:] == ["--semi-supervised"] else train
+    run_main(lambda: run(sys.argv[1]))

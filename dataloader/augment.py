@@ -1,0 +1,131 @@
+"""Strong views of a batch: AutoAugment and RandAugment, every image with its own operations, on the device.
+
+torchvision draws one operation for a whole batch; here the operation and its level are columns of numbers, so that a batch
+needs no loop over its images, and the draws belong to the sample and not to the batch that it comes in.
+"""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torchvision.transforms import AutoAugment, AutoAugmentPolicy
+
+GEOMETRIC = ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate")
+BLENDS = ("Brightness", "Contrast", "Color", "Sharpness")
+OTHERS = ("Posterize", "Solarize", "AutoContrast", "Equalize", "Invert")
+OPS = ("Identity", *GEOMETRIC, *BLENDS, *OTHERS)
+RANDAUGMENT = tuple(op for op in OPS if op != "Invert")  # the 14 operations of Cubuk et al., CVPR workshops 2020
+LARGEST = {"ShearX": 0.3, "ShearY": 0.3, "TranslateX": 150 / 331, "TranslateY": 150 / 331, "Rotate": 30.0}
+FILL = 128.0  # grey, where an image is moved away
+
+POLICIES = ("cifar10", "imagenet", "randaugment")
+
+
+def level_of(op, strength, sign):
+    """The level of an operation, as `augment` takes it, at `strength` in [0, 1] of its range (Cubuk et al., CVPR 2019).
+
+    Shears as tangents, translations as parts of the side, rotations in degrees, blends as factors around 1 (0.1 to 1.9),
+    all with `sign` 1 or -1; posterize as bits kept, 8 to 4; solarize as a threshold, 255 to 0.
+    """
+    if op in LARGEST:
+        return sign * strength * LARGEST[op]
+    if op in BLENDS:
+        return 1 + sign * 0.9 * strength
+    if op == "Posterize":
+        return 8 - round(4 * strength)
+    return 255 * (1 - strength) if op == "Solarize" else 0.0
+
+
+def draw_operations(policy, n, rng):
+    """Two operations for each of n images: their numbers in OPS (n, 2) int64 and their levels (n, 2) float32, numpy.
+
+    policy: cifar10 or imagenet, AutoAugment's, of which each image draws one of 25 pairs; randaugment, where operations
+    and levels are uniform (the levels as in FixMatch, Sohn et al., NeurIPS 2020).
+    """
+    signs = rng.choice([-1, 1], (n, 2))
+    if policy == "randaugment":
+        names = [[RANDAUGMENT[k] for k in row] for row in rng.integers(len(RANDAUGMENT), size=(n, 2))]
+        strengths = rng.random((n, 2))
+    else:
+        pairs = AutoAugment(AutoAugmentPolicy(policy)).policies
+        drawn, applied = rng.integers(len(pairs), size=n), rng.random((n, 2))
+        names = [
+            [op if u < p else "Identity" for (op, p, _), u in zip(pairs[k], row)] for k, row in zip(drawn, applied)
+        ]
+        strengths = np.array([[(level or 0) / 9 for _, _, level in pairs[k]] for k in drawn])
+    levels = [[level_of(*one) for one in zip(*rows)] for rows in zip(names, strengths, signs)]
+    return np.array([[OPS.index(op) for op in row] for row in names], dtype=np.int64), np.array(
+        levels, dtype=np.float32
+    )
+
+
+def augment(images, ops, levels):
+    """uint8 (B, 3, S, S) -> uint8, image i through the operations OPS[ops[i, 0]], OPS[ops[i, 1]], … at their levels (B, n)."""
+    x = images.float()
+    for op, level in zip(ops.unbind(1), levels.unbind(1)):
+        x = _one_each(x, op, level).round().clamp(0, 255)
+    return x.to(torch.uint8)
+
+
+def _one_each(x, op, level):
+    """Float pixels (B, 3, S, S) in 0..255, each image through its operation op (B,) at its level (B,)."""
+    column = level[:, None, None, None]
+
+    def chosen(*names):
+        numbers = torch.tensor([OPS.index(name) for name in names], device=op.device)
+        return torch.isin(op, numbers)[:, None, None, None]
+
+    grey = (x * x.new_tensor([0.2989, 0.587, 0.114])[:, None, None]).sum(1, keepdim=True)
+    reference = torch.zeros_like(x)  # brightness
+    for name, value in (("Contrast", grey.mean((2, 3), keepdim=True)), ("Color", grey), ("Sharpness", _blurred(x))):
+        reference = torch.where(chosen(name), value, reference)
+    out = torch.where(chosen(*BLENDS), column * x + (1 - column) * reference, x)
+    out = torch.where(chosen(*GEOMETRIC), _moved(x, op, level), out)
+    step = torch.exp2(8 - column)
+    out = torch.where(chosen("Posterize"), (x / step).floor() * step, out)
+    out = torch.where(chosen("Solarize") & (x >= column) | chosen("Invert"), 255 - x, out)
+    low, high = x.amin((2, 3), keepdim=True), x.amax((2, 3), keepdim=True)
+    out = torch.where(chosen("AutoContrast") & (high > low), (x - low) * 255 / (high - low).clamp(min=1), out)
+    return torch.where(chosen("Equalize"), _equalised(x), out)
+
+
+def _moved(x, op, level):
+    """Bilinear shears (from the top left corner), translations and rotations (around the centre), one for each image."""
+    matrix = x.new_zeros(len(x), 2, 3)
+    matrix[:, 0, 0] = matrix[:, 1, 1] = 1
+
+    def amount(name):
+        return torch.where(op == OPS.index(name), level, 0)
+
+    shear_x, shear_y = amount("ShearX"), amount("ShearY")
+    matrix[:, 0, 1], matrix[:, 1, 0] = shear_x, shear_y
+    matrix[:, 0, 2] = shear_x - 2 * amount("TranslateX")
+    matrix[:, 1, 2] = shear_y - 2 * amount("TranslateY")
+    angle = amount("Rotate").deg2rad()
+    matrix[:, 0, 0] *= angle.cos()
+    matrix[:, 1, 1] *= angle.cos()
+    matrix[:, 0, 1] -= angle.sin()
+    matrix[:, 1, 0] += angle.sin()
+    grid = F.affine_grid(matrix, list(x.shape), align_corners=False)
+    return F.grid_sample(x - FILL, grid, mode="bilinear", align_corners=False) + FILL
+
+
+def _blurred(x):
+    """Each pixel inside the border smoothed with its eight neighbours, itself counted five times."""
+    kernel = x.new_ones(3, 3)
+    kernel[1, 1] = 5
+    inside = F.conv2d(x, (kernel / 13).expand(3, 1, 3, 3), groups=3)
+    out = x.clone()
+    out[:, :, 1:-1, 1:-1] = inside
+    return out
+
+
+def _equalised(x):
+    """Histogram equalisation of every channel of every image, as Pillow does it; a channel of one level stays as it is."""
+    flat = x.long().flatten(2)  # (B, 3, S * S)
+    counts = torch.zeros(*flat.shape[:2], 256, dtype=torch.long, device=x.device).scatter_add_(
+        2, flat, torch.ones_like(flat)
+    )
+    last = counts.gather(2, flat.amax(2, keepdim=True))
+    step = (counts.sum(2, keepdim=True) - last) // 255
+    table = (counts.cumsum(2) - counts + step // 2) // step.clamp(min=1)
+    return torch.where(step > 0, table.clamp(0, 255).gather(2, flat), flat).reshape(x.shape).to(x.dtype)

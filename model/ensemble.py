@@ -1,0 +1,35 @@
+"""Classifiers that learn together and are one classifier in the end."""
+
+import torch
+import torch.nn as nn
+
+from model.classifier import head_input, linear_head
+
+
+class Networks(nn.Module):
+    """images (B, 3, H, W) -> the mean of the networks' logits (B, K).
+
+    A list of images, one batch for each network, gives a list instead: (logits (B, K), what the network's second head says)
+    in float32, or the logits twice where there is none. extra_head(width, num_classes) makes a second head, None for none.
+    """
+
+    def __init__(self, networks, extra_head=None, num_classes=0):
+        super().__init__()
+        self.networks = nn.ModuleList(networks)
+        widths = [linear_head(net).in_features for net in networks] if extra_head else []
+        self.extra = nn.ModuleList(extra_head(width, num_classes) for width in widths)
+
+    def forward(self, images):
+        if isinstance(images, list):
+            return [self._both(number, x) for number, x in enumerate(images)]
+        return torch.stack([net(images) for net in self.networks]).mean(0)
+
+    def _both(self, number, images):
+        if not len(images):  # a blank image goes through, so that every gradient is zero, not absent
+            self.eval()  # batch statistics must not see it
+            blank = self._both(number, images.new_zeros(1, *images.shape[1:]))
+            self.train()
+            return tuple(x[:0] for x in blank)
+        features = head_input(self.networks[number], images)
+        logits = linear_head(self.networks[number])(features).float()
+        return logits, self.extra[number](features).float() if len(self.extra) else logits
