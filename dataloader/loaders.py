@@ -207,6 +207,7 @@ class Loader:
         """The un-augmented batches of the split, in order; each process gets its share of every batch."""
         index = np.arange(len(self))
         splits = [index[i : i + self.batch_size][rank() :: world_size()] for i in range(0, len(self), self.batch_size)]
+        splits = [split for split in splits if len(split)]  # the last batch may be too small for all processes
         return _Sized(len(splits), self._batches(splits, None))
 
     def _batches(self, splits, randomness):
