@@ -192,6 +192,7 @@ class Loader:
         crops = [one.crop.cpu().numpy() for one in (draws if again else draws[:1])]
         pixels = zip(*(self._pixels(splits, index, [crop[part] for part in places]) for crop in crops))
         for here, there, samples, images in zip(index, where, splits, pixels):
+            images = [x if self.noise is None else self.noise(x, here) for x in images]
             images = images if again else images * len(draws)
             views = [self._view(x, one, there) for x, one in zip(images, draws)]
             yield Views(views, self.labels[here], here, samples)

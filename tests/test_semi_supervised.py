@@ -298,6 +298,9 @@ def test_views_belong_to_the_place_in_the_order(tmp_path):
     assert not torch.equal(strong[0], strong[1])  # the same sample, other operations
     again = torch.cat([b.views[1] for b in loader.views(order, draws)])
     assert torch.equal(again, strong)
+    loader.noise = lambda images, index: images // 2 + index[:, None, None, None].to(torch.uint8)
+    noisy = torch.cat([b.views[0] for b in loader.views(order, draws[:1])])
+    assert torch.equal(noisy, torch.cat([images for images, _, _ in loader.eval()])[index])
 
 
 def test_two_networks_start_alike_with_other_heads_and_are_saved_as_one(tmp_path):
