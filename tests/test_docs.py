@@ -83,6 +83,14 @@ def test_settings_that_the_documentation_names_exist():
     assert len(keys) > 20 and keys <= default_values().keys(), keys - default_values().keys()
 
 
+def test_every_method_is_documented():
+    from methods.baselines import METHODS
+
+    text = Path("docs/methods.md").read_text(encoding="utf-8")
+    missing = [name for name in METHODS if f"`{name}`" not in text]
+    assert not missing
+
+
 def test_one_version():
     version = tomllib.loads(Path("pyproject.toml").read_text())["project"]["version"]
     assert yaml.safe_load(Path("CITATION.cff").read_text())["version"] == version
