@@ -8,10 +8,12 @@ from dataloader.load import load_data
 from methods.baselines import METHODS
 from methods.fine_tuning import fine_tune
 from methods.masks import find_mask, load_mask, mask_name
+from methods.pseudo_labels import PseudoLabels, pseudo_labels
 from methods.selection import precision_recall
 from report.record import finish, recorded_accuracies
 from utils.config import load_config, refuse_score, settle_epochs
 from utils.distributed import run_main
+from utils.files import slug
 from utils.runs import Run, backbone_name, seed_folder
 
 
@@ -23,7 +25,8 @@ def main(argv=None, **settings):
     settle_epochs(cfg, len(data.train.labels))
     path = find_mask(cfg.mask, seed_folder(cfg, data.place))
     mask = load_mask(path, data.train.labels, cfg.dataset, data.noise_name, cfg.seed)
-    name = "-".join(filter(None, ["phase2", mask_name(cfg.mask), backbone_name(cfg), cfg.adaptation]))
+    others = "" if cfg.noisy_samples == "discard" else cfg.noisy_samples + "-soft" * cfg.soft_labels
+    name = "-".join(filter(None, ["phase2", mask_name(cfg.mask), backbone_name(cfg), cfg.adaptation, slug(others)]))
     run = Run(cfg, data.place, name, {**data.identity, "mask": label_hash(mask)})
     if run.summary:
         return run.summary
@@ -35,7 +38,12 @@ def main(argv=None, **settings):
     if cfg.adaptation == "none":
         return finish(run, data, {**numbers, **recorded_accuracies(path)})
     print(f"training on {mask.sum()} of {len(mask)} samples ({path})")
-    trained, _ = fine_tune(cfg, data, run, METHODS["CE"](cfg, len(mask), data.num_classes), mask)
+    method = METHODS["CE"](cfg, len(mask), data.num_classes)
+    if others:
+        targets, used, counts = pseudo_labels(cfg, data, mask, path.parent, run.device)
+        print(f"and, labelled anew, on {counts['pseudo_labels']} of the others ({cfg.noisy_samples})")
+        method, mask, numbers = PseudoLabels(cfg, mask, targets, cfg.noisy_weight), mask | used, numbers | counts
+    trained, _ = fine_tune(cfg, data, run, method, mask)
     finish(run, data, {**numbers, **trained})
     print(f"results: {run.folder}")
     return run.summary

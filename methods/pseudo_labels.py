@@ -1,0 +1,131 @@
+"""Phase 2 on all samples: labels for those outside the clean mask, by CLIP's zero-shot classifier or by the detector."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+import yaml
+
+from dataloader.loaders import make_loader
+from dataloader.transforms import Pixels
+from methods.deft import build_detector
+from methods.losses import one_hot, soft_cross_entropy
+from methods.loops import progress
+from methods.method import Method
+from model.clip import cosine_logits, input_pixels, load_clip
+from model.features import image_features
+from model.prompts import zero_shot_features
+from model.saved import load_classifier
+from utils.checkpoint import load_checkpoint
+from utils.config import BACKBONES, UserError, default_values
+from utils.device import Amp
+from utils.distributed import in_order
+
+SOURCES = {  # what each value of `noisy_samples` asks for a label
+    "zero_shot": ("zero_shot",),
+    "detector": ("detector",),
+    "confidence": ("zero_shot", "detector"),
+    "entropy": ("zero_shot", "detector"),
+}
+
+
+class PseudoLabels(Method):
+    """Cross-entropy with the given label on the samples of a mask, with another target on some of the others.
+
+    mask (N,) bool and targets (N, K) of which rows of the others count; used (N,) bool: all samples to train on. The loss of
+    a sample outside the mask is multiplied by `weight`; a batch's loss is the mean over its samples, whatever their weight.
+    """
+
+    def __init__(self, cfg, mask, targets, weight):
+        super().__init__(cfg, len(mask), targets.shape[1])
+        self.register_buffer("trusted", torch.from_numpy(mask), persistent=False)
+        self.register_buffer("targets", torch.from_numpy(targets), persistent=False)
+        self.weight = weight
+
+    def forward(self, logits, labels, index):
+        trusted = self.trusted[index]
+        targets = torch.where(trusted[:, None], one_hot(labels, logits.shape[1]), self.targets[index])
+        return torch.where(trusted, 1.0, self.weight) * soft_cross_entropy(logits, targets)
+
+
+def choose_labels(probabilities, rule, min_confidence=0.9, max_entropy=0.2):
+    """Distributions p (N, K) and which of them are to be used (N,) bool, from those of one or more sources (S, N, K); numpy.
+
+    rule confidence: of the sources the one with the largest max p, used where that reaches min_confidence; entropy: the one
+    with the lowest entropy, used where that, in parts of log K, is at most max_entropy; else the first source, always used.
+    """
+    N, K = probabilities.shape[1:]
+    confidence = probabilities.max(2)
+    entropy = -(probabilities * np.log(np.maximum(probabilities, 1e-30))).sum(2) / np.log(max(K, 2))
+    if rule == "confidence":
+        best, used = confidence.argmax(0), confidence.max(0) >= min_confidence
+    elif rule == "entropy":
+        best, used = entropy.argmin(0), entropy.min(0) <= max_entropy
+    else:
+        best, used = np.zeros(N, dtype=np.int64), np.ones(N, dtype=bool)
+    return probabilities[best, np.arange(N)], used
+
+
+def pseudo_labels(cfg, data, mask, folder, device):
+    """(targets (N, K) float32, used (N,) bool outside the mask (N,), numbers for the summary), numpy.
+
+    folder: of the run that made the mask, whose CLIP is asked. The targets are one-hot unless `soft_labels`. The numbers are
+    how many samples outside the mask are used and, where the truth is known, how many of their new labels are right.
+    """
+    ask = {"zero_shot": zero_shot_probabilities, "detector": detector_probabilities}
+    asked = np.stack([ask[source](cfg, data, folder, device) for source in SOURCES[cfg.noisy_samples]])
+    p, used = choose_labels(asked, cfg.noisy_samples, cfg.min_confidence, cfg.max_entropy)
+    used &= ~mask
+    numbers = {"pseudo_labels": int(used.sum())}
+    if data.true_labels is not None:
+        numbers["pseudo_labels_right"] = int((p.argmax(1) == data.true_labels)[used].sum())
+    targets = p if cfg.soft_labels else np.eye(data.num_classes)[p.argmax(1)]
+    return targets.astype(np.float32), used, numbers
+
+
+def settings_of(folder, cfg):
+    """The settings of the run in a folder, but batches, workers and precision as now; None where there is no run."""
+    path = Path(folder) / "config.yaml"
+    if not path.is_file():
+        return None
+    now = {
+        key: getattr(cfg, key) for key in ("batch_size", "num_workers", "cache_gb", "output_dir", "prec", "micro_batch")
+    }
+    return SimpleNamespace(**default_values() | yaml.safe_load(path.read_text(encoding="utf-8")) | now)
+
+
+def zero_shot_probabilities(cfg, data, folder, device):
+    """softmax of CLIP's zero-shot logits (N, K), numpy, by the CLIP of the run that made the mask, or `backbone`."""
+    cfg = settings_of(folder, cfg) or cfg
+    if cfg.backbone in BACKBONES or cfg.backbone.startswith("timm:"):
+        raise UserError(
+            f"noisy_samples: {cfg.backbone} has no zero-shot classifier, and no run of a CLIP lies in {folder}."
+        )
+    clip, tokenizer = load_clip(cfg.backbone, cfg.pretrained)
+    text_features = zero_shot_features(clip.to(device), tokenizer, data.classnames, cfg.templates)
+    features = image_features(clip, data.train, data.view, cfg, device)
+    with torch.no_grad():
+        return cosine_logits(clip, features.to(device), text_features).softmax(1).cpu().numpy()
+
+
+@torch.no_grad()
+def detector_probabilities(cfg, data, folder, device):
+    """Class probabilities (N, K), numpy, of the un-augmented training images by the trained model of the run in a folder:
+    the positive prompts of phase 1, or the classifier of a baseline that selects."""
+    folder, settings = Path(folder), settings_of(folder, cfg)
+    if (folder / "model.json").is_file():
+        model, info = load_classifier(folder)
+        pixels, predict = Pixels(info["pixels"], info["mean"], info["std"]), model.to(device)
+    elif settings is not None and (folder / "checkpoint.pt").is_file():
+        model = build_detector(settings, data.classnames, device)
+        load_checkpoint(folder / "checkpoint.pt", model)
+        pixels, predict = input_pixels(model.eval().clip, settings), model.classifier()
+    else:
+        raise UserError(f"noisy_samples: {folder} holds no trained detector; zero_shot takes CLIP as it is.")
+    loader = make_loader(data.train, data.view, settings or cfg, pixels, device, augmented=False)
+    amp, seen = Amp(device, cfg.prec), []
+    for images, _, index in progress(loader.eval(), "detector"):
+        with amp():
+            seen.append((index, predict(images).float().softmax(1)))
+    return in_order(seen)[0].numpy()

@@ -1,0 +1,80 @@
+"""Phase 2 on all samples: which labels those outside the mask get, and how they count."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import main_phase2
+from dataloader.load import load_data
+from methods.deft import build_detector
+from methods.pseudo_labels import PseudoLabels, choose_labels, detector_probabilities, zero_shot_probabilities
+from tests.helpers import phase2
+from utils.checkpoint import load_checkpoint
+from utils.config import UserError, load_config
+
+CPU = torch.device("cpu")
+
+
+def test_labels_of_the_surer_source():
+    one = [[0.95, 0.03, 0.02], [0.5, 0.5, 0.0], [0.6, 0.2, 0.2], [0.4, 0.35, 0.25]]
+    two = [[0.1, 0.1, 0.8], [0.2, 0.3, 0.5], [0.05, 0.91, 0.04], [0.0, 0.55, 0.45]]
+    both = np.array([one, two])
+    p, used = choose_labels(both, "zero_shot")
+    assert (p == both[0]).all() and used.all()
+    p, used = choose_labels(both, "confidence", min_confidence=0.9)
+    assert p.argmax(1).tolist() == [0, 0, 1, 1] and used.tolist() == [True, False, True, False]
+    assert (p[2] == both[1, 2]).all()
+    # entropies in parts of log 3: .21 .63 .86 .98 and .58 .94 .33 .63
+    p, used = choose_labels(both, "entropy", max_entropy=0.63)
+    assert p.argmax(1).tolist() == [0, 0, 1, 1] and used.tolist() == [True, False, True, True]
+    assert choose_labels(both, "entropy", max_entropy=0.3)[1].tolist() == [True, False, False, False]
+    assert (choose_labels(both, "entropy")[0][1] == both[0, 1]).all()  # less confident or not, it is the surer one
+
+
+def test_targets_and_weights_go_with_the_sample():
+    mask = np.array([True, False, True, False])
+    targets = np.eye(3, dtype=np.float32)[[2, 2, 2, 1]]
+    targets[3] = [0.5, 0.25, 0.25]
+    method = PseudoLabels(load_config([]), mask, targets, weight=0.5)
+    logits = torch.randn(3, 3, generator=torch.Generator().manual_seed(0))
+    losses = method(logits, torch.tensor([0, 1, 0]), torch.tensor([3, 2, 1]))
+    log_p = logits.log_softmax(1)
+    soft = -(log_p[0] * torch.tensor([0.5, 0.25, 0.25])).sum()
+    torch.testing.assert_close(losses, torch.stack([0.5 * soft, -log_p[1, 1], -0.5 * log_p[2, 2]]))
+
+
+def test_both_sources_on_the_digits(cell):
+    out, finished = cell
+    cfg = load_config(phase2(out))
+    data, folder = load_data(cfg), out / "digits/sym-0.4/seed0/deft"
+    zero_shot = zero_shot_probabilities(cfg, data, folder, CPU)
+    label_match = np.load(folder.parent / "label-match/clean_mask.npz")
+    np.testing.assert_array_equal(zero_shot.argmax(1), label_match["predicted"])
+    np.testing.assert_allclose(zero_shot.max(1), label_match["confidence"], atol=1e-4)
+    found = detector_probabilities(cfg, data, folder, CPU)
+    model = build_detector(load_config(["--cfg", str(folder / "config.yaml")]), data.classnames, CPU)
+    load_checkpoint(folder / "checkpoint.pt", model)
+    assert found.shape == (359, 10) and not np.allclose(found, zero_shot, atol=0.05)
+    accuracy = (found.argmax(1) == data.true_labels).mean()
+    assert accuracy == pytest.approx(finished["deft"]["acc_last"] / 100, abs=0.06)  # of images it was not scored on
+    classifier = detector_probabilities(cfg, data, folder.parent / "ce-tiny-clip-digits", CPU)
+    assert (classifier.argmax(1) == data.true_labels).mean() > 0.8
+    with pytest.raises(UserError, match="label-match holds no trained detector; zero_shot takes CLIP as it is"):
+        detector_probabilities(cfg, data, folder.parent / "label-match", CPU)
+
+
+@pytest.mark.parametrize("rule, flags", [("zero_shot", []), ("confidence", ["--soft_labels", "--noisy_weight", "0.5"])])
+def test_phase_2_trains_on_the_rest_too_and_says_how_many_are_right(cell, tmp_path, rule, flags):
+    out, _ = cell
+    folder = out / "digits/sym-0.4/seed0/deft"
+    mask = np.load(folder / "clean_mask.npz")["mask"]
+    common = ["--mask", str(folder / "clean_mask.npz"), "--epochs", "1", "--noisy_samples", rule, *flags]
+    summary = main_phase2.main(phase2(tmp_path, *common))
+    run = tmp_path / f"digits/sym-0.4/seed0/phase2-deft-tiny-clip-digits-{rule}{'-soft' if flags else ''}"
+    assert json.loads((run / "summary.json").read_text()) == summary
+    log = json.loads((run / "log.jsonl").read_text())
+    assert log["images"] == mask.sum() + summary["pseudo_labels"]
+    assert summary["selected"] == mask.mean() and 0 < summary["pseudo_labels_right"] <= summary["pseudo_labels"]
+    assert (summary["pseudo_labels"] == (~mask).sum()) == (rule == "zero_shot")
