@@ -10,8 +10,8 @@ import yaml
 from dataloader.loaders import make_loader
 from dataloader.transforms import Pixels
 from methods.deft import build_detector
-from methods.losses import one_hot, soft_cross_entropy
 from methods.loops import progress
+from methods.losses import one_hot, soft_cross_entropy
 from methods.method import Method
 from model.clip import cosine_logits, input_pixels, load_clip
 from model.features import image_features
