@@ -1,7 +1,7 @@
-"""Strong views of a batch: AutoAugment and RandAugment, every image with its own operations, on the device.
+"""Strong augmentation of a batch on the device: AutoAugment and RandAugment, with separate operations for every image.
 
-torchvision draws one operation for a whole batch; here the operation and its level are columns of numbers, so that a batch
-needs no loop over its images, and the draws belong to the sample and not to the batch that it comes in.
+torchvision draws one operation for a whole batch. Here, operations and levels are tensors with a row per image, so there is
+no loop over images, and random draws belong to the sample rather than to the batch.
 """
 
 import numpy as np
@@ -15,16 +15,16 @@ OTHERS = ("Posterize", "Solarize", "AutoContrast", "Equalize", "Invert")
 OPS = ("Identity", *GEOMETRIC, *BLENDS, *OTHERS)
 RANDAUGMENT = tuple(op for op in OPS if op != "Invert")  # the 14 operations of Cubuk et al., CVPR workshops 2020
 LARGEST = {"ShearX": 0.3, "ShearY": 0.3, "TranslateX": 150 / 331, "TranslateY": 150 / 331, "Rotate": 30.0}
-FILL = 128.0  # grey, where an image is moved away
+FILL = 128.0  # grey for pixels outside the moved image
 
 POLICIES = ("cifar10", "imagenet", "randaugment")
 
 
 def level_of(op, strength, sign):
-    """The level of an operation, as `augment` takes it, at `strength` in [0, 1] of its range (Cubuk et al., CVPR 2019).
+    """The level of an operation for `augment`, given its strength in [0, 1] (ranges of Cubuk et al., CVPR 2019).
 
-    Shears as tangents, translations as parts of the side, rotations in degrees, blends as factors around 1 (0.1 to 1.9),
-    all with `sign` 1 or -1; posterize as bits kept, 8 to 4; solarize as a threshold, 255 to 0.
+    Shears are tangents, translations fractions of the side, rotations degrees, blends factors around 1 (0.1 to 1.9), all
+    with `sign` 1 or -1; posterize is the number of bits kept, 8 to 4; solarize is a threshold, 255 to 0.
     """
     if op in LARGEST:
         return sign * strength * LARGEST[op]
@@ -36,10 +36,10 @@ def level_of(op, strength, sign):
 
 
 def draw_operations(policy, n, rng):
-    """Two operations for each of n images: their numbers in OPS (n, 2) int64 and their levels (n, 2) float32, numpy.
+    """Draw two operations for each of n images: indices into OPS (n, 2) int64 and levels (n, 2) float32, numpy.
 
-    policy: cifar10 or imagenet, AutoAugment's, of which each image draws one of 25 pairs; randaugment, where operations
-    and levels are uniform (the levels as in FixMatch, Sohn et al., NeurIPS 2020).
+    policy: cifar10 or imagenet are AutoAugment's policies, with one of 25 pairs drawn per image; randaugment draws
+    operations and levels uniformly (levels as in FixMatch, Sohn et al., NeurIPS 2020).
     """
     signs = rng.choice([-1, 1], (n, 2))
     if policy == "randaugment":
@@ -59,7 +59,7 @@ def draw_operations(policy, n, rng):
 
 
 def augment(images, ops, levels):
-    """uint8 (B, 3, S, S) -> uint8, image i through the operations OPS[ops[i, 0]], OPS[ops[i, 1]], … at their levels (B, n)."""
+    """Apply OPS[ops[i, 0]], OPS[ops[i, 1]], … at their levels (B, n) to image i; uint8 (B, 3, S, S) -> uint8."""
     x = images.float()
     for op, level in zip(ops.unbind(1), levels.unbind(1)):
         x = _one_each(x, op, level).round().clamp(0, 255)
@@ -67,7 +67,7 @@ def augment(images, ops, levels):
 
 
 def _one_each(x, op, level):
-    """Float pixels (B, 3, S, S) in 0..255, each image through its operation op (B,) at its level (B,)."""
+    """Apply operation op (B,) at its level (B,) to each image; float pixels (B, 3, S, S) in 0..255."""
     column = level[:, None, None, None]
 
     def chosen(*names):
@@ -89,7 +89,7 @@ def _one_each(x, op, level):
 
 
 def _moved(x, op, level):
-    """Bilinear shears (from the top left corner), translations and rotations (around the centre), one for each image."""
+    """Bilinear shears (from the top left corner), translations and rotations (around the centre), one per image."""
     matrix = x.new_zeros(len(x), 2, 3)
     matrix[:, 0, 0] = matrix[:, 1, 1] = 1
 
@@ -110,7 +110,7 @@ def _moved(x, op, level):
 
 
 def _blurred(x):
-    """Each pixel inside the border smoothed with its eight neighbours, itself counted five times."""
+    """Smooth each pixel inside the border with its eight neighbours, the pixel itself weighted five times."""
     kernel = x.new_ones(3, 3)
     kernel[1, 1] = 5
     inside = F.conv2d(x, (kernel / 13).expand(3, 1, 3, 3), groups=3)
@@ -120,7 +120,7 @@ def _blurred(x):
 
 
 def _equalised(x):
-    """Histogram equalisation of every channel of every image, as Pillow does it; a channel of one level stays as it is."""
+    """Histogram equalisation of every channel of every image, as in Pillow; constant channels stay the same."""
     flat = x.long().flatten(2)  # (B, 3, S * S)
     counts = torch.zeros(*flat.shape[:2], 256, dtype=torch.long, device=x.device).scatter_add_(
         2, flat, torch.ones_like(flat)

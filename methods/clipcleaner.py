@@ -1,6 +1,6 @@
-"""CLIPCleaner's selection (Feng et al., ACM MM 2024): zero-shot and visual probabilities, two criteria on each.
+"""CLIPCleaner's selection (Feng et al., ACM MM 2024): two criteria on zero-shot and on visual probabilities.
 
-Everything here is a function on arrays. p (N, K) are class probabilities, labels (N,) the given labels.
+All functions take arrays. p (N, K) are class probabilities, labels (N,) the given labels.
 """
 
 import numpy as np
@@ -13,10 +13,10 @@ CRITERIA = ("zero-gmm", "zero-consistency", "lr-gmm", "lr-consistency")
 
 
 def zero_shot_probability(features, descriptions, owner, num_classes, temperature=TEMPERATURE):
-    """p (N, K) by several descriptions a class: p_k is proportional to the sum of exp(cos / temperature) over those of k.
+    """p (N, K) from several descriptions per class: p_k is proportional to the sum of exp(cos / temperature) over class k.
 
-    features (N, D) and descriptions (P, D) are of unit length, owner (P,) says whose description each is; every class
-    has one or more. A class with more descriptions so weighs more, as in the published code.
+    features (N, D) and descriptions (P, D) have unit length; owner (P,) is the class of each description, and every class
+    has at least one. Classes with more descriptions get more weight, as in the published code.
     """
     similarity = features @ descriptions.T / temperature  # (N, P)
     weight = np.exp(similarity - similarity.max(1, keepdims=True))
@@ -25,22 +25,23 @@ def zero_shot_probability(features, descriptions, owner, num_classes, temperatur
 
 
 def visual_probability(features, labels, num_classes):
-    """p (N, K) of a logistic regression that is fitted to the given labels and predicts the same images.
+    """p (N, K) of a logistic regression, fitted to the given labels and applied to the same images.
 
-    scikit-learn's, as published: random_state 0, max_iter 10000, class_weight balanced. A class without images has p 0.
+    scikit-learn's with the published settings: random_state 0, max_iter 10000, class_weight balanced. A class without
+    images has p 0.
     """
     p, classes = np.zeros((len(labels), num_classes), dtype=np.float32), np.unique(labels)
     if len(classes) == 1:
         p[:, classes] = 1
         return p
-    for _ in tqdm(range(1), "logistic regression", leave=False, disable=None):  # it tells nothing of its progress
+    for _ in tqdm(range(1), "logistic regression", leave=False, disable=None):  # scikit-learn reports no progress
         regression = LogisticRegression(random_state=0, max_iter=10000, class_weight="balanced")
         p[:, classes] = regression.fit(features, labels).predict_proba(features)
     return p
 
 
 def consistency(p, labels):
-    """p_y / max_k p_k (N,), in [0, 1]; 1 where the label is the most probable class."""
+    """p_y / max_k p_k (N,), in [0, 1]; 1 if the label is the most probable class."""
     return p[np.arange(len(labels)), labels] / np.maximum(p.max(1), 1e-30)
 
 
@@ -50,7 +51,7 @@ def log_probability(p, labels):
 
 
 def scaled_within_class(scores, labels):
-    """Scores (N,) scaled to [0, 1] within their class; 1 in a class of equal scores, or of one image."""
+    """Scores (N,) min-max scaled within their class; 1 if all scores of a class are equal."""
     scaled = np.ones(len(labels))
     for k in np.unique(labels):
         own = labels == k
@@ -61,10 +62,10 @@ def scaled_within_class(scores, labels):
 
 
 def per_class_mixture(scores, labels, rng):
-    """Chance (N,) that a score belongs to the upper of two normal distributions, fitted to the scores of its class.
+    """Posterior (N,) of the upper component of a two-component mixture, fitted to the scores of each class.
 
-    One mixture of scikit-learn's defaults a class, in the order of the classes, from one random state. A class of one
-    image, or of equal scores, tells nothing: 1.
+    The mixtures have scikit-learn's defaults and share one random state, in the order of the classes. Where all scores of a
+    class are equal, it is 1.
     """
     scaled, p_upper = scaled_within_class(scores, labels), np.ones(len(labels))
     for k in tqdm(np.unique(labels), "mixtures", leave=False, disable=None):
@@ -76,7 +77,7 @@ def per_class_mixture(scores, labels, rng):
 
 
 def criterion_scores(zero_shot, visual, labels, seed):
-    """{criterion: score (N,) in [0, 1]} of the four; `zero_shot` None leaves out its two."""
+    """{criterion: score (N,) in [0, 1]}; the two criteria of `zero_shot` or `visual` are left out if it is None."""
     rng, scores = np.random.RandomState(seed), {}
     for name, p in (("zero", zero_shot), ("lr", visual)):
         if p is not None:
@@ -86,10 +87,10 @@ def criterion_scores(zero_shot, visual, labels, seed):
 
 
 def fill_empty_classes(selected, scores, labels, num_classes, official=False):
-    """`selected` (N,) bool, where a class that has images but none selected gets some of them.
+    """`selected` (N,) bool, with samples added to classes that have images but none selected.
 
-    As many as the smallest class among the selected has, and floor(N / K^2) at least: those of the highest `scores` (N,).
-    `official` takes the lowest, as the published code does, which looks like a slip.
+    Adds as many as the smallest selected class has, but at least floor(N / K^2), with the highest `scores` (N,).
+    `official` takes the lowest instead, as the published code does, apparently by mistake.
     """
     selected, counts = selected.copy(), np.bincount(labels[selected], minlength=num_classes)
     there = counts[counts > 0]

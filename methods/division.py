@@ -1,4 +1,4 @@
-"""How label-noise methods divide a training set into trusted labels and the rest: pure functions of losses and logits."""
+"""Division of a training set into trusted and untrusted labels by label-noise methods: functions of losses and logits."""
 
 import math
 
@@ -23,10 +23,10 @@ def label_divergence(probabilities, labels):
 
 
 def uniform_selection(divergence, labels, num_classes, d_mu=0.7, tau=5.0):
-    """UNICON's selection (N,) bool, numpy: of each class the same number of samples of lowest divergence (N,).
+    """UNICON's selection (N,) bool, numpy: the samples with the lowest divergence (N,), equally many per class.
 
-    The cut-off is the mean divergence, d_avg, lowered to d_avg - (d_avg - d_min) / tau where it lies above d_mu. With R the
-    part of all samples below the cut-off, the int(R N / K) lowest of each class are kept, or all, if it has fewer.
+    The cut-off is the mean divergence d_avg, or d_avg - (d_avg - d_min) / tau if d_avg exceeds d_mu. If R is the
+    fraction of all samples below the cut-off, the int(R N / K) lowest of each class are kept (or all of a smaller class).
     """
     cutoff = divergence.mean()
     if cutoff > d_mu:
@@ -35,7 +35,7 @@ def uniform_selection(divergence, labels, num_classes, d_mu=0.7, tau=5.0):
 
 
 def lowest_of_each_class(scores, labels, count):
-    """(N,) bool, numpy: the `count` samples of lowest score in each class of labels (N,), or all of a smaller class."""
+    """Mask (N,) bool, numpy, of the `count` lowest scores in each class of labels (N,), or all of a smaller class."""
     kept = np.zeros(len(labels), dtype=bool)
     for k in np.unique(labels):
         members = np.flatnonzero(labels == k)
@@ -44,15 +44,15 @@ def lowest_of_each_class(scores, labels, count):
 
 
 def class_small_loss(losses, labels, num_classes, rho):
-    """ProMix's class-wise small-loss selection (N,) bool, numpy: of each class the ceil(rho N / K) smallest losses (N,)."""
+    """ProMix's class-wise small-loss selection (N,) bool, numpy: the ceil(rho N / K) smallest losses (N,) of each class."""
     return lowest_of_each_class(losses, labels, max(math.ceil(rho * len(labels) / num_classes), 1))
 
 
 def label_guessing(selected, confidence, agreed, tau=0.99, share=0.9):
-    """ProMix's label guessing by agreement (B,) bool: samples of a batch whose guessed label joins the selected (B,) bool.
+    """ProMix's label guessing by agreement: which samples of a batch join the selected ones, (B,) bool.
 
-    The networks agree (B,) bool, and the lower of their confidences (B,) lies above tau; the most confident come first, until
-    `share` of the batch is selected.
+    A sample joins if the networks agree (B,) bool and the lower of their confidences (B,) exceeds tau, the most confident
+    first, until a fraction of `share` of the batch is selected.
     """
     candidates = agreed & (confidence > tau) & ~selected
     rank = torch.where(candidates, -confidence, torch.inf).argsort(stable=True).argsort(stable=True)
@@ -60,10 +60,10 @@ def label_guessing(selected, confidence, agreed, tau=0.99, share=0.9):
 
 
 def centroid_logits(features, labels, num_classes, mask=None):
-    """RoLT's prototypes: minus the distance (N, K) of each feature (N, D) to the centroid of each class.
+    """RoLT's prototype logits (N, K): the negative distance of each feature (N, D) to the centroid of each class.
 
-    Features are centred and scaled to unit length (CL2N); the centroid of a class is the mean over its samples, of those in
-    `mask` (N,) bool if given. A class without any lies infinitely far away.
+    Features are centred and scaled to unit length (CL2N). The centroid of a class is the mean over its samples, limited to
+    `mask` (N,) bool if given. A class without samples is infinitely far away.
     """
     x = torch.nn.functional.normalize(features - features.mean(0), dim=1)
     members = torch.nn.functional.one_hot(labels, num_classes).to(x.dtype)  # (N, K)
@@ -75,10 +75,10 @@ def centroid_logits(features, labels, num_classes, mask=None):
 
 
 def class_mixtures(scores, labels, seed=0):
-    """Chance (N,), numpy, that a sample belongs to the component of higher mean of its class's own two-component mixture.
+    """Posterior (N,), numpy, of the component with the higher mean in a two-component mixture per class.
 
-    scores (N,), high where a label looks right, are min-max scaled within the class; the mixtures have scikit-learn's
-    defaults (RoLT, Wei et al., 2021). A class of one score, or one that the mixture finds nobody clean in, is all clean.
+    scores (N,), high for labels that look right, are min-max scaled within the class; the mixtures have scikit-learn's
+    defaults (RoLT, Wei et al., 2021). If all scores of a class are equal, or none would be clean, all get 1.
     """
     p_clean = np.ones(len(labels))
     for k in np.unique(labels):
@@ -90,9 +90,9 @@ def class_mixtures(scores, labels, seed=0):
 
 
 def prototype_detection(features, labels, num_classes, seed=0):
-    """RoLT's noise detection: (p_clean (N,) numpy, prototype logits (N, K)) of features (N, D) and labels (N,).
+    """RoLT's noise detection: (p_clean (N,) numpy, prototype logits (N, K)) from features (N, D) and labels (N,).
 
-    Distances to the centroids of all samples give a first selection; distances to the centroids of the selected the second.
+    A first selection uses the centroids of all samples; the second uses the centroids of the selected samples.
     """
     rows = torch.arange(len(labels))
     logits = centroid_logits(features, labels, num_classes)
@@ -102,11 +102,11 @@ def prototype_detection(features, labels, num_classes, seed=0):
 
 
 def absorb_and_relabel(probabilities, labels, initial, theta_r, theta_r2):
-    """MixFix's update (CLIPCleaner, ACM MM 2024): (labels to train on (N,) int64, which samples (N,) bool).
+    """MixFix's update (CLIPCleaner, ACM MM 2024): (labels to train on (N,) int64, samples to train on (N,) bool).
 
-    From the network's probabilities (N, K), given labels (N,) and the initially selected (N,) bool: a sample whose prediction
-    is its label joins where its confidence reaches theta_r; one whose prediction is another class is relabelled and joins
-    where it reaches theta_r2. The initial samples stay in, relabelled as well where that holds for them.
+    Takes the network's probabilities (N, K), the given labels (N,) and the initial selection (N,) bool. A sample predicted
+    as its label joins if its confidence reaches theta_r. A sample predicted as another class is relabelled and joins if its
+    confidence reaches theta_r2. The initial samples stay in; they can be relabelled, too.
     """
     confidence, predicted = probabilities.max(1)
     same = predicted == labels
@@ -115,9 +115,9 @@ def absorb_and_relabel(probabilities, labels, initial, theta_r, theta_r2):
 
 
 def class_balanced_order(labels, selected, length, rng):
-    """`length` positions (int64, numpy) among the selected (N,) bool, every class of labels (N,) equally often, in random order.
+    """MixFix's sampler: `length` positions (int64, numpy) of selected samples (N,) bool in random order, classes balanced.
 
-    Each class is repeated, whole permutations one behind the other, up to the size of the largest (MixFix's sampler).
+    Every class of labels (N,) is repeated, in successive permutations, up to the size of the largest class.
     """
     members = [np.flatnonzero(selected & (labels == k)) for k in np.unique(labels[selected])]
     largest = max(map(len, members))

@@ -1,4 +1,4 @@
-"""Fine-tuning a classifier, on all samples or on a clean mask, by a label-noise method: phase 2 and the baselines."""
+"""Fine-tuning of a classifier with a label-noise method, on all samples or on a clean mask: phase 2 and baselines."""
 
 from dataloader.loaders import make_loaders
 from methods.loops import evaluate_all, learning_rate
@@ -10,10 +10,10 @@ from utils.distributed import average_statistics, parallel, rank
 
 
 def fine_tune(cfg, data, run, method, clean_mask=None):
-    """Train and evaluate the classifier of `cfg` for all epochs of a Run, and leave it in the run's folder.
+    """Train and evaluate a classifier for all epochs of a Run, and save it in the run's folder.
 
     method: a methods.method.Method; clean_mask (N,) bool numpy: the samples to train on, None for all. Returns numbers
-    for the summary and, of a method that selects, its last epoch's selection (`mask`, `p_clean`, `predicted`,
+    for the summary and, if the method selects samples, the selection of its last epoch (`mask`, `p_clean`, `predicted`,
     `confidence`, (N,) numpy), else None.
     """
     device = run.device

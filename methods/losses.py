@@ -12,7 +12,7 @@ def cross_entropy(logits, labels):
 
 
 def one_hot(labels, num_classes):
-    """Labels (…) int64 as float32 targets (…, K); unlike torch's own it reads nothing back from the device."""
+    """Labels (…) int64 as float32 targets (…, K); unlike F.one_hot, it does not synchronise with the device."""
     return (labels[..., None] == torch.arange(num_classes, device=labels.device)).float()
 
 
@@ -22,7 +22,7 @@ def soft_cross_entropy(logits, targets):
 
 
 def symmetric_cross_entropy(logits, labels, alpha=1.0, beta=1.0):
-    """SCE (Wang et al., ICCV 2019): alpha CE + beta RCE, RCE = -sum_k p_k log(onehot_k), log 0 read as log 1e-4."""
+    """SCE (Wang et al., ICCV 2019): alpha CE + beta RCE, RCE = -sum_k p_k log(onehot_k) with log 0 = log 1e-4."""
     p = logits.softmax(1).clamp(1e-7, 1.0)
     onehot = F.one_hot(labels, logits.shape[1]).to(p.dtype).clamp(1e-4, 1.0)
     return alpha * cross_entropy(logits, labels) - beta * (p * onehot.log()).sum(1)
@@ -45,8 +45,9 @@ def negative_prompt_loss(p_yes, complementary_labels, targets, weight=1.0):
 
 
 def batch_mean(values, mask):
-    """Mean of values (B,) over mask (B,) bool; 0, with zero gradient, where the mask is empty.
+    """Mean of values (B,) over mask (B,) bool; 0 with zero gradient if the mask is empty.
 
-    Under torchrun values and mask are this process's share of a batch; the shares' results add up to the batch's mean.
+    Under torchrun, values and mask are this process's share of the batch, and the results of all processes add up to the
+    mean over the batch.
     """
     return (values * mask).sum() / total(mask.sum()).clamp(min=1)

@@ -1,4 +1,4 @@
-"""The interface of a label-noise learning method, as methods/fine_tuning.py calls it, and the epoch that most share."""
+"""The interface of a label-noise learning method, used by methods/fine_tuning.py, and the default training epoch."""
 
 import time
 from dataclasses import dataclass
@@ -17,8 +17,11 @@ from utils.distributed import gather, merged_buffers, total
 
 @dataclass
 class Training:
-    """What a method trains with: the model, itself and with its gradients averaged over the processes; the training set;
-    and the samples (N,) bool numpy that it may train on, None for all."""
+    """What a method needs for training.
+
+    model: the network; parallel: the same, with gradients averaged over the processes; mask (N,) bool numpy: the samples
+    to train on, None for all.
+    """
 
     model: nn.Module
     parallel: nn.Module
@@ -29,22 +32,21 @@ class Training:
     mask: np.ndarray | None = None
 
     def score(self):
-        """Losses, predicted and confidence, CPU tensors (N,), of the un-augmented training set."""
+        """Losses, predicted classes and their probabilities, CPU tensors (N,), of the un-augmented training set."""
         with self.amp():
             predict = frozen(self.model)
         return score_samples(predict, self.loader.eval(), self.amp)
 
 
 def train_classifier_epoch(model, batches, optimizer, loss, amp, clean_mask=None, batch_mask=None, title="train"):
-    """One epoch: in each batch the mean of loss(logits (B, K), labels (B,), index (B,)) -> (B,) over its clean samples.
+    """One epoch that minimises the mean of loss(logits (B, K), labels (B,), index (B,)) -> (B,) over clean samples.
 
-    batches may hold all samples, then clean_mask (N,) bool picks; or only the clean ones (Loader.train(keep=…)), then
-    clean_mask is None. batch_mask(losses (B,)) -> (B,) bool picks further inside each batch. A batch without a clean
-    sample has loss 0 and the step is still taken: momentum and weight decay act.
+    If batches contain all samples, clean_mask (N,) bool selects the clean ones; if they contain clean samples only
+    (Loader.train(keep=…)), clean_mask is None. batch_mask(losses (B,)) -> (B,) bool selects further within each batch. A
+    batch without a clean sample has loss 0; the optimizer still steps, so momentum and weight decay apply.
 
-    Returns `loss` (mean over the batches with a clean sample), `samples` trained on, `seconds` and, in visiting order,
-    the CPU tensors `index`, `mask`, `losses` (per sample), `predicted` and its probability `confidence` (n,).
-    Raises NonFinite.
+    Returns `loss` (mean over batches with a clean sample), `samples` (number trained on), `seconds`; and CPU tensors (n,)
+    in the order visited: `index`, `mask`, `losses`, `predicted` and its probability `confidence`. Raises NonFinite.
     """
     model.train()
     start, batch_losses, counts, seen = time.perf_counter(), [], [], []
@@ -76,7 +78,7 @@ def train_classifier_epoch(model, batches, optimizer, loss, amp, clean_mask=None
 
 
 def selection_by_batch(result):
-    """Take the samples' columns out of an epoch's result: the choices made in each batch; p_clean is the label's chance."""
+    """Move the per-sample columns out of an epoch's result into a selection, where p_clean is the label's probability."""
     index, mask, losses, predicted, confidence = (
         result.pop(k) for k in ("index", "mask", "losses", "predicted", "confidence")
     )
@@ -90,53 +92,56 @@ def selection_by_batch(result):
 
 
 class Method(nn.Module):
-    """The loss of each sample, and which samples count; what must survive a stop is a buffer."""
+    """A label-noise method: the loss of each sample, and which samples to train on.
 
-    selects = False  # whether the samples it trains on in the last epoch make a clean mask
-    takes_mask = False  # whether it starts from the clean mask that `mask` names
+    State that must survive a restart is a buffer.
+    """
+
+    selects = False  # whether the samples trained on in the last epoch are recorded as a clean mask
+    takes_mask = False  # whether it starts from the clean mask given by `mask`
 
     def __init__(self, cfg, num_samples, num_classes):
         super().__init__()
         self.cfg = cfg
 
     def forward(self, logits, labels, index):
-        """Losses (B,) of logits (B, K), given labels (B,) and positions in the training set (B,); here cross-entropy."""
+        """Losses (B,) of logits (B, K), given labels (B,) and positions in the training set (B,). Default: cross-entropy."""
         return cross_entropy(logits, labels)
 
     def build(self, cfg, data):
-        """The network that the method trains, and the Pixels that it takes."""
+        """The network that the method trains, and its input format (Pixels)."""
         return build_classifier(cfg, data, torch_generator(cfg.seed, 0))
 
     def prepare(self, model, loader, seed, amp):
-        """Before the first epoch: what the method does with the pre-trained network and the un-augmented training set."""
+        """Called before the first epoch with the pre-trained network and the training set."""
 
     def epoch_selection(self, epoch, score):
-        """Before an epoch: `mask` (N,) bool, the samples to train on, with p_clean, predicted and
-        confidence (N,); or None for all.
+        """Called before an epoch: a selection (`mask`, the samples to train on, `p_clean`, `predicted`, `confidence`, (N,)
+        each), or None to train on all samples.
 
         score() runs the network over the un-augmented training set: losses, predicted, confidence, CPU tensors (N,).
         """
         return None
 
     def batch_mask(self, epoch):
-        """A function losses (B,) -> (B,) bool that picks the samples of each batch, or None for all."""
+        """A function losses (B,) -> (B,) bool that selects samples within each batch, or None."""
         return None
 
     def stage(self, epoch):
-        """(epoch, epochs), for the learning rate; other ones where a method trains in stages."""
+        """(epoch, epochs) for the learning rate schedule; methods that train in stages override it."""
         return epoch, self.cfg.epochs
 
     def train_epoch(self, epoch, training):
-        """Train one epoch, 1 … epochs, of a Training.
+        """Train for one epoch, numbered from 1.
 
-        Returns numbers for the log (`loss`, `samples` trained on, `seconds`) and the selection, CPU tensors as for
-        epoch_selection, or None.
+        Returns numbers for the log (`loss`, `samples`, `seconds`) and a selection of CPU tensors as from epoch_selection,
+        or None.
         """
         loader, cfg = training.loader, self.cfg
         selection = self.epoch_selection(epoch, training.score)
         mask = training.mask if selection is None else selection["mask"].numpy()
         randomness = EpochRandomness(cfg.seed, epoch, loader.labels.cpu().numpy(), training.num_classes)
-        # unselected samples need not run through the network, unless its batch-norm statistics are to see them
+        # by default, unselected samples do not run through the network; full_batch includes them in batch statistics
         keep, in_loss = mask, None
         if cfg.full_batch and mask is not None:
             keep, in_loss = None, torch.from_numpy(mask).to(loader.device)

@@ -1,10 +1,10 @@
-"""Label-noise methods that train on every sample: one semi-supervised epoch, and the published methods as divisions of the
-training set and steps on a batch.
+"""Label-noise methods that train on every sample.
 
-Before each epoch a method divides the samples by what its networks say of their un-augmented images (methods/division.py).
-The epoch walks over batches of augmented views; a step makes a loss of each. Two networks take their steps together, each
-with targets and MixUp of its own, and are one classifier in the end, the mean of their logits; `networks: 1` trains one
-alone. They start from the same pre-trained weights, with heads of their own.
+All share one semi-supervised epoch; a published method defines how to divide the training set and the loss of a batch.
+Before each epoch, a method divides the samples, using the networks' output on un-augmented images (methods/division.py).
+The epoch goes over batches of augmented views. Two networks step together, each with its own targets and MixUp, and are
+evaluated as an ensemble with averaged logits; `networks: 1` trains a single one. They start from the same pre-trained
+weights with different heads.
 """
 
 import math
@@ -41,7 +41,7 @@ Outputs = namedtuple("Outputs", "logits features")  # (M, N, K) of M networks; (
 
 
 def sharpen(p, temperature=0.5):
-    """Probabilities (…, K) sharpened: p^(1/T) / sum p^(1/T)."""
+    """Sharpened probabilities (…, K): p^(1/T) / sum p^(1/T)."""
     p = p ** (1 / temperature)
     return p / p.sum(-1, keepdim=True)
 
@@ -49,23 +49,23 @@ def sharpen(p, temperature=0.5):
 def mixup(images, targets, beta, rng):
     """MixUp (Zhang et al., ICLR 2018) of a batch with a permutation of itself: lambda ~ Beta(beta, beta).
 
-    images (B, 3, H, W), targets (B, K). The larger part, max(lambda, 1 - lambda), stays with the sample itself.
+    images (B, 3, H, W), targets (B, K). The sample itself gets the larger weight, max(lambda, 1 - lambda).
     """
     partner = torch.from_numpy(rng.permutation(len(images))).to(images.device)
     return blend(images, images[partner], targets, targets[partner], rng.beta(beta, beta))
 
 
 def blend(images, others, targets, their_targets, share):
-    """The larger of share and 1 - share of images and targets, the rest of the others'."""
+    """Weighted means of images and targets with those of others; the first get the weight max(share, 1 - share)."""
     share = max(share, 1 - share)
     return share * images + (1 - share) * others, share * targets + (1 - share) * their_targets
 
 
 def mixmatch_targets(p, labels, weight, labelled):
-    """Targets (M, B, K) of M networks from their probabilities p (M, B, K), the mean over the weak views.
+    """Targets (M, B, K) of M networks from their probabilities p (M, B, K), averaged over the weak views.
 
-    Label co-refinement of the labelled (M, B) bool, w y + (1 - w) p with the network's own p and weight w (M, B);
-    co-guessing of the others, the mean of all networks' p; both sharpened (DivideMix, eq. 7 and algorithm 1).
+    Labelled samples (M, B) bool: co-refinement, w y + (1 - w) p with the network's own p and weight w (M, B). Others:
+    co-guessing, the mean of all networks' p. Both are sharpened (DivideMix, eq. 7 and algorithm 1).
     """
     given = one_hot(labels, p.shape[-1])
     refined = weight[..., None] * given + (1 - weight[..., None]) * p
@@ -73,14 +73,14 @@ def mixmatch_targets(p, labels, weight, labelled):
 
 
 def even_prediction_penalty(logits):
-    """KL(uniform || mean prediction) of logits (B, K): 0 where all classes are predicted equally often."""
+    """KL(uniform || mean prediction) of logits (B, K); 0 if all classes are predicted equally often."""
     if not len(logits):
         return logits.sum()
     return -(logits.softmax(1).mean(0) * logits.shape[1]).log().mean() / world_size()
 
 
 def contrastive_loss(first, second, temperature=0.05):
-    """NT-Xent (SimCLR, Chen et al., ICML 2020) of two views' projections (B, D): each finds its other among 2 B - 1."""
+    """NT-Xent (SimCLR, Chen et al., ICML 2020) of the projections (B, D) of two views."""
     if not len(first):
         return first.sum()
     z = F.normalize(torch.cat([first, second]), dim=1)
@@ -90,7 +90,7 @@ def contrastive_loss(first, second, temperature=0.05):
 
 
 def ramp(epochs, length):
-    """0 at the start, 1 after `length` epochs, a straight line between."""
+    """Linear ramp from 0 at the start to 1 after `length` epochs."""
     return min(max(epochs / max(length, 1e-9), 0.0), 1.0)
 
 
@@ -109,9 +109,9 @@ def network_outputs(model, loader, amp, features=False):
 
 
 def semi_supervised_epoch(model, batches, optimizer, step, amp, title="train"):
-    """One epoch over batches (views, labels, index, samples) of Loader.views; step(batch, part) gives the loss of this
-    process's share, `part` of the epoch, in [0, 1), being done.
+    """One epoch over batches (views, labels, index, samples) from Loader.views.
 
+    step(batch, part) returns the loss of this process's share; part in [0, 1) is the fraction of the epoch completed.
     Returns `loss` (mean over the batches), `samples` and `seconds`. Raises NonFinite.
     """
     model.train()
@@ -134,10 +134,10 @@ def semi_supervised_epoch(model, batches, optimizer, step, amp, title="train"):
 
 
 class SemiSupervised(Method):
-    """What the methods below share: a division before each epoch, a warm-up on all given labels, an epoch of steps.
+    """Base class: a warm-up on all given labels, a division before each epoch, and a loss per batch.
 
-    pair: whether the paper trains two networks. weak, strong: how many views of an image a batch holds, weak ones first.
-    extra_head(width, num_classes): a second head of each network. features: whether the division takes them.
+    pair: whether the paper trains two networks. weak, strong: number of views of each image in a batch, weak ones first.
+    extra_head(width, num_classes): a second head of each network. features: whether the division uses image features.
     """
 
     selects, pair, weak, strong, extra_head, features = True, True, 2, 0, None, False
@@ -145,33 +145,35 @@ class SemiSupervised(Method):
     def __init__(self, cfg, num_samples, num_classes):
         super().__init__(cfg, num_samples, num_classes)
         if cfg.is_coop:
-            raise UserError(f"is_coop: {type(self).__name__} trains linear heads; the text classifier has none.")
+            raise UserError(
+                f"is_coop: {type(self).__name__} trains linear heads, which the text classifier does not have."
+            )
         self.num_samples, self.num_classes = num_samples, num_classes
         self.count = cfg.networks or 1 + self.pair
-        self.plan = {}  # what the steps of an epoch need of each sample, {name: tensor}
+        self.plan = {}  # per-sample tensors for the steps of an epoch, by name
 
     def build(self, cfg, data):
         built = [build_classifier(cfg, data, torch_generator(cfg.seed, m)) for m in range(self.count)]
-        with torch.random.fork_rng(devices=[]):  # the same second heads for every start of a run
+        with torch.random.fork_rng(devices=[]):  # the same second heads whenever the run is started
             torch.manual_seed(torch_generator(cfg.seed, self.count).initial_seed())
             return Networks([net for net, _ in built], self.extra_head, self.num_classes), built[0][1]
 
-    # --- what a method says
+    # --- defined by each method
 
     def divide(self, outputs, labels, epoch, rng):
-        """(mask (N,) bool, p_clean (N,)): the labels that are trusted, and the chance that each is right.
+        """Divide the samples: (mask (N,) bool of trusted labels, p_clean (N,)).
 
-        From the Outputs and the given labels (N,), on the CPU; the division for the steps goes into self.plan. `rng` is a
-        numpy generator of this epoch.
+        Takes Outputs and the given labels (N,), on the CPU, and stores what the steps need in self.plan. `rng` is the numpy
+        generator of this epoch.
         """
         raise NotImplementedError
 
     def step(self, run, batch, part, epoch, rng):
-        """The loss of this process's share of a batch; `run` (a _Run) runs the networks."""
+        """The loss of this process's share of a batch; `run` (a _Run) evaluates the networks."""
         raise NotImplementedError
 
     def order(self, labels, rng):
-        """The samples that an epoch visits, in order; numpy."""
+        """The samples visited in an epoch, in order; numpy."""
         return rng.permutation(self.num_samples)
 
     def is_warm(self, epoch):
@@ -203,18 +205,18 @@ class SemiSupervised(Method):
         return result, {"mask": mask, "p_clean": p_clean.float(), "predicted": predicted, "confidence": confidence}
 
     def warm_up_step(self, run, batch, part, epoch, rng):
-        """Cross-entropy of all given labels, less the entropy of the prediction where noise is asymmetric (DivideMix, eq. 4)."""
+        """Cross-entropy with all given labels; for asymmetric noise, minus the entropy of the prediction (DivideMix, eq. 4)."""
         loss, everyone = 0, torch.ones_like(batch.labels, dtype=torch.bool)
         for logits, extra in run.train([batch.views[0]] * self.count):
             losses = cross_entropy(logits, batch.labels)
             if self.cfg.noise_mode.startswith("asym"):
                 losses = losses + (logits.softmax(1) * logits.log_softmax(1)).sum(1)
-            loss = loss + batch_mean(losses, everyone) + 0 * extra.sum()  # a head without a gradient would be an error
+            loss = loss + batch_mean(losses, everyone) + 0 * extra.sum()  # DDP needs a gradient for the extra head
         return loss
 
 
 class _Run:
-    """The networks of a Training, run in its precision."""
+    """Evaluates the networks of a Training in its precision."""
 
     def __init__(self, training):
         self.training = training
@@ -237,15 +239,15 @@ class _Run:
 class DivideMix(SemiSupervised):
     """DivideMix (Li, Socher and Hoi, ICLR 2020).
 
-    Division, by the other network: w = P(lower mean) of a two-component mixture on the losses; labelled where w > 0.5.
-    Targets from two weak views, see mixmatch_targets, T = 0.5. MixUp of all views, Beta(4, 4). Loss of a network:
+    Division, by the other network: w = P(lower mean) of a two-component mixture on the losses; labelled if w > 0.5.
+    Targets from two weak views (mixmatch_targets) with T = 0.5. MixUp of all views with Beta(4, 4). Loss of a network:
 
-        mean over the labelled of CE + lambda_u ramp mean over the others of mean_k (p_k - t_k)^2 + KL(uniform || mean p)
+        mean over labelled samples of CE + lambda_u ramp (mean over others of mean_k (p_k - t_k)^2) + KL(uniform || mean p)
 
-    where the ramp takes 16 epochs from the end of the warm-up. The paper's lambda_u is 25 (also 0, 50, 150, by noise and
-    data set); the other numbers are its code's.
+    The ramp takes 16 epochs after the warm-up. The paper's lambda_u is 25 (also 0, 50, 150, depending on noise and data
+    set); the other constants are those of its code.
 
-    Simplified: a batch is a batch of the whole set, where the code pairs each labelled batch with one of the others.
+    Simplified: batches are drawn from the whole training set; the code pairs labelled with unlabelled batches.
     """
 
     lambda_u, beta, rampup, contrast = 25.0, 4.0, 16, 0.0
@@ -286,10 +288,10 @@ class DivideMix(SemiSupervised):
 class LongReMix(DivideMix):
     """LongReMix (Cordeiro et al., Pattern Recognition 2023): DivideMix in two stages of half the epochs each.
 
-    Stage 1 takes as labelled what was found clean in each of the last 5 divisions, those of the warm-up included. The
-    largest such set of the first network in the second half of the stage, the high-confidence samples, keeps w = 1 in
-    stage 2, which starts from the pre-trained networks again and otherwise divides as DivideMix. The published stage 2 walks
-    over as many batches as the whole set has, as all methods here do. 5 is the paper's; the published stages have 300 epochs.
+    In stage 1, samples are labelled if they were clean in each of the last 5 divisions, including those of the warm-up. The
+    largest such set of the first network in the second half of the stage is the set of high-confidence samples. They keep
+    w = 1 in stage 2, which starts again from the pre-trained networks and otherwise divides as DivideMix. The paper uses 5
+    divisions and stages of 300 epochs. As published, an epoch of stage 2 has as many batches as the whole training set.
     """
 
     consecutive = 5
@@ -336,14 +338,14 @@ class LongReMix(DivideMix):
 class UNICON(DivideMix):
     """UNICON (Karim et al., CVPR 2022): uniform selection and a contrastive loss.
 
-    Division by the mean prediction of the networks: Jensen-Shannon divergence d from the given label, the same number of
-    lowest d in each class (methods.division.uniform_selection, d_mu 0.7, tau 5); w = 1 where d < 0.5, else 1 - d. Targets
-    from two weak views, as DivideMix; trained are two strong views (`strong_view`), mixed, with DivideMix's loss, lambda_u 30,
-    plus 0.025 NT-Xent (temperature 0.05) between the un-mixed strong views of the unlabelled, behind a projection head
-    (width, width, 128). Numbers: the released code's defaults.
+    Division by the mean prediction of the networks: the lowest Jensen-Shannon divergences d from the given label, equally
+    many per class (methods.division.uniform_selection, d_mu 0.7, tau 5); w = 1 if d < 0.5, else 1 - d. Targets come from two
+    weak views, as in DivideMix. DivideMix's loss with lambda_u 30 is applied to two mixed strong views (`strong_view`), plus
+    0.025 NT-Xent (temperature 0.05) between the un-mixed strong views of unlabelled samples, after a projection head
+    (width, width, 128). Constants: defaults of the released code.
 
-    The divergence has base 2 and so reaches 1; in the released code it has base e, where no mean reaches d_mu. Simplified as
-    DivideMix; the code also divides anew between the two networks' epochs.
+    The divergence uses base 2, so that it reaches 1; the released code uses base e, with which no mean reaches d_mu.
+    Simplified as DivideMix; the code also repeats the division between the epochs of the two networks.
     """
 
     strong, lambda_u, contrast = 2, 30.0, 0.025
@@ -368,20 +370,21 @@ class UNICON(DivideMix):
 class ProMix(SemiSupervised):
     """ProMix (Wang et al., IJCAI 2023), with one weak and one strong view.
 
-    Selected are, of each class, the ceil(rho N / K) smallest losses (class-wise small loss, before the epoch) and what has
-    p_y > tau in its batch (matched high confidence); in the last 250 / 600 of the epochs also the guessed labels of samples
-    on which the networks agree with confidence above tau, until 90 % of the batch are selected. For the selected, on logits
-    + delta log pi:
+    Selected are the ceil(rho N / K) smallest losses of each class (class-wise small loss, before the epoch) and samples with
+    p_y > tau in their batch (matched high confidence). In the last 250 / 600 of the epochs, samples on which the networks
+    agree with a confidence above tau are added with their guessed label, until 90 % of the batch is selected. The loss of
+    selected samples, with logits + delta log pi, is
 
         CE(weak) + w (CE(strong) + CE(MixUp of the weak, Beta(4, 4)))
 
-    where w ramps up over the first 1/12 of the epochs. A second linear head learns the same and, in the first 1/6 of the
-    epochs with a weight that ramps up to 0.1, the sharpened debiased guesses for the unselected, T = 0.5; it shapes the
-    features and is thrown away. pi, for the selected and the others, is the moving average (0.9999) of the mean prediction;
-    guesses are softmax(logits - delta log pi). rho 0.5, tau 0.99 and delta (`debias`) 0.8 are the code's for CIFAR-10; for
-    CIFAR-100 it has tau 0.95, delta 0.5; for noise of 0.2, rho 0.7. The parts of the epochs are those of its 600.
+    where w ramps up over the first 1/12 of the epochs. A second linear head has the same loss and, in the first 1/6 of the
+    epochs with a weight that ramps up to 0.1, learns sharpened debiased guesses (T = 0.5) for unselected samples; it shapes
+    the features and is discarded. pi is the moving average (0.9999) of the mean prediction, separately for selected and
+    other samples; guesses are softmax(logits - delta log pi). rho 0.5, tau 0.99 and delta (`debias`) 0.8 are the code's
+    values for CIFAR-10; it uses tau 0.95 and delta 0.5 for CIFAR-100, and rho 0.7 for a noise of 0.2. Fractions of the
+    epochs refer to its 600.
 
-    Simplified: no FMix beside MixUp.
+    Simplified: MixUp only, no FMix.
     """
 
     weak, strong, beta, share = 1, 1, 4.0, 0.9
@@ -435,7 +438,7 @@ class ProMix(SemiSupervised):
         return loss
 
     def mix_selected(self, images, targets, selected, rng):
-        """MixUp where every sample's partner is one of the selected (B,) bool, if there are any."""
+        """MixUp in which every sample's partner is one of the selected (B,) bool, if there are any."""
         keys = torch.from_numpy(rng.random(len(images), dtype=np.float32)).to(images.device)
         order = torch.where(selected, keys, 2.0).argsort()  # the selected first, in random order
         turn = torch.arange(len(images), device=images.device) % selected.sum().clamp(min=1)
@@ -450,11 +453,11 @@ class ProMix(SemiSupervised):
 
 
 class CoTeaching(SemiSupervised):
-    """Co-teaching (Han et al., NeurIPS 2018): each network learns, in every batch, the other's smallest losses.
+    """Co-teaching (Han et al., NeurIPS 2018): in every batch, each network trains on the other's smallest losses.
 
-    int((1 - rate) B) samples of the batch, the rate as for small-loss: 0 -> noise_ratio over the warm-up. The recorded mask
-    is that rule on the mean of the networks' losses over the whole set. Reported is the ensemble; the paper reports the mean
-    accuracy of the two.
+    These are int((1 - rate) B) samples, with the rate as for small-loss: from 0 to noise_ratio over the warm-up. The recorded
+    mask applies the same rule to the mean of the networks' losses over the whole training set. The accuracy is that of the
+    ensemble; the paper reports the mean accuracy of the two networks.
     """
 
     weak = 1
@@ -480,13 +483,13 @@ class CoTeaching(SemiSupervised):
 class RoLT(SemiSupervised):
     """RoLT, robust long-tailed learning under label noise (Wei et al., 2021, arXiv 2108.11569): one network.
 
-    Labels are told apart by the distance of their features to class centroids (methods.division.prototype_detection). After
-    the warm-up all samples are learned, the trusted by their label, the others by the soft label
+    Labels are divided by the distance of their features to class centroids (methods.division.prototype_detection). After
+    the warm-up, trusted samples are trained with their label, the others with the soft label
 
         0.4 y_net + 0.2 y_proto + 0.2 y + 0.2 / K
 
-    with the classes that the network and the prototypes predict, each from logits averaged over the epochs (0.6 of the
-    average so far, 0.4 of the new, bias-corrected). Numbers: the released code's. The published warm-up is 80 of 200 epochs.
+    where y_net and y_proto are the predictions of the network and of the prototypes, from logits averaged over the epochs
+    (0.6 old average + 0.4 new, bias-corrected). Constants: the released code. The published warm-up is 80 of 200 epochs.
     """
 
     pair, weak, features, keep = False, 1, True, 0.6
@@ -498,7 +501,7 @@ class RoLT(SemiSupervised):
     def divide(self, outputs, labels, epoch, rng):
         p_clean, prototypes = prototype_detection(outputs.features, labels, self.num_classes)
         now = torch.stack([outputs.logits.mean(0), prototypes.clamp(min=-1e4)]).to(self.averages.device)
-        self.averages.mul_(self.keep).add_(now, alpha=1 - self.keep)  # the correction for its start moves no argmax
+        self.averages.mul_(self.keep).add_(now, alpha=1 - self.keep)  # bias correction would not change the argmax
         mask = torch.from_numpy(p_clean > 0.5)
         self.plan = {"targets": soft_labels(labels, mask, *self.averages.cpu().argmax(-1), self.num_classes)}
         return mask, torch.from_numpy(p_clean)
@@ -510,18 +513,18 @@ class RoLT(SemiSupervised):
 
 
 def soft_labels(labels, mask, network, prototypes, num_classes):
-    """RoLT's targets (N, K): the label where `mask` (N,) bool trusts it, else a mixture of it with the classes that
-    the network and the prototypes predict, (N,) each, and all classes."""
+    """RoLT's targets (N, K): the label if `mask` (N,) bool is true, else a mixture of the label, the predictions of the
+    network and of the prototypes, (N,) each, and the uniform distribution."""
     given, network, prototypes = (one_hot(x, num_classes) for x in (labels, network, prototypes))
     return torch.where(mask[:, None], given, 0.4 * network + 0.2 * prototypes + 0.2 * given + 0.2 / num_classes)
 
 
 class MixFix(SemiSupervised):
-    """MixFix, CLIPCleaner's training (Feng et al., ACM MM 2024): a clean mask that grows by the network's own opinion.
+    """MixFix, CLIPCleaner's training (Feng et al., ACM MM 2024): the network's predictions extend a clean mask.
 
-    The first epoch trains on the samples of `mask`; each later one also on those that absorb_and_relabel adds, with theta_r
-    and theta_r2. Classes are sampled evenly, floor(N / batch_size) batches an epoch; one strong view (`strong_view`), MixUp
-    with Beta(b, b), b = `mixup_beta`; cross-entropy. No warm-up.
+    The first epoch trains on the samples of `mask`, later epochs also on those that absorb_and_relabel adds (theta_r,
+    theta_r2). Classes are sampled evenly, with floor(N / batch_size) batches per epoch; one strong view (`strong_view`),
+    MixUp with Beta(b, b), b = `mixup_beta`; cross-entropy; no warm-up.
     """
 
     pair, weak, strong, takes_mask = False, 0, 1, True

@@ -1,4 +1,4 @@
-"""Phase 2's network: an image tower with a linear head."""
+"""The classifiers of phase 2 and the baselines: an image encoder with a linear head, or with text prompts."""
 
 from pathlib import Path
 
@@ -17,9 +17,10 @@ from utils.distributed import in_order
 
 
 class Classifier(nn.Module):
-    """images (B, 3, H, W) -> logits (B, K): the pooled feature before CLIP's projection, then a linear head.
+    """images (B, 3, H, W) -> logits (B, K): a linear head on the pooled feature before CLIP's projection.
 
-    The head starts as nn.Linear does, uniform in ±1/sqrt(width). micro_batch images go through the tower at once, 0: all.
+    The head is initialised as nn.Linear, uniformly in ±1/sqrt(width). At most micro_batch images (0: all) pass through the
+    encoder at once.
     """
 
     def __init__(self, visual, num_classes, generator=None, micro_batch=0):
@@ -37,7 +38,7 @@ class Classifier(nn.Module):
 
 
 class TextClassifier(nn.Module):
-    """images (B, 3, H, W) -> logits_pos (B, K): the positive prompts, learned, instead of a linear head (`is_coop`)."""
+    """images (B, 3, H, W) -> logits_pos (B, K): learned positive prompts instead of a linear head (`is_coop`)."""
 
     def __init__(self, detector):
         super().__init__()
@@ -50,13 +51,13 @@ class TextClassifier(nn.Module):
 
 @torch.no_grad()
 def frozen(model):
-    """The model in eval mode as a function images -> logits; text features, where it has any, are computed once."""
+    """The model in eval mode as a function images -> logits; text features, if any, are computed once."""
     model.eval()
     return model.detector.classifier() if isinstance(model, TextClassifier) else model
 
 
 def build_classifier(cfg, data, generator=None):
-    """The classifier that `cfg` names with its trained parameters marked, and the Pixels it takes."""
+    """The classifier selected by `cfg`, with its trained parameters marked, and its input format (Pixels)."""
     if cfg.backbone in BACKBONES or cfg.backbone.startswith("timm:"):
         return _timm_classifier(cfg, data.num_classes, generator)
     clip, tokenizer = load_clip(cfg.backbone, cfg.pretrained)
@@ -70,15 +71,15 @@ def build_classifier(cfg, data, generator=None):
 
 
 def timm_name(cfg):
-    """What timm calls the backbone."""
+    """timm's name of the backbone."""
     return BACKBONES[cfg.backbone][0] if cfg.backbone in BACKBONES else cfg.backbone.removeprefix("timm:")
 
 
 def _timm_classifier(cfg, num_classes, generator):
-    """A timm network with a new head, all of it trained; weights by timm, from a file (`pretrained`), or none."""
+    """A timm network with a new head, fully trained; weights from timm, from a file (`pretrained`), or none."""
     name = timm_name(cfg)
     if not timm.is_model(name):
-        raise UserError(f"backbone: timm knows no model '{name}'.{nearest(name, timm.list_models())}")
+        raise UserError(f"backbone: timm has no model '{name}'.{nearest(name, timm.list_models())}")
     ignored = [
         k
         for k in (
@@ -102,7 +103,7 @@ def _timm_classifier(cfg, num_classes, generator):
             f"pretrained: there is no weight file {cfg.pretrained}; for {cfg.backbone} it is a file, none, or "
             "empty to let timm fetch the weights."
         )
-    with torch.random.fork_rng(devices=[]):  # the same head, and the same untrained network, for every start of a run
+    with torch.random.fork_rng(devices=[]):  # the same initial weights whenever the run is started
         torch.manual_seed(generator.initial_seed() if generator else cfg.seed)
         try:
             model = timm.create_model(
@@ -111,10 +112,10 @@ def _timm_classifier(cfg, num_classes, generator):
                 num_classes=num_classes,
                 pretrained_cfg_overlay={"file": cfg.pretrained} if is_file else None,
             )
-        except Exception as error:  # offline hubs and foreign files fail in many ways
+        except Exception as error:  # missing networks and unsuitable files raise many exceptions
             raise UserError(
-                f"backbone: the weights of {name} could not be had ({error}). Where there is a network, fetch "
-                f"timm's {name}; copy the file to this machine and pass --pretrained FILE."
+                f"backbone: the weights of {name} could not be loaded ({error}). Without a network, download timm's "
+                f"{name} elsewhere, copy the file to this machine and pass --pretrained FILE."
             ) from None
     pixels = model.pretrained_cfg["input_size"][1]
     if cfg.resolution not in (0, pixels):
@@ -123,12 +124,12 @@ def _timm_classifier(cfg, num_classes, generator):
 
 
 def linear_head(model):
-    """The linear layer that gives the logits: `.head` of a CLIP classifier, or what timm calls the classifier."""
+    """The linear layer that produces the logits: `.head` of a CLIP classifier, or timm's classifier."""
     return model.head if isinstance(model, Classifier) else model.get_classifier()
 
 
 def head_input(model, images):
-    """What the linear head sees of images (B, 3, H, W): (B, width)."""
+    """The input (B, width) of the linear head for images (B, 3, H, W)."""
     if isinstance(model, Classifier):
         return in_pieces(model.backbone, model.micro_batch, images)
     return model.forward_head(model.forward_features(images), pre_logits=True)
@@ -136,7 +137,7 @@ def head_input(model, images):
 
 @torch.no_grad()
 def image_features(model, loader, amp):
-    """What the linear head sees of every image of a loader, un-augmented, in order: (N, width) float32."""
+    """The input (N, width) float32 of the linear head for the un-augmented images of a loader, in order."""
     model.eval()
     with amp():
         seen = [(index, head_input(model, images).float()) for images, _, index in loader.eval()]
@@ -144,7 +145,7 @@ def image_features(model, loader, amp):
 
 
 def build_optimizer(model, cfg):
-    """The optimizer over the trained parameters: SGD, or AdamW for the timm backbones that the paper trains with it."""
+    """The optimizer of the trained parameters: SGD or AdamW."""
     trained = [p for p in model.parameters() if p.requires_grad]
     rest = {"lr": cfg.lr, "weight_decay": cfg.weight_decay, "fused": trained[0].is_cuda}
     if cfg.optimizer == "adamw":

@@ -10,16 +10,16 @@ from model.blocks import in_pieces
 from model.clip import cosine_logits
 from model.prompts import encode_prompts
 
-PROMPTS_AT_ONCE = 256  # with checkpoint_text; as many tokens as 30 images have, and still enough for a large GPU
+PROMPTS_AT_ONCE = 256  # with checkpoint_text; about as many tokens as 30 images, and enough to keep a large GPU busy
 
 
 class Detector(nn.Module):
     """images (B, 3, H, W) -> logits_pos, logits_neg (B, K); DeFT, section 3.
 
-    Trainable: pos_ctx, neg_ctx, and what model.tuners.tune has added to the image tower (the paper: deep visual
-    prompts). The negative logits see the image features detached, so the negative loss trains neg_ctx alone.
-    micro_batch images go through the image tower at once, 0 for all; with checkpoint_text, PROMPTS_AT_ONCE prompts
-    through the text tower.
+    Trainable: pos_ctx, neg_ctx, and the parameters that model.tuners.tune added to the image encoder (in the paper: deep
+    visual prompts). The negative logits use detached image features, so the negative loss trains neg_ctx only. At most
+    micro_batch images (0: all) pass through the image encoder at once and, with checkpoint_text, PROMPTS_AT_ONCE prompts
+    through the text encoder.
     """
 
     def __init__(self, clip, prompts, micro_batch=0, checkpoint_text=False):
@@ -49,7 +49,7 @@ class Detector(nn.Module):
         )
 
     def pair_classifier(self):
-        """The forward pass as a function, images -> logits_pos, logits_neg, its text features computed once."""
+        """The forward pass as a function images -> (logits_pos, logits_neg) with text features computed once."""
         text_pos, text_neg = self.text_features(self.prompts.pos_ctx, self.prompts.neg_ctx)
 
         def predict(images):
@@ -59,6 +59,6 @@ class Detector(nn.Module):
         return predict
 
     def classifier(self):
-        """The positive prompts as a classifier, images -> logits_pos, its text features computed once."""
+        """The positive prompts as a classifier, images -> logits_pos, with text features computed once."""
         (text_pos,) = self.text_features(self.prompts.pos_ctx)
         return lambda images: cosine_logits(self.clip, self.image_features(images), text_pos)

@@ -1,4 +1,4 @@
-"""Classifiers that learn together and are one classifier in the end."""
+"""Several classifiers, trained together and evaluated as an ensemble."""
 
 import torch
 import torch.nn as nn
@@ -9,8 +9,8 @@ from model.classifier import head_input, linear_head
 class Networks(nn.Module):
     """images (B, 3, H, W) -> the mean of the networks' logits (B, K).
 
-    A list of images, one batch for each network, gives a list instead: (logits (B, K), what the network's second head says)
-    in float32, or the logits twice where there is none. extra_head(width, num_classes) makes a second head, None for none.
+    A list of images, one batch per network, returns a list instead: (logits (B, K), output of the network's second head) in
+    float32, or the logits twice without second heads. extra_head(width, num_classes) builds a second head; None: none.
     """
 
     def __init__(self, networks, extra_head=None, num_classes=0):
@@ -25,8 +25,8 @@ class Networks(nn.Module):
         return torch.stack([net(images) for net in self.networks]).mean(0)
 
     def _both(self, number, images):
-        if not len(images):  # a blank image goes through, so that every gradient is zero, not absent
-            self.eval()  # batch statistics must not see it
+        if not len(images):  # use a blank image, so that gradients are zero instead of None
+            self.eval()  # the blank image must not affect batch statistics
             blank = self._both(number, images.new_zeros(1, *images.shape[1:]))
             self.train()
             return tuple(x[:0] for x in blank)

@@ -1,4 +1,4 @@
-"""A trained classifier as two files that other programs can read: model.safetensors and model.json."""
+"""Save and load a trained classifier as two files that other programs can read: model.safetensors and model.json."""
 
 import json
 from collections import OrderedDict
@@ -39,7 +39,7 @@ TUNERS = (
 
 
 class CosineHead(nn.Module):
-    """features (B, D) -> s cos(feature, text feature of each class) (B, K), as model.clip.cosine_logits."""
+    """features (B, D) -> s cos(feature, text feature) (B, K), as model.clip.cosine_logits."""
 
     def __init__(self, text_features, scale):
         super().__init__()

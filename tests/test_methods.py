@@ -157,7 +157,7 @@ def test_timm_backbones(cell, tmp_path):
     assert summary["name"] == "phase2-deft-timm-test_vit"
     turn = main_baseline.main(phase2(tmp_path, *mask[2:], "--backbone", "timm:test_vit", "--lnl_methods", "TURN"))
     assert 0 < turn["selected"] < 1
-    with pytest.raises(UserError, match="timm knows no model 'test_vitt'. Did you mean test_vit"):
+    with pytest.raises(UserError, match="timm has no model 'test_vitt'. Did you mean test_vit"):
         main_phase2.main(phase2(tmp_path, *mask, "--backbone", "timm:test_vitt"))
     (tmp_path / "mae.yaml").write_text("backbone: mae\nlr: 0.5\n")
     cfg = load_config(["--cfg", str(tmp_path / "mae.yaml")])
