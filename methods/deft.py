@@ -2,23 +2,28 @@
 
 import time
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import torch
+from scipy.special import logit
 
 from dataloader.loaders import EpochRandomness, make_loader, make_loaders
+from methods.detectors import DETECTORS, run_detector
 from methods.loops import check_finite, evaluate_all, learning_rate, progress, run_batch, watched
 from methods.losses import batch_mean, cross_entropy, negative_prompt_loss, symmetric_cross_entropy
-from methods.selection import clean_probability, precision_recall, select_clean
+from methods.selection import clean_probability, margins, precision_recall, select_clean, two_groups
 from model.classifier import build_optimizer
 from model.clip import input_pixels, load_clip
 from model.detector import Detector
 from model.prompts import DualPrompts
 from model.tuners import tune
 from utils.checkpoint import load_checkpoint
+from utils.config import pick
 from utils.device import Amp, torch_generator
 from utils.distributed import gather, in_order, parallel, total
 
-RECORDS = ("mask", "p_clean", "predicted", "confidence")  # per sample, recorded during the training pass
+# per sample, recorded during the training pass; margin: the positive logit of the label minus the best other one
+RECORDS = ("mask", "p_clean", "predicted", "confidence", "margin")
 WARMUP_LOSS = {"ce": cross_entropy, "sce": symmetric_cross_entropy}
 # settings of the official script for real-world noise that differ from those for synthetic noise
 REAL_WORLD = {
@@ -65,8 +70,7 @@ def train_detector_epoch(model, batches, complementary_labels, optimizer, rules,
     known, is used for the progress bar only.
 
     Returns `loss`, `loss_cls` and `loss_neg`, averaged over the samples; `seconds`; and CPU tensors (n,) in the order
-    visited: `index`, `mask`, `p_clean`, `predicted` and `confidence`, the softmax of logits_pos at the predicted class.
-    Raises NonFinite.
+    visited: `index` and RECORDS; `confidence` is the softmax of logits_pos at the predicted class. Raises NonFinite.
     """
     model.train()
     start, losses, seen = time.perf_counter(), [], []
@@ -81,7 +85,7 @@ def train_detector_epoch(model, batches, complementary_labels, optimizer, rules,
         loss = loss_cls + loss_neg
         amp.step(loss, optimizer)
         losses.append(torch.stack([loss, loss_cls, loss_neg]).detach() * total(torch.ones_like(selected).sum()))
-        seen.append((index, selected, p_clean, predicted, confidence))
+        seen.append((index, selected, p_clean, predicted, confidence, margins(logits_pos.detach().float(), labels)))
         if watched(bar, step):
             bar.set_postfix({"loss": f"{loss.item():.3f}"} | _recent_quality(seen[-20:], is_clean))
     index, *records = gather(*(torch.cat(column).cpu() for column in zip(*seen)))
@@ -117,15 +121,30 @@ def build_detector(cfg, classnames, device):
     generator = torch_generator(cfg.seed, 0)
     tune(clip.visual, cfg, generator)
     prompts = DualPrompts(clip, tokenizer, classnames, cfg.n_ctx, cfg.class_token_position, cfg.csc, generator)
+    if cfg.ctx_init:
+        prompts.start_from(clip, tokenizer, cfg.ctx_init)
     return Detector(clip, prompts, cfg.micro_batch, cfg.checkpoint_text).to(device)
 
 
 def train_detector(cfg, data, run):
     """Train the detector on a Dataset for all epochs of a Run; returns its selection and numbers for the summary.
 
-    The selection (`mask`, `p_clean`, `predicted`, `confidence`, (N,) numpy) is made during the last epoch, before each
-    step.
+    The selection (`mask`, `p_clean`, `predicted`, `confidence`, (N,) numpy) follows from the records of the last epochs
+    by `mask_by`, `mask_view`, `mask_epochs` and `agree_with`. By default, as published, it is the one made during the last
+    epoch, before each step.
     """
+    if cfg.agree_with:
+        pick(DETECTORS, cfg.agree_with, "agree_with")
+    records, numbers = train_with_records(cfg, data, run)
+    selection = final_selection(records, data.train.labels, cfg)
+    if cfg.agree_with:
+        settings = SimpleNamespace(**vars(cfg) | {"detector": cfg.agree_with})
+        selection = agreement(selection, run_detector(settings, data, run.device)[0])
+    return selection, numbers
+
+
+def train_with_records(cfg, data, run):
+    """The training of train_detector; returns {RECORDS: (E, N) numpy} of the last `mask_epochs` epochs, and the numbers."""
     device, labels = run.device, data.train.labels
     model = build_detector(cfg, data.classnames, device)
     train, tests = make_loaders(data, cfg, input_pixels(model.clip, cfg), device)
@@ -135,8 +154,7 @@ def train_detector(cfg, data, run):
     known = data.known()
     on_device = None if data.true_labels is None else torch.from_numpy(known[1]).to(device)
     first, saved = run.resume(model, optimizer, amp.scaler)
-    trained = parallel(model)
-    records = {k: saved.get(k) for k in RECORDS}
+    trained, recent = parallel(model), saved.get("recent", {})
     for epoch in range(first, cfg.epochs + 1):
         randomness = EpochRandomness(cfg.seed, epoch, labels, data.num_classes)
         optimizer.param_groups[0]["lr"] = learning_rate(cfg.lr, epoch, cfg.epochs, cfg.schedule)
@@ -150,11 +168,12 @@ def train_detector(cfg, data, run):
             on_device,
             title=f"epoch {epoch}/{cfg.epochs}",
         )
-        index = result.pop("index")
-        for key in RECORDS:
-            column = result.pop(key)
-            records[key] = torch.empty_like(column).index_copy_(0, index, column)
+        order = result.pop("index").argsort()
+        records = {key: result.pop(key)[order] for key in RECORDS}
         model.eval()
+        if cfg.mask_view == "eval" and epoch > cfg.epochs - cfg.mask_epochs:
+            records = score_records(model, cfg, data, device)
+        recent = {k: torch.cat([recent.get(k, v[:0]), v[None]])[-cfg.mask_epochs :] for k, v in records.items()}
         with torch.no_grad(), amp():
             predict = model.classifier()
         accuracy = evaluate_all(predict, tests, data.num_classes, amp)
@@ -174,13 +193,55 @@ def train_detector(cfg, data, run):
             model,
             optimizer,
             amp.scaler,
-            **records,
+            recent=recent,
             **saved,
         )
-    return {k: records[k].numpy() for k in RECORDS}, {"acc_per_class": saved["acc_per_class"]}
+    return {k: v.numpy() for k, v in recent.items()}, {"acc_per_class": saved["acc_per_class"]}
+
+
+def final_selection(records, labels, cfg):
+    """The selection (`mask`, `p_clean`, `predicted`, `confidence`, (N,) numpy) from {RECORDS: (E, N)} of the last epochs.
+
+    By `mask_by`: `pair`, the published rule, p_clean > 0.5, of several epochs their mean (and with require_agreement, in
+    most of them); `positive`, the positive prompts predict the label; `margin`, the upper of two groups of the mean margin;
+    `threshold`, the upper of two groups of logit(p_clean).
+    """
+    last = {k: v[-1] for k, v in records.items()}
+    p_clean, seed = records["p_clean"].mean(0), cfg.seed
+    if cfg.mask_by == "positive":
+        mask = last["predicted"] == labels
+    elif cfg.mask_by == "pair":
+        mask = last["mask"] if len(records["mask"]) == 1 else p_clean > 0.5
+        if cfg.require_agreement:
+            mask = mask & (records["mask"].mean(0) > 0.5)
+    else:
+        margin = records["margin"].mean(0)
+        p_clean = two_groups(margin if cfg.mask_by == "margin" else logit(p_clean.clip(1e-6, 1 - 1e-6)), seed)
+        mask = p_clean > 0.5
+    return {"mask": mask, "p_clean": p_clean, "predicted": last["predicted"], "confidence": last["confidence"]}
+
+
+def agreement(selection, other):
+    """A selection in which a label must also be trusted by the `other`; p_clean is the mean of both."""
+    p_clean = (selection["p_clean"] + other["p_clean"]) / 2
+    return selection | {"mask": selection["mask"] & other["mask"], "p_clean": p_clean}
 
 
 @torch.no_grad()
+def score_records(model, cfg, data, device):
+    """{RECORDS: (N,)} CPU tensors of the training images of a Dataset, un-augmented; the model is in eval mode."""
+    loader = make_loader(data.train, data.view, cfg, input_pixels(model.clip, cfg), device, augmented=False)
+    seen, amp = [], Amp(device, cfg.prec)
+    with amp():
+        predict = model.pair_classifier()
+        for images, labels, index in progress(loader.eval(), "score"):
+            logits_pos, logits_neg = predict(images)
+            selected, p_clean = select_clean(clean_probability(logits_pos, logits_neg), labels, cfg.require_agreement)
+            confidence, predicted = logits_pos.softmax(1).max(1)
+            seen.append((index, selected, p_clean, predicted, confidence, margins(logits_pos.float(), labels)))
+    return dict(zip(RECORDS, in_order(seen)))
+
+
 def score_labels(cfg, data, run):
     """Apply a finished detector to the labels of a Dataset it was not trained on, with un-augmented images.
 
@@ -188,14 +249,5 @@ def score_labels(cfg, data, run):
     """
     model = build_detector(cfg, data.classnames, run.device)
     load_checkpoint(run.folder.parent / "checkpoint.pt", model)
-    model.eval()
-    loader = make_loader(data.train, data.view, cfg, input_pixels(model.clip, cfg), run.device, augmented=False)
-    seen, amp = [], Amp(run.device, cfg.prec)
-    with amp():
-        predict = model.pair_classifier()
-        for images, labels, index in loader.eval():
-            logits_pos, logits_neg = predict(images)
-            p_yes = clean_probability(logits_pos, logits_neg)
-            confidence, predicted = logits_pos.softmax(1).max(1)
-            seen.append((index, *select_clean(p_yes, labels, cfg.require_agreement), predicted, confidence))
-    return {k: column.numpy() for k, column in zip(RECORDS, in_order(seen))}
+    records = score_records(model.eval(), cfg, data, run.device)
+    return final_selection({k: v[None].numpy() for k, v in records.items()}, data.train.labels, cfg)

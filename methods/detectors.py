@@ -19,8 +19,11 @@ from tqdm import tqdm
 from methods import clipcleaner, dynamics, neighbours
 from methods.inputs import load_inputs
 from methods.loops import evaluate
-from methods.selection import gmm_clean_probability
+from methods.selection import two_groups
 from utils.config import UserError, pick
+
+# of `auto`, chosen on the digits; with fewer good texts than that, neighbours alone did better there
+ROUNDS, TEXT_TELLS = 3, 0.7
 
 
 class Detection(NamedTuple):
@@ -138,6 +141,12 @@ def fine(inputs):
     return _scored(p_clean, alignment)
 
 
+def eigenvector(inputs):
+    """Trusted where the eigenvector of its class (see `fine`) fits an image better than that of any other class."""
+    alignment = neighbours.eigenvector_alignment(inputs.features, inputs.labels, inputs.num_classes)
+    return _by_probability(alignment / np.maximum(alignment.sum(1, keepdims=True), 1e-12), inputs.labels)
+
+
 def selfclean(inputs):
     """SelfClean (Groeger et al., 2024): trusted where the nearest image of the same label is the nearest of all."""
     ratio = neighbours.intra_extra_ratio(inputs.neighbours)
@@ -168,14 +177,74 @@ def mean_probability(inputs):
     return Detection(two_groups(p_clean, inputs.seed) > 0.5, p_clean, predicted, confidence)
 
 
-def two_groups(scores, seed):
-    """Chance (N,) that a score (N,) belongs to the upper of two normal distributions of one width, fitted to all.
+def auto(inputs):
+    """A combination that needs no choice: a first opinion, then neighbours and eigenvectors of the trusted labels alone.
 
-    One width makes it grow with the score. Where nothing is wrong it still finds two groups; 1 where all are equal.
+    The first opinion is LEMoN's; where the texts tell too little (`text_tells`), or there are none, the sum of the margins
+    of `eigenvector` (twice), `aum` and `knn`, each of unit variance. `two_groups` trusts one part of the labels; from that
+    part alone eigenvectors and shares among the neighbours are computed anew, and their margins, with LEMoN's distance
+    where it is used, give the next opinion; ROUNDS times. Weights and rounds were chosen on the digits
+    (results/detectors.md).
     """
-    if len(np.unique(scores)) < 2:
-        return np.ones(len(scores))
-    return gmm_clean_probability(-scores, seed, covariance_type="tied", max_iter=100)
+    labels, K, found, seed = inputs.labels, inputs.num_classes, inputs.neighbours, inputs.seed
+    shares = neighbours.weighted_knn(found, labels, K)
+    use_text = _say_which(inputs, shares)
+    if use_text:
+        text = _unit_variance(-neighbours.lemon_score(found, inputs.features, labels, inputs.text_features))
+        score = text
+    else:
+        alignment = neighbours.eigenvector_alignment(inputs.features, labels, K)
+        aum = dynamics.area_under_margin(inputs.dynamics[0])
+        score = 2 * _log_margin(alignment, labels, 1e-6) + _unit_variance(aum) + _log_margin(shares, labels, 0.02)
+    for _ in range(ROUNDS):
+        trusted = two_groups(score, seed) > 0.5
+        shares = neighbours.weighted_knn(found, labels, K, trusted)
+        alignment = neighbours.eigenvector_alignment(inputs.features, labels, K, trusted)
+        score = _log_margin(alignment, labels, 1e-6) + _log_margin(shares, labels, 0.02)
+        score = text + score / 2 if use_text else score
+    return _scored(two_groups(score, seed), shares * alignment + 1e-12)
+
+
+def text_tells(logits, shares, labels):
+    """How much the zero-shot prediction knows of the labels, as a part of what the neighbours know: about 1 for good texts.
+
+    Both are Cohen's kappa of a prediction with the given labels, which no prediction has seen: 0 is chance. Wrong labels
+    lower both alike, so the quotient hardly depends on them.
+    """
+    return max(_kappa(logits.argmax(1), labels), 0) / max(_kappa(shares.argmax(1), labels), 1e-3)
+
+
+def _say_which(inputs, shares):
+    """Whether `auto` uses the texts; printed, with the reason."""
+    if inputs.text_features is None:
+        print("auto: neighbours, eigenvectors and a linear probe, since this encoder has no texts")
+        return False
+    tells = text_tells(inputs.logits, shares, inputs.labels)
+    use_text = tells >= TEXT_TELLS
+    print(
+        f"auto: {'LEMoN, then' if use_text else ''} neighbours{'' if use_text else ', a linear probe'} and eigenvectors; "
+        f"zero-shot predictions agree with the labels {100 * tells:.0f} % as well as the neighbours do, "
+        f"{'enough' if use_text else 'too little'} to use the texts ({100 * TEXT_TELLS:.0f} %)"
+    )
+    return use_text
+
+
+def _kappa(predicted, labels):
+    K = max(predicted.max(), labels.max()) + 1
+    chance = np.bincount(predicted, minlength=K) @ np.bincount(labels, minlength=K) / len(labels) ** 2
+    return (np.mean(predicted == labels) - chance) / max(1 - chance, 1e-12)
+
+
+def _unit_variance(score):
+    return (score - score.mean()) / max(score.std(), 1e-12)
+
+
+def _log_margin(weights, labels, floor):
+    """log of the label's weight minus that of the best other class, of unit variance, (N,); weights (N, K) plus a floor."""
+    rows, logs = np.arange(len(labels)), np.log(weights + floor)
+    own = logs[rows, labels].copy()
+    logs[rows, labels] = -np.inf
+    return _unit_variance(own - logs.max(1)) if logs.shape[1] > 1 else np.zeros(len(labels))
 
 
 def _stretched(score, theta):
@@ -204,6 +273,7 @@ def _clipcleaner(*criteria):
 
 
 DETECTORS = {
+    "auto": Detector(auto, False),
     "label-match": Detector(label_match, True),
     "clip-margin": Detector(clip_margin, True),
     "lemon": Detector(lemon, True),
@@ -215,6 +285,7 @@ DETECTORS = {
     "simifeat-rank": Detector(simifeat_rank, False),
     "selfclean": Detector(selfclean, False),
     "fine": Detector(fine, False),
+    "eigenvector": Detector(eigenvector, False),
     "aum": Detector(area_under_margin, False),
     "forgetting": Detector(forgetting, False),
     "mean-p": Detector(mean_probability, False),

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from methods.selection import margins
+
 
 def linear_probe_dynamics(features, labels, num_classes, seed, epochs=20, lr=0.1, batch_size=128):
     """Train a linear classifier on fixed features (N, D) with cross-entropy; margins and probabilities (E, N), logits (N, K).
@@ -24,7 +26,7 @@ def linear_probe_dynamics(features, labels, num_classes, seed, epochs=20, lr=0.1
     )
     optimizer = torch.optim.SGD([weight, bias], lr=lr, momentum=0.9, weight_decay=5e-4)
     generator = torch.Generator().manual_seed(seed)
-    margins, probabilities = (np.empty((epochs, len(labels)), dtype=np.float32) for _ in range(2))
+    of_label, probabilities = (np.empty((epochs, len(labels)), dtype=np.float32) for _ in range(2))
     for epoch in tqdm(range(epochs), "linear probe", leave=False, disable=None):
         optimizer.param_groups[0]["lr"] = lr * 0.5 * (1 + np.cos(np.pi * epoch / epochs))
         for index in torch.randperm(len(y), generator=generator).split(batch_size):
@@ -34,34 +36,28 @@ def linear_probe_dynamics(features, labels, num_classes, seed, epochs=20, lr=0.1
             optimizer.step()
         with torch.no_grad():
             logits = torch.nn.functional.linear(x, weight, bias)
-            margins[epoch], probabilities[epoch] = (v.numpy() for v in margin_and_probability(logits, y))
-    return margins, probabilities, logits.numpy()
+            of_label[epoch] = margins(logits, y).numpy()
+            probabilities[epoch] = (-torch.nn.functional.cross_entropy(logits, y, reduction="none")).exp().numpy()
+    return of_label, probabilities, logits.numpy()
 
 
-def margin_and_probability(logits, labels):
-    """Logit of the label minus the best other one, and its softmax probability, (B,) each, of logits (B, K)."""
-    own = logits.gather(1, labels[:, None])
-    others = logits.scatter(1, labels[:, None], -torch.inf).amax(1)
-    return own[:, 0] - others, (own[:, 0] - logits.logsumexp(1)).exp()
-
-
-def area_under_margin(margins):
+def area_under_margin(of_label):
     """AUM (N,): the margin, averaged over the epochs (Pleiss et al., NeurIPS 2020)."""
-    return margins.mean(0)
+    return of_label.mean(0)
 
 
-def forgetting(margins):
+def forgetting(of_label):
     """Epochs after which an image was still, or again, not given its label, as a share (N,) in [0, 1].
 
     Forgetting events (Toneva et al., ICLR 2019) count the changes from right to wrong and are infinite for an image that
     was never learnt; counting every epoch at which the label is not predicted orders those too.
     """
-    return (margins <= 0).mean(0)
+    return (of_label <= 0).mean(0)
 
 
-def forgetting_events(margins):
+def forgetting_events(of_label):
     """How often (N,) a label that was predicted was not any more at the next epoch; -1 where it never was (Toneva et al.)."""
-    right = margins > 0
+    right = of_label > 0
     events = (right[:-1] & ~right[1:]).sum(0)
     return np.where(right.any(0), events, -1)
 

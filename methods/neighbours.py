@@ -92,9 +92,13 @@ def label_shares(weights, neighbour_labels, num_classes):
     return np.where(total > 0, shares / np.where(total > 0, total, 1), 1 / num_classes)
 
 
-def weighted_knn(neighbours, labels, num_classes, temperature=0.07):
-    """Shares (N, K) with weights exp(cos / temperature), as in the kNN classifier of Wu et al. (CVPR 2018)."""
+def weighted_knn(neighbours, labels, num_classes, trusted=None, temperature=0.07):
+    """Shares (N, K) with weights exp(cos / temperature), as in the kNN classifier of Wu et al. (CVPR 2018).
+
+    With `trusted` (N,) bool only those neighbours count.
+    """
     weights = np.exp((neighbours.cosine - neighbours.cosine[:, :1]) / temperature)
+    weights = weights if trusted is None else weights * trusted[neighbours.index]
     return label_shares(weights, labels[neighbours.index], num_classes)
 
 
@@ -161,15 +165,16 @@ def intra_extra_ratio(neighbours):
     return np.where(same + other > 1e-12, other / np.maximum(same + other, 1e-12), 0.5)
 
 
-def eigenvector_alignment(features, labels, num_classes):
+def eigenvector_alignment(features, labels, num_classes, trusted=None):
     """Squared cosine (N, K) with the first eigenvector of each class's Gram matrix (FINE, Kim et al., NeurIPS 2021).
 
-    0 for a class without images.
+    With `trusted` (N,) bool the matrix is of those images alone. 0 for a class without images.
     """
+    counted = labels if trusted is None else np.where(trusted, labels, -1)
     D = features.shape[1]
     vectors = np.zeros((num_classes, D), dtype=np.float32)
-    for k in tqdm(np.unique(labels), "eigenvectors", leave=False, disable=None):
-        own = features[labels == k].astype(np.float64)
+    for k in tqdm(np.unique(counted[counted >= 0]), "eigenvectors", leave=False, disable=None):
+        own = features[counted == k].astype(np.float64)
         vectors[k] = eigh(own.T @ own, subset_by_index=[D - 1, D - 1])[1][:, 0]
     return (features @ vectors.T) ** 2
 

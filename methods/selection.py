@@ -24,6 +24,12 @@ def select_clean(p_yes, labels, require_agreement=False):
     return selected, p_clean
 
 
+def margins(logits, labels):
+    """Logit of the label minus the best other one, (B,), of logits (B, K) and labels (B,)."""
+    own = labels[:, None]
+    return logits.gather(1, own)[:, 0] - logits.scatter(1, own, -torch.inf).amax(1)
+
+
 def precision_recall(mask, is_clean):
     """Precision, recall and F1 of the samples kept, over the whole set; (N,) bool each, numpy.
 
@@ -61,3 +67,13 @@ def gmm_clean_probability(losses, seed=None, **settings):
     settings = {"max_iter": 10, "tol": 1e-2, "reg_covar": 5e-4, **settings}
     mixture = GaussianMixture(n_components=2, random_state=seed, **settings).fit(scaled)
     return mixture.predict_proba(scaled)[:, mixture.means_.argmin()]
+
+
+def two_groups(scores, seed):
+    """Chance (N,) that a score (N,) belongs to the upper of two normal distributions of one width, fitted to all.
+
+    One width makes it grow with the score. Where nothing is wrong it still finds two groups; 1 where all are equal.
+    """
+    if len(np.unique(scores)) < 2:
+        return np.ones(len(scores))
+    return gmm_clean_probability(-scores, seed, covariance_type="tied", max_iter=100)

@@ -91,6 +91,16 @@ class DualPrompts(nn.Module):
             nn.Parameter((0.02 * torch.randn(shape, generator=generator)).to(device)) for _ in range(2)
         )
 
+    @torch.no_grad()
+    def start_from(self, clip, tokenizer, words):
+        """Let the positive context start as the token embeddings of `words`; UserError unless they are n_ctx tokens."""
+        tokens = tokenizer([words])[0]
+        length = int(tokens.argmax()) - 1  # between the first token and the end of the text
+        if length != self.n_ctx:
+            raise UserError(f"ctx_init: '{words}' is {length} tokens long, but n_ctx is {self.n_ctx}.")
+        embedding = text_tower(clip).token_embedding
+        self.pos_ctx.copy_(embedding(tokens[1 : 1 + length].to(embedding.weight.device)).expand_as(self.pos_ctx))
+
     def forward(self, ctx):
         """Token embeddings (K, L, width) of all classes with one context, truncated after the last [EOS] of any class."""
         K, L, width = self.embedding.shape
