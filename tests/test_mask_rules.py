@@ -1,0 +1,78 @@
+"""Phase 1's mask by other rules than the published one, and `auto`."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+import main_phase1
+from methods.deft import agreement, final_selection
+from methods.detectors import DETECTORS, text_tells
+from tests.helpers import phase1
+from tests.test_neighbours import clusters, make_inputs
+from utils.config import UserError
+
+
+def by_rule(records, labels, **settings):
+    default = {"mask_by": "pair", "require_agreement": False, "seed": 0}
+    return final_selection(records, labels, SimpleNamespace(**default | settings))
+
+
+def test_rules_of_the_final_mask():
+    rng, labels = np.random.default_rng(0), np.zeros(200, dtype=np.int64)
+    right = np.arange(200) < 120
+    margin = np.where(right, 4, -4) + rng.normal(0, 0.5, (3, 200))
+    p_clean = 1 / (1 + np.exp(-margin - 6))  # well ordered, but all above 0.5
+    predicted = np.where(right, 0, 1)[None].repeat(3, 0)
+    predicted[:2] = 1  # the last epoch counts
+    records = {"mask": p_clean > 0.5, "p_clean": p_clean, "predicted": predicted, "margin": margin}
+    records["confidence"] = rng.random((3, 200))
+    last = {k: v[-1:] for k, v in records.items()}
+    published = by_rule(last, labels)
+    assert np.array_equal(published["mask"], last["mask"][0]) and np.array_equal(published["p_clean"], p_clean[-1])
+    assert np.array_equal(published["confidence"], records["confidence"][-1])
+    for rule in ("margin", "threshold", "positive"):
+        assert np.array_equal(by_rule(records, labels, mask_by=rule)["mask"], right), rule
+    several = {
+        **last,
+        "p_clean": np.array([[0.9, 0.4], [0.3, 0.4], [0.4, 0.9]]),
+        "mask": np.array([[1, 0], [0, 0], [0, 1]]) > 0,
+    }
+    assert by_rule(several, labels[:2])["mask"].tolist() == [True, True]  # means 0.53 and 0.57
+    assert by_rule(several, labels[:2], require_agreement=True)["mask"].tolist() == [False, False]
+    both = agreement(published, {"mask": right, "p_clean": np.ones(200)})
+    assert np.array_equal(both["mask"], right) and np.allclose(both["p_clean"], (p_clean[-1] + 1) / 2)
+
+
+def test_phase_1_with_every_rule(tmp_path, cell):
+    """`mask_by` and `agree_with` change the mask, not the training; the default is the published mask."""
+    out, summaries = cell
+    flags = ["--mask_view", "eval", "--mask_epochs", "2", "--mask_by", "margin", "--agree_with", "knn"]
+    other = main_phase1.main(phase1(tmp_path, *flags))
+    assert other["acc_last"] == summaries["deft"]["acc_last"] and other["f1"] > summaries["deft"]["f1"]
+    start = main_phase1.main(phase1(tmp_path, "--ctx_init", "a photo of a", "--tag", "words"))
+    assert start["acc_last"] != other["acc_last"]
+    for more, message in [
+        (("--ctx_init", "a photo"), "ctx_init: 'a photo' is 2 tokens long, but n_ctx is 4"),
+        (("--agree_with", "kn"), "agree_with: there is no 'kn'.*Did you mean knn"),
+        (("--templates", "a photo,{}"), "templates: 'a photo' has no {}"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            main = main_phase1.main if "templates" not in more[0] else __import__("main_detect").main
+            main(phase1(tmp_path, *more, "--tag", "wrong"))
+
+
+def test_auto_falls_back_where_the_texts_tell_nothing(capsys):
+    features, labels, is_clean, text = clusters(n=400, wrong=0.4, spread=0.6)
+    good = DETECTORS["auto"].find(make_inputs(features, labels, 4, text))
+    assert "auto: LEMoN, then neighbours" in capsys.readouterr().out and (good.mask == is_clean).mean() > 0.97
+    shuffled = DETECTORS["auto"].find(make_inputs(features, labels, 4, text[[1, 2, 3, 0]]))
+    assert "too little to use the texts" in capsys.readouterr().out
+    without = DETECTORS["auto"].find(make_inputs(features, labels, 4))
+    assert "this encoder has no texts" in capsys.readouterr().out
+    assert all(np.array_equal(a, b) for a, b in zip(shuffled, without)) and (without.mask == is_clean).mean() > 0.95
+    predicted = np.eye(4)[(labels + 1) % 4]  # never right: below chance counts as chance
+    assert (
+        text_tells(predicted, np.eye(4)[labels], labels) == 0
+        and text_tells(np.eye(4)[labels], np.eye(4)[labels], labels) == 1
+    )
