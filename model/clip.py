@@ -20,7 +20,7 @@ from dataloader.transforms import Pixels
 from model.blocks import speed_up
 from utils.config import UserError, nearest
 
-TINY_CLIP = Path(__file__).parent / "tiny-clip-digits"
+EMBEDDED = {folder.name: folder for folder in sorted(Path(__file__).parent.glob("tiny-clip-*"))}
 
 
 def token_table(seed, vocab_size, width, std=0.02):
@@ -72,7 +72,7 @@ def read_weights(path):
 
 def _resolve(backbone, pretrained):
     """(open_clip model name, weight file or None for untrained, QuickGELU or None to leave it to the name)."""
-    folder = TINY_CLIP if backbone == TINY_CLIP.name else Path(backbone)
+    folder = EMBEDDED.get(backbone, Path(backbone))
     if folder.is_dir():
         if not (folder / "open_clip_config.json").is_file():
             raise UserError(f"backbone: the folder {folder} has no open_clip_config.json.")
@@ -100,7 +100,7 @@ def _resolve(backbone, pretrained):
     ):
         name = quick
     if open_clip.get_model_config(name) is None:
-        known = [TINY_CLIP.name, "ViT-B/32", "ViT-B/16", "ViT-L/14", *open_clip.list_models()]
+        known = [*EMBEDDED, "ViT-B/32", "ViT-B/16", "ViT-L/14", *open_clip.list_models()]
         raise UserError(
             f"backbone: there is no CLIP named '{backbone}'.{nearest(backbone, known)} Names are OpenAI's "
             "(ViT-B/16), open_clip's (ViT-B-16), hf-hub:org/name or a folder."
@@ -168,7 +168,8 @@ def load_clip(backbone, pretrained=""):
     """A frozen open_clip model in eval mode, on the CPU, and its tokenizer.
 
     backbone: OpenAI's name (ViT-B/16: open_clip's ViT-B-16-quickgelu with the weights `openai`), an open_clip name,
-    `hf-hub:org/name`, a folder with open_clip_config.json and weights, or `tiny-clip-digits`, which is embedded.
+    `hf-hub:org/name`, a folder with open_clip_config.json and weights, or the name of an embedded one, `tiny-clip-digits` or
+    `tiny-clip-photos`.
     pretrained: an open_clip tag, a weight file, `TAG=FILE` for a file that holds the weights of a tag, `none` for an
     untrained model; empty takes what the backbone implies.
     The model has QuickGELU where its weights were trained with it: by name, by tag, or because the file is OpenAI's.

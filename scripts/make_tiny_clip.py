@@ -19,12 +19,13 @@ import open_clip
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
-from safetensors.torch import save_file
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from tiny_clip import TOKEN_SEED, contrastive_loss, save_compact  # noqa: E402
+
 from dataloader.digits import enlarge_digits, load_digits_8x8  # noqa: E402
 from dataloader.transforms import normalise  # noqa: E402
-from model.clip import TINY_CLIP, load_clip, token_table  # noqa: E402
+from model.clip import EMBEDDED, load_clip, token_table  # noqa: E402
 from model.prompts import encode_prompts  # noqa: E402
 
 NAMES = "zero one two three four five six seven eight nine".split()
@@ -55,7 +56,6 @@ TEMPLATES = (
     "a {s} {d}.",
 )
 CANVAS = 64  # pixels; glyphs are kept at this size, cropped to their ink
-TOKEN_SEED = 0
 
 
 def crop_to_ink(grey):
@@ -170,15 +170,6 @@ def zero_shot_accuracy(clip, tokenizer, levels, labels):
     return (F.normalize(features, dim=-1) @ text.T).argmax(1).eq(torch.as_tensor(labels)).float().mean().item()
 
 
-def save_compact(clip, folder, used_ids):
-    """Half precision; of the token table only the rows the captions used (model.clip fills in the others)."""
-    state = {k: v.half().contiguous() for k, v in clip.state_dict().items() if k != "token_embedding.weight"}
-    state["token_embedding.used_ids"] = used_ids.int()
-    state["token_embedding.used_rows"] = clip.token_embedding.weight.detach()[used_ids].half()
-    state["token_embedding.seed"] = torch.tensor(TOKEN_SEED)
-    save_file(state, str(Path(folder) / "open_clip_model.safetensors"))
-
-
 class Captions:
     """All captions as tokens, with the digit and the source that each names, and the token rows they use."""
 
@@ -200,13 +191,6 @@ class Captions:
 
 def encode(clip, embeddings, eos):
     return F.normalize(encode_prompts(clip, embeddings, eos), dim=-1)
-
-
-def contrastive_loss(scale, image_features, text_features, match):
-    """CLIP's loss both ways, with equal shares for all matches; match (B, C) bool."""
-    logits, target = scale * image_features @ text_features.T, match.float()
-    loss = -(F.log_softmax(logits, 1) * target / target.sum(1, keepdim=True)).sum(1).mean() / 2
-    return loss - (F.log_softmax(logits, 0) * target / target.sum(0).clamp(min=1)).sum(0).mean() / 2
 
 
 def matches(captions, rows, labels, source):
@@ -315,7 +299,7 @@ def main():
     parser.add_argument("--text_steps", type=int, default=900)
     parser.add_argument("--batch_size", type=int, default=256)
     parser.add_argument("--lr", type=float, default=1.5e-3)
-    parser.add_argument("--out", default=str(TINY_CLIP), help="folder with open_clip_config.json")
+    parser.add_argument("--out", default=str(EMBEDDED["tiny-clip-digits"]), help="folder with open_clip_config.json")
     args = parser.parse_args()
     torch.manual_seed(0)
     mnist = np.load(args.mnist, allow_pickle=False)

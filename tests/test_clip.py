@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from dataloader.digits import enlarge_digits, load_digits_8x8
 from dataloader.transforms import normalise
 from model import clip as clip_module
-from model.clip import TINY_CLIP, image_statistics, load_clip, resolution
+from model.clip import EMBEDDED, image_statistics, load_clip, resolution
 from model.prompts import zero_shot_features
 from utils.config import UserError, load_config
 
@@ -52,7 +52,7 @@ def test_embedded_clip_reads_digits_zero_shot():
 
 
 def test_embedded_clip_is_small_and_other_words_read_as_something():
-    weights = TINY_CLIP / "open_clip_model.safetensors"
+    weights = EMBEDDED["tiny-clip-digits"] / "open_clip_model.safetensors"
     assert weights.stat().st_size <= 5e6
     used = load_file(str(weights))["token_embedding.used_ids"]
     clip, tokenizer = load_clip("tiny-clip-digits")

@@ -1,0 +1,100 @@
+"""Decode the training photographs of model/tiny-clip-photos to arrays, without the images that must stay unseen.
+
+    python scripts/prepare_photos.py --images cifar10=CIFAR-10/train cifar100=CIFAR-100/train \
+        tiny=tiny-imagenet-200/train --exclude ../shared/data/*.npz --out photos
+
+Every folder of a set is a class; its images lie anywhere beneath. An image is left out if its decoded pixels, at the
+size of the file, equal those of an image in an excluded npz file: arrays `*images` (N, H, W, 3), or JPEG bytes
+`X_jpeg` with `X_offsets`. Writes NAME_images.npy, uint8 (N, 32, 32, 3), NAME_labels.npy and NAME_classes.json.
+"""
+
+import argparse
+import hashlib
+import io
+import itertools
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from dataloader.transforms import decode
+from utils.files import write_text, write_whole
+
+SIZE = 32  # pixels
+SUFFIXES = {".png", ".jpg", ".jpeg"}
+
+
+def fingerprint(pixels):
+    """Hash of decoded pixels (H, W, 3) and their shape."""
+    return hashlib.sha256(str(pixels.shape).encode() + np.ascontiguousarray(pixels).tobytes()).digest()
+
+
+def unpack_jpegs(jpeg, offsets):
+    """Pillow images of the files jpeg[offsets[i]:offsets[i + 1]]."""
+    for start, end in itertools.pairwise(offsets):
+        yield Image.open(io.BytesIO(jpeg[start:end].tobytes())).convert("RGB")
+
+
+def excluded_fingerprints(files):
+    """Fingerprints of all images in npz files; ValueError for a file without images, which is surely a mistake."""
+    seen = set()
+    for file in files:
+        data, found = np.load(file, allow_pickle=False), 0
+        for key in data.files:
+            if key.endswith("_jpeg"):
+                images = map(np.asarray, unpack_jpegs(data[key], data[key.replace("_jpeg", "_offsets")]))
+            elif data[key].ndim == 4 and data[key].dtype == np.uint8:
+                images = data[key]
+            else:
+                continue
+            prints = [fingerprint(image) for image in tqdm(images, desc=f"{Path(file).name} {key}", leave=False)]
+            seen.update(prints)
+            found += len(prints)
+        if not found:
+            raise ValueError(f"{file} holds no images (arrays N x H x W x 3, or *_jpeg with *_offsets)")
+    return seen
+
+
+def prepare(name, folder, excluded, out):
+    """Write the arrays of one set; returns how many images were kept and how many left out."""
+    classes = sorted(f.name for f in Path(folder).iterdir() if f.is_dir())
+    files = [
+        (path, label)
+        for label, c in enumerate(classes)
+        for path in sorted((Path(folder) / c).rglob("*"))
+        if path.suffix.lower() in SUFFIXES
+    ]
+    images, labels = [], []
+    for path, label in tqdm(files, desc=name, mininterval=5):
+        with Image.open(path) as file:
+            image = file.convert("RGB")
+        if fingerprint(np.asarray(image)) not in excluded:
+            images.append(decode(image, SIZE).permute(1, 2, 0).numpy())
+            labels.append(label)
+    for what, array in (("images", np.stack(images)), ("labels", np.array(labels))):
+        with write_whole(Path(out) / f"{name}_{what}.npy") as file:
+            np.save(file, array)
+    write_text(Path(out) / f"{name}_classes.json", json.dumps(classes))
+    return len(images), len(files) - len(images)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", nargs="+", required=True, metavar="NAME=FOLDER", help="sets of class folders")
+    parser.add_argument("--exclude", nargs="*", default=[], metavar="NPZ", help="files of images to leave out")
+    parser.add_argument("--out", required=True, help="folder for the arrays")
+    args = parser.parse_args()
+    Path(args.out).mkdir(parents=True, exist_ok=True)
+    excluded = excluded_fingerprints(args.exclude)
+    print(f"{len(excluded)} different images to leave out")
+    for name, folder in (item.split("=", 1) for item in args.images):
+        kept, left_out = prepare(name, folder, excluded, args.out)
+        print(f"{name}: {kept} images, {left_out} left out")
+
+
+if __name__ == "__main__":
+    main()

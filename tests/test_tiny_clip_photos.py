@@ -1,0 +1,162 @@
+"""The embedded CLIP of photographs: what it must not see, how its training stops and goes on, and what it can do."""
+
+import argparse
+import io
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from PIL import Image
+from safetensors.torch import load_file
+
+from model import blocks
+from model.clip import load_clip
+from model.prompts import zero_shot_features
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "scripts"))
+import make_tiny_clip_photos  # noqa: E402
+import prepare_photos  # noqa: E402
+
+
+def jpeg(pixels):
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG")
+    return file.getvalue()
+
+
+def write_images(folder, classes, number, size, form="PNG"):
+    """{"class/file": pixels as they are decoded} of images written to class folders."""
+    rng, written = np.random.default_rng(0), {}
+    for name in classes:
+        (folder / name / "images").mkdir(parents=True)
+        for i in range(number):
+            pixels = rng.integers(0, 256, (size, size, 3), dtype=np.uint8)
+            path = folder / name / "images" / f"{i:03}.{form}"
+            path.write_bytes(jpeg(pixels)) if form == "JPEG" else Image.fromarray(pixels).save(path)
+            written[f"{name}/{i}"] = np.asarray(Image.open(path))
+    return written
+
+
+def test_excluded_images_do_not_get_in(tmp_path, monkeypatch, capsys):
+    small = write_images(tmp_path / "small", ["cat", "dog"], 5, 32)
+    large = write_images(tmp_path / "large", ["n1", "n2"], 4, 64, "JPEG")
+    np.savez(tmp_path / "seen.npz", test_images=np.stack([small["cat/1"], small["dog/4"]]), test_labels=np.zeros(2))
+    packed = [(tmp_path / "large" / f).read_bytes() for f in ("n2/images/000.JPEG", "n1/images/003.JPEG")]
+    np.savez(
+        tmp_path / "seen64.npz",
+        val_jpeg=np.frombuffer(b"".join(packed), np.uint8),
+        val_offsets=np.cumsum([0, *map(len, packed)]),
+    )
+    flags = ["--images", f"cifar10={tmp_path / 'small'}", f"tiny={tmp_path / 'large'}", "--out", str(tmp_path / "out")]
+    exclude = ["--exclude", str(tmp_path / "seen.npz"), str(tmp_path / "seen64.npz")]
+    monkeypatch.setattr(sys, "argv", ["prepare_photos.py", *flags, *exclude])
+    prepare_photos.main()
+    assert "cifar10: 8 images, 2 left out" in capsys.readouterr().out
+
+    kept = np.load(tmp_path / "out" / "cifar10_images.npy")
+    rest = [name for name in small if name not in ("cat/1", "dog/4")]
+    np.testing.assert_array_equal(kept, np.stack([small[name] for name in rest]))
+    np.testing.assert_array_equal(np.load(tmp_path / "out" / "cifar10_labels.npy"), [n[:3] == "dog" for n in rest])
+    kept = np.load(tmp_path / "out" / "tiny_images.npy")
+    rest = [pixels for name, pixels in large.items() if name not in ("n2/0", "n1/3")]
+    halves = np.stack([np.asarray(Image.fromarray(p).resize((32, 32), Image.BILINEAR)) for p in rest])
+    np.testing.assert_array_equal(kept, halves)
+
+    np.savez(tmp_path / "labels.npz", labels=np.zeros(3))
+    with pytest.raises(ValueError, match="holds no images"):
+        prepare_photos.excluded_fingerprints([tmp_path / "labels.npz"])
+
+
+@pytest.fixture
+def settings(tmp_path, monkeypatch):
+    """settings(name) -> the settings of a training on 160 images of two classes, which reach zero loss in no time."""
+    rng = np.random.default_rng(0)
+    images = (
+        rng.integers(0, 128, (160, 32, 32, 3), dtype=np.uint8)
+        + 120 * (np.arange(160) % 2).astype(np.uint8)[:, None, None, None]
+    )
+    threads = torch.get_num_threads()
+    monkeypatch.setattr(blocks, "attention", blocks.attention)  # the training sets its own
+    monkeypatch.setattr(make_tiny_clip_photos, "TEXT_STEPS", 3)
+
+    def make(name):
+        for folder in (tmp_path / name / "work", tmp_path / name / "model"):
+            folder.mkdir(parents=True)
+        np.save(tmp_path / name / "work" / "cifar10_images.npy", images)
+        np.save(tmp_path / name / "work" / "cifar10_labels.npy", np.arange(160) % 2)
+        (tmp_path / name / "work" / "cifar10_classes.json").write_text(json.dumps(["cat", "ship"]))
+        config = json.loads((make_tiny_clip_photos.MODEL / "open_clip_config.json").read_text())
+        config["model_cfg"]["vision_cfg"]["width"] = 64
+        (tmp_path / name / "model" / "open_clip_config.json").write_text(json.dumps(config))
+        shutil.copy(make_tiny_clip_photos.MODEL / "classes.txt", tmp_path / name / "model")
+        return argparse.Namespace(
+            work=str(tmp_path / name / "work"), sets=["cifar10"], out=str(tmp_path / name / "model"), teacher_epochs=1,
+            epochs=1, teacher_batch_size=32, batch_size=16, save_every=2, processes=1,
+        )  # fmt: skip
+
+    yield make
+    torch.set_num_threads(threads)
+
+
+def train(args):
+    with make_tiny_clip_photos.socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    try:
+        make_tiny_clip_photos.work(0, args, port)
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+    return load_file(str(Path(args.out) / "open_clip_model.safetensors"))
+
+
+def test_a_stopped_training_goes_on_to_the_same_weights(settings, monkeypatch, capsys):
+    whole = train(settings("whole"))
+    args, saved, save_state = settings("stopped"), [], make_tiny_clip_photos.save_state
+
+    def killed(path, **state):
+        save_state(path, **state)
+        saved.append(path)
+        if len(saved) in (1, 4):  # in the teacher, then in the CLIP
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(make_tiny_clip_photos, "save_state", killed)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            train(args)
+    assert {path.name for path in saved} == {"teacher.pt", "clip.pt"}
+    on = train(args)
+    assert whole.keys() == on.keys() and all(torch.equal(whole[k], on[k]) for k in whole)
+    assert "images 9/9: loss" in capsys.readouterr().out
+
+    clip, tokenizer = load_clip(args.out)
+    text = zero_shot_features(clip, tokenizer, ["cat", "ship", "violin", "maple tree", "zebra crossing"])
+    assert torch.isfinite(text).all() and (text @ text.T - torch.eye(5)).max() < 0.9999
+
+
+def test_captions_say_what_is_in_the_image():
+    table = make_tiny_clip_photos.read_classes(make_tiny_clip_photos.MODEL / "classes.txt")
+    assert [sum(key.startswith(s) for key in table) for s in ("cifar10/", "cifar100/", "tiny/")] == [10, 100, 200]
+    _, tokenizer = load_clip("tiny-clip-digits")
+    classes = ["cifar10/dog", "tiny/n02113799", "cifar100/apple"]  # the second is a poodle
+    captions = make_tiny_clip_photos.Captions(classes, table, tokenizer)
+    match, ignore = (
+        {captions.terms[t] for t in row.nonzero().flatten()} for row in (captions.match[0], captions.ignore[0])
+    )
+    assert {"dog", "puppy", "animal"} <= match and "fruit" not in match and ignore == {"standard poodle"}
+    assert "dog" in {captions.terms[t] for t in captions.match[1].nonzero().flatten()}
+
+    rows, eos, terms = captions.draw(5)
+    texts = [
+        " ".join(tokenizer.decoder[int(captions.used_ids[r])] for r in row[:e] if r >= 0) for row, e in zip(rows, eos)
+    ]
+    for text, term in zip(texts, terms):
+        spoken = " ".join(tokenizer.decoder[i] for i in tokenizer.encode(captions.terms[term]))
+        assert spoken in text
+    assert (rows == captions.CONTEXT).any() and (rows.gather(1, eos[:, None]) == captions.eos).all()
