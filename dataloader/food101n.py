@@ -11,10 +11,10 @@ from utils.config import UserError
 
 
 def food101n(cfg):
-    """Food-101N_release/{images/, meta/} of the archive, and food-101/{images/, meta/test.txt} beside it for testing.
+    """Food-101N_release/{images/, meta/} of the archive; food-101/{images/, meta/test.txt} next to it for testing.
 
-    data_path is the folder of both, or Food-101N_release itself. Some of the labels were checked by people
-    (meta/verified_train.tsv, verified_val.tsv): those are `verified`.
+    data_path is the folder of both, or Food-101N_release itself. Labels that people checked (meta/verified_train.tsv,
+    verified_val.tsv) are `verified`.
     """
     base = Path(cfg.data_path)
     root = base / "Food-101N_release" if (base / "Food-101N_release").is_dir() else base
@@ -42,7 +42,7 @@ def food101n(cfg):
 
 
 def _checked(path):
-    """{image: 1 where people found its label right, 0 where wrong}."""
+    """{image: 1 if people found its label right, 0 if wrong}."""
     checked = {}
     for row, words in enumerate(read_words(path, 2)[1:], 2):
         if words[1] not in ("0", "1"):
@@ -52,10 +52,10 @@ def _checked(path):
 
 
 def _food101_test(base, root, label):
-    """The test images of Food-101, if its folder is in data_path or beside it."""
+    """The test images of Food-101, if its folder is in data_path or next to it."""
     food = next((d for d in (base / "food-101", root.parent / "food-101") if d.is_dir()), None)
     if food is None:
-        print(f"no {base / 'food-101'}: running without a test set (Food-101's)")
+        print(f"{base / 'food-101'} does not exist: running without a test set (Food-101)")
         return None
     listed = food / "meta" / "test.txt"
     keys = [words[0] for words in read_words(listed, 1)]

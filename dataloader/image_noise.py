@@ -1,4 +1,4 @@
-"""Noise on the pixels of images, in batches on the device; the same for a sample in every epoch."""
+"""Noise on the pixels of batches, on the device; each sample has the same noise in every epoch."""
 
 import math
 from dataclasses import dataclass
@@ -10,16 +10,16 @@ import torch.nn.functional as F
 
 from utils.config import UserError
 
-LEVELS = {  # image_noise: what its level means, and its bounds
-    "gaussian": ("a standard deviation of the pixels in [0, 1] units", 0, 1),
-    "blur": ("a standard deviation as a part of the image's side", 0, 0.5),
+LEVELS = {  # image_noise: meaning of its level, and the limits
+    "gaussian": ("a standard deviation for pixels in [0, 1]", 0, 1),
+    "blur": ("a standard deviation as a fraction of the image's side", 0, 0.5),
     "jpeg": ("a JPEG quality", 1, 100),
 }
 
 
 @dataclass(frozen=True)
 class ImageNoise:
-    """kind gaussian, blur or jpeg at its level; (seed, stream, position in the split) fix the noise of a sample."""
+    """Noise of one kind (gaussian, blur, jpeg); (seed, stream, position in the split) determine the noise of a sample."""
 
     kind: str
     level: float
@@ -37,13 +37,14 @@ class ImageNoise:
 
 
 def image_noise_of(cfg, part):
-    """The ImageNoise that `cfg` asks for on the images of a part, `train` or a test set's number from 1; else None."""
+    """The ImageNoise of the training images (part 0) or of a test set (part 1, …) according to `cfg`, or None."""
     if cfg.image_noise == "none":
         return None
     meaning, low, high = LEVELS[cfg.image_noise]
     if not low <= cfg.image_noise_level <= high:
         raise UserError(
-            f"image_noise_level: of {cfg.image_noise} it is {meaning}, from {low} to {high}, not {cfg.image_noise_level:g}."
+            f"image_noise_level: for {cfg.image_noise}, it is {meaning} from {low} to {high}, "
+            f"not {cfg.image_noise_level:g}."
         )
     if cfg.image_noise_on not in ("both", "train" if part == 0 else "test"):
         return None
@@ -51,7 +52,7 @@ def image_noise_of(cfg, part):
 
 
 def image_noise_name(cfg):
-    """The image noise as part of a run's folder; empty for none."""
+    """The image noise as part of a run's folder name; empty for none."""
     return f"{cfg.image_noise}-{cfg.image_noise_level:g}-{cfg.image_noise_on}" if cfg.image_noise != "none" else ""
 
 

@@ -1,4 +1,4 @@
-"""ImageNet, and what is laid out like it: class folders, or lists of files with their labels."""
+"""ImageNet, and data sets with its layout: class folders, or lists of files with labels."""
 
 from pathlib import Path
 
@@ -11,17 +11,17 @@ SYNSETS = Path(__file__).resolve().parents[1] / "config" / "classnames" / "image
 
 
 def imagenet(cfg):
-    """train/<class>/* and val/<class>/*; train.txt and val.txt, with a file and its label a line, come first if there.
+    """train/<class>/* and val/<class>/*; if train.txt or val.txt exist, with a file and its label per line, they win.
 
-    The files of a list are relative to train/ and val/; its labels are the numbers of the sorted class folders, or of
-    the lines of `classnames`. Class folders named after the 1,000 synsets (n01440764) take their names from
-    config/classnames/imagenet-1k.txt; other folders are their own names.
+    The files of a list are relative to train/ and val/. Its labels are indices into the sorted class folders, or into the
+    lines of `classnames`. The names of synset folders (n01440764) are read from config/classnames/imagenet-1k.txt; other
+    folders are named by themselves.
     """
     root = Path(cfg.data_path)
     train, classes = _read(root, "train")
     test, test_classes = _read(root, "val")
     if classes and test_classes and classes != test_classes:
-        raise UserError(f"data_path: {root / 'val'} has other class folders than {root / 'train'}.")
+        raise UserError(f"data_path: the class folders of {root / 'val'} differ from those of {root / 'train'}.")
     classes = classes or test_classes
     names = dict(line.split(" ", 1) for line in read_lines(SYNSETS))
     return Dataset(
@@ -36,7 +36,7 @@ def imagenet(cfg):
 
 
 def _read(root, part):
-    """The Split of a part, and its class folders, sorted, where it has any."""
+    """The Split of train or val, and its sorted class folders, if any."""
     folder, listed = need_folder(root / part), root / f"{part}.txt"
     if not listed.is_file():
         paths, labels, classes = class_folders(folder)

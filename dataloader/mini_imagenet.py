@@ -11,26 +11,26 @@ from utils.config import UserError
 
 
 def red_mini_imagenet(cfg):
-    """A share `noise_ratio` of mini-ImageNet's images is replaced by web images of another class ("red" noise).
+    """A fraction `noise_ratio` of mini-ImageNet's images is replaced by mislabelled web images ("red" noise).
 
-    The web images are known to be wrong (`verified`), but not what they show.
+    The labels of web images are known to be wrong (`verified`); what they show is not known.
     """
     return _mini_imagenet(cfg, "red")
 
 
 def blue_mini_imagenet(cfg):
-    """A share `noise_ratio` of mini-ImageNet's labels is changed at random ("blue" noise); the true labels are known."""
+    """A fraction `noise_ratio` of mini-ImageNet's labels is changed at random ("blue" noise); true labels are known."""
     return _mini_imagenet(cfg, "blue")
 
 
 def _mini_imagenet(cfg, color):
-    """split/<color>_noise_nl_<ratio> and split/clean_validation list names and labels; the images lie in all_images/.
+    """split/<color>_noise_nl_<ratio> and split/clean_validation list names and labels; the images are in all_images/.
 
-    data_path may be the folder of split/ or the one around it (mini-imagenet/). Test images are looked for in
-    validation/<label>/, validation/, all_validation/ and all_images/.
+    data_path may be the folder that contains split/, or its parent. Test images are searched in validation/<label>/,
+    validation/, all_validation/ and all_images/.
     """
     if cfg.noise_mode not in ("", "none"):
-        raise UserError(f"noise_mode: {color}_mini_imagenet has noise of its own; noise_ratio names its level.")
+        raise UserError(f"noise_mode: {color}_mini_imagenet has its own noise; noise_ratio selects its level.")
     root = Path(cfg.data_path)
     root = root / "mini-imagenet" if (root / "mini-imagenet" / "split").is_dir() else root
     listed = root / "split" / f"{color}_noise_nl_{cfg.noise_ratio}"

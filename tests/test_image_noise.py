@@ -107,7 +107,7 @@ def test_is_part_of_the_run(tmp_path):
     )
     assert plain.place == "digits/sym-0.4" and spoilt.place == "digits/sym-0.4-jpeg-10-train"
     assert np.array_equal(plain.train.labels, spoilt.train.labels)  # the labels do not change with the pixels
-    with pytest.raises(UserError, match="image_noise_level: of jpeg it is a JPEG quality, from 1 to 100, not 0.01"):
+    with pytest.raises(UserError, match="image_noise_level: for jpeg, it is a JPEG quality from 1 to 100, not 0.01"):
         load_data(load_config(["--image_noise", "jpeg"]))
     with pytest.raises(UserError, match="one of none, gaussian, blur, jpeg"):
         load_config(["--image_noise", "gausian"])

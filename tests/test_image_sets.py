@@ -231,7 +231,7 @@ def test_mini_imagenet_knows_its_noise(tmp_path):
     assert np.trace(blue.facts()["noise_counts"]) == 160
     with pytest.raises(UserError, match="noise_ratio: there is no .*red_noise_nl_0.3; levels there: 0.0, 0.2"):
         load_data(load_config(cfg_of("red", tmp_path, "--noise_ratio", "0.3")))
-    with pytest.raises(UserError, match="red_mini_imagenet has noise of its own"):
+    with pytest.raises(UserError, match="red_mini_imagenet has its own noise"):
         load_data(load_config(cfg_of("red", tmp_path, "--noise_mode", "sym")))
 
 
@@ -245,7 +245,7 @@ def test_food101n_knows_what_was_checked(tmp_path, capsys):
         assert all(Path(p).parent.name == data.label_names[k] for p, k in zip(split.images, split.labels))
     (tmp_path / "food-101").rename(tmp_path / "elsewhere")
     assert load_data(load_config(cfg_of("food101n", tmp_path))).test is None
-    assert "running without a test set (Food-101's)" in capsys.readouterr().out
+    assert "running without a test set (Food-101)" in capsys.readouterr().out
 
 
 def test_quality_is_of_the_checked_labels(tmp_path):
