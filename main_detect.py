@@ -26,6 +26,10 @@ def main(argv=None, **settings):
     cfg = load_config(argv, __doc__, **settings)
     pick(DETECTORS, cfg.detector, "detector")
     data = load_data(cfg)
+    if cfg.dataset == "own" and data.noise_name == "none":  # noise that we made is in the training labels alone
+        data = data.whole()
+        if data.all_judged:
+            print(f"all {len(data.train.labels)} labels are judged, those of the images held out for testing too")
     run = Run(cfg, data.place, cfg.detector, data.identity)
     if not run.summary:
         selection, accuracy = run_detector(cfg, data, run.device)

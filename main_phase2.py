@@ -24,7 +24,7 @@ def main(argv=None, **settings):
     data = load_data(cfg)
     settle_epochs(cfg, len(data.train.labels))
     path = find_mask(cfg.mask, seed_folder(cfg, data.place))
-    mask = load_mask(path, data.train.labels, cfg.dataset, data.noise_name, cfg.seed)
+    mask = load_mask(path, data, cfg.seed)
     others = "" if cfg.noisy_samples == "discard" else cfg.noisy_samples + "-soft" * cfg.soft_labels
     name = "-".join(filter(None, ["phase2", mask_name(cfg.mask), backbone_name(cfg), cfg.adaptation, slug(others)]))
     run = Run(cfg, data.place, name, {**data.identity, "mask": label_hash(mask)})

@@ -74,6 +74,7 @@ class Dataset:
     fingerprint: str = ""  # of the images, by name and content
     source: str = ""  # of all images and labels before any were held out or made wrong: see source_identity
     held_out: np.ndarray | None = None  # where the test images stood among all, of which they were held out
+    all_judged: bool = False  # they are among the training images as well: see whole
     noise_name: str = field(default="none")  # of the run's folder
 
     @property
@@ -121,6 +122,22 @@ class Dataset:
         """Where runs on these data lie below output_dir: <dataset>/<noise>."""
         return f"{slug(self.name)}/{slug(self.noise_name)}"
 
+    def whole(self):
+        """The same with the images that were held out among the training images again, where they stood.
+
+        For detectors that train no network: they judge every label.
+        """
+        if self.held_out is None:
+            return self
+        both = Split(
+            *(
+                x if x is None else x + y if isinstance(x, list) else np.concatenate([x, y])
+                for x, y in ((getattr(self.train, f.name), getattr(self.test, f.name)) for f in fields(Split))
+            )
+        )
+        rest = np.setdiff1d(np.arange(len(both.labels)), self.held_out)
+        return replace(self, train=both.take(np.argsort(np.concatenate([rest, self.held_out]))), all_judged=True)
+
     @property
     def identity(self):
         """What tells these images and labels from all others, for utils.runs.Run."""
@@ -148,13 +165,15 @@ class Dataset:
             "num_test": len(self.test.labels) if self.test else 0,
             "num_classes": self.num_classes,
         }
-        if self.held_out is not None:
+        if self.held_out is not None and not self.all_judged:
             facts["held_out"] = len(self.held_out)
+        if self.all_judged:
+            facts["all_judged"] = True  # the test images are among the training images
         if self.skipped:
             facts["skipped"] = len(self.skipped)
         if self.known() is not None:
             index, is_clean = self.known()
-            facts["noise_rate"] = 1 - float(np.mean(is_clean))
+            facts["noise_rate"] = float(np.mean(~is_clean))
             if len(index) < len(self.train.labels):
                 facts["num_known"] = len(index)
         if self.true_labels is not None:

@@ -40,4 +40,5 @@ def digits(cfg):
         Split(images[test], labels[test]) if len(test) else None,
         classnames=[str(i) for i in range(10)],
         view=View(flip=False),
+        held_out=test if len(test) else None,
     )

@@ -1,5 +1,6 @@
 """`load_data(cfg)` gives the data set that a configuration names; DATASETS has one reader for each."""
 
+import json
 import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,7 @@ from dataloader.clothing1m import clothing1m
 from dataloader.cub import cub_200_2011
 from dataloader.dataset import fingerprint, image_keys, label_hash, source_identity
 from dataloader.digits import digits
-from dataloader.files import data_root, inspect_files, inspection_cache, pixel_digests
+from dataloader.files import below, data_root, inspect_files, inspection_cache, pixel_digests
 from dataloader.food101n import food101n
 from dataloader.image_noise import image_noise_name, image_noise_of
 from dataloader.imagenet import imagenet
@@ -29,7 +30,7 @@ from dataloader.transforms import decode
 from dataloader.webvision import webvision
 from utils.config import UserError, pick
 from utils.distributed import first_alone
-from utils.files import read_lines
+from utils.files import image_list, read_lines, write_whole
 
 CLASSNAMES = Path(__file__).resolve().parents[1] / "config" / "classnames"
 DATASETS = {
@@ -132,7 +133,9 @@ def load_data(cfg):
     dataset.train = replace(dataset.train, labels=noisy, true_labels=truth)
     for part, split in enumerate([dataset.train, *dataset.given_tests.values()]):
         split.noise = image_noise_of(cfg, part)
-    return _scored(cfg, dataset) if cfg.score else dataset
+    dataset = _scored(cfg, dataset) if cfg.score else dataset
+    _list_images(cfg, dataset)
+    return dataset
 
 
 def _scored(cfg, data):
@@ -147,12 +150,22 @@ def _scored(cfg, data):
         split = to_split(rows, data.label_names, others)
         rest = {
             "root": data_root(cfg.score),
+            "source": "",
             "other_names": others,
             "skipped": skipped,
             "duplicates": find_duplicates(rows),
         }
-    scored = replace(data, train=split, test=None, more_tests={}, held_out=None, source="", **rest)
+    scored = replace(data, train=split, test=None, more_tests={}, held_out=None, **rest)
     return _identified(scored, scored.root)
+
+
+def _list_images(cfg, data):
+    """Keep which files a Dataset has, and their contents, so that a run can say which are others than it was made with."""
+    path, splits = image_list(Path(cfg.output_dir), data.fingerprint), [data.train, *data.given_tests.values()]
+    if data.root and all(split.digests for split in splits) and not path.is_file():
+        content = {below(data.root, p): digest for split in splits for p, digest in zip(split.images, split.digests)}
+        with write_whole(path, shared=True) as file:
+            file.write(json.dumps(content).encode())
 
 
 def _identified(data, root):

@@ -1,7 +1,9 @@
 """A person's own images as a data set: a folder, a table, or what a notebook holds in memory."""
 
+import os
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -29,13 +31,16 @@ def own(cfg):
     if all(row.split == "train" for row in rows):
         rows, held_out = _hold_out(rows, cfg.test_fraction, cfg.seed)
     train, test = ([row for row in rows if (row.split == "train") == is_train] for is_train in (True, False))
-    print(f"{cfg.data_path}: {len(train)} training images of {len(classes)} classes, {len(test)} for testing")
+    print(
+        f"{cfg.data_path}: {len(train)} training images of {len(classes)} classes, {len(test)} "
+        f"{'for testing' if held_out is None else 'others held out for testing'}"
+    )
     unknown = [row.path for row in test if row.true_label in others]
     if unknown:
         print(f"not tested on, since their true label is no class: {shortened(unknown, 5)}")
     duplicates = find_duplicates(rows)
     return Dataset(
-        "own",
+        f"own-{cfg.name or source_name(cfg.data_path)}",
         to_split(train, classes, others),
         to_split(test, classes, others) if test else None,
         classnames=tidy_names(classes),
@@ -47,6 +52,12 @@ def own(cfg):
         skipped=skipped,
         duplicates=duplicates,
     )
+
+
+def source_name(source):
+    """What a data set is called where nobody says: its folder's name, or its table's with that of the table's folder."""
+    path = Path(os.path.abspath(source))
+    return f"{path.parent.name}-{path.stem}" if path.is_file() else path.name
 
 
 def _hold_out(rows, fraction, seed):

@@ -126,8 +126,12 @@ def load_inputs(cfg, data, device):
     def logits(features):
         return cosine_logits(clip, features.to(device), text).detach().cpu().numpy()
 
-    tests = {name: logits(image_features(clip, split, data.view, cfg, device)) for name, split in data.tests.items()}
-    features = image_features(clip, data.train, data.view, cfg, device)
+    features, tests = image_features(clip, data.train, data.view, cfg, device), {}
+    for name, split in data.tests.items():
+        if data.all_judged and len(split.labels) == len(data.held_out):
+            tests[name] = logits(features[data.held_out])
+        else:
+            tests[name] = logits(image_features(clip, split, data.view, cfg, device))
     inputs = Inputs(
         features.numpy(),
         data.train.labels,

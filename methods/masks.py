@@ -4,28 +4,32 @@ from pathlib import Path
 
 import numpy as np
 
+from dataloader.dataset import image_keys
 from utils.config import UserError, nearest
 from utils.files import slug, write_whole
 from utils.safe_pickle import load_arrays
 
 
-def save_mask(path, selection, labels, dataset, noise, seed):
+def save_mask(path, selection, data, seed):
     """The clean mask, npz: mask (N,) bool, p_clean (N,), the predicted class (N,) with the detector's probability of it,
-    confidence (N,), which make up the selection, and the given labels (N,) it was made for."""
+    confidence (N,), which make up the selection, and what it was made for: the given labels (N,) and keys (N, 2) of the
+    images (see dataset.image_keys)."""
+    made_for = {"labels": data.train.labels, "images": image_keys(data.train, data.root)}
     with write_whole(path) as file:
-        np.savez_compressed(file, **selection, labels=labels, dataset=dataset, noise=noise, seed=seed)
+        np.savez_compressed(file, **selection, **made_for, dataset=data.name, noise=data.noise_name, seed=seed)
 
 
-def load_mask(path, labels, dataset, noise, seed):
-    """The clean mask (N,) bool of a file: ours (.npz, identity checked), an array (.npy), or the official .pt.
+def load_mask(path, data, seed):
+    """The clean mask (N,) bool of the training images of a Dataset, from a file.
 
-    labels (N,), dataset, noise and seed are those of the run that wants to train on it. UserError says what differs.
+    Ours (.npz) finds each image by its name, and may be of more images; an array (.npy) and the official .pt are in the
+    order of the images. UserError says what differs from what the mask was made for.
     """
-    path = Path(path)
+    path, labels = Path(path), data.train.labels
     try:
         if path.suffix == ".npz":
             with np.load(path, allow_pickle=False) as file:
-                saved = {k: file[k] for k in ("mask", "labels", "dataset", "noise", "seed")}
+                saved = {k: file[k] for k in ("mask", "labels", "images", "dataset", "noise", "seed")}
         elif path.suffix == ".npy":
             saved = {"mask": np.load(path, allow_pickle=False)}
         else:
@@ -35,13 +39,18 @@ def load_mask(path, labels, dataset, noise, seed):
     mask = saved["mask"]
     if mask.ndim != 1 or not np.isin(mask, (0, 1)).all():
         raise UserError(f"{path}: expected one true or false per sample, found {mask.dtype} of shape {mask.shape}.")
-    if len(mask) != len(labels):
-        raise UserError(f"{path}: made for {len(mask)} samples, this run has {len(labels)}.")
-    for key, here in (("dataset", dataset), ("seed", seed), ("noise", noise)):
+    for key, here in (("dataset", data.name), ("seed", seed), ("noise", data.noise_name)):
         if key in saved and str(saved[key]) != str(here):
             raise UserError(f"{path}: made for {key} {saved[key]}, this run has {here}.")
-    if "labels" in saved and not np.array_equal(saved["labels"], labels):
-        different = int((saved["labels"] != labels).sum())
+    if "images" in saved:
+        rows = _rows_of(saved, data, path)
+        mask, made_for = mask[rows], saved["labels"][rows]
+    elif len(mask) != len(labels):
+        raise UserError(f"{path}: made for {len(mask)} samples, this run has {len(labels)}.")
+    else:
+        made_for = labels
+    if not np.array_equal(made_for, labels):
+        different = int((made_for != labels).sum())
         others = sorted(p.parent.name for p in path.parent.parent.glob("*/clean_mask.npz") if p != path)
         raise UserError(
             f"{path}: made for other labels; {different} of {len(labels)} differ."
@@ -50,6 +59,30 @@ def load_mask(path, labels, dataset, noise, seed):
     if not mask.any():
         raise UserError(f"{path}: selects no sample, there is nothing to train on.")
     return mask.astype(bool)
+
+
+def _rows_of(saved, data, path):
+    """Where the training images of a Dataset are in what a mask was made for; UserError unless all are, unchanged."""
+    here = image_keys(data.train, data.root)
+    rows = positions(saved["images"][:, 0], here[:, 0])
+    for rule, what in (
+        (rows < 0, "made without {} of the {} training images"),
+        (saved["images"][rows, 1] != here[:, 1], "made before {} of the {} training images changed"),
+    ):
+        if rule.any():
+            first = data.path(np.flatnonzero(rule)[0]) or f"number {np.flatnonzero(rule)[0]}"
+            raise UserError(f"{path}: {what.format(rule.sum(), len(rule))}, first {first}.")
+    return rows
+
+
+def positions(names, wanted):
+    """Where each of `wanted` (M,) is in `names` (N,), numbers both: of equal ones the k-th is the k-th; -1 for none."""
+    order, places = np.argsort(names, kind="stable"), np.argsort(wanted, kind="stable")
+    ranks = np.empty(len(wanted), dtype=np.int64)
+    ranks[places] = np.arange(len(wanted)) - np.searchsorted(wanted[places], wanted[places])
+    at = np.searchsorted(names[order], wanted) + ranks
+    found = at < np.searchsorted(names[order], wanted, side="right")
+    return np.where(found, order[np.minimum(at, len(names) - 1)], -1)
 
 
 def find_mask(mask, seed_folder):

@@ -24,12 +24,17 @@ def finish(run, data, numbers, selection=None):
             numbers |= detection_quality(selection["mask"][index], selection["p_clean"][index], is_clean)
         if rank() == 0:
             write_scores(run.folder, data, {**selection, "labels": labels})
-            save_mask(run.folder / "clean_mask.npz", selection, labels, data.name, data.noise_name, run.cfg.seed)
+            save_mask(run.folder / "clean_mask.npz", selection, data, run.cfg.seed)
     return run.finish(data.facts(), numbers, data.tables())
 
 
 def say_where(run):
-    """Print where the suspects of a detector's run lie, and what to do next."""
+    """Print which labels a detector's run has not judged, where its suspects lie, and what to do next."""
+    if run.summary.get("held_out") or (
+        run.summary["num_test"] and run.cfg.dataset == "own" and not run.summary.get("all_judged")
+    ):
+        kind = "held out for testing" if run.summary.get("held_out") else "of the test split"
+        print(f"not judged: the labels of the {run.summary['num_test']} images {kind}; --score test judges them")
     print(f"suspects, worst first: {run.folder / 'suspects.csv'}\nto look at them: python -m report.page {run.folder}")
 
 

@@ -45,10 +45,18 @@ def mean_std(values):
 
 
 def make_table(summaries):
-    """Rows of text: data set, noise, run, number of seeds, then mean ± std of every column."""
-    groups = {}
+    """Rows of text: data set, noise, run, number of seeds, then mean ± std of every column.
+
+    Seeds are those of one data set: where two have one name, it is followed by what identifies the data.
+    """
+    groups, sources = {}, {}
     for s in summaries:
-        groups.setdefault((s["dataset"], s["noise"], s["name"]), []).append(s)
+        kind = s["dataset"], s["name"] if "/score-" in s["name"] else ""
+        sources.setdefault(kind, set()).add(s.get("source"))
+    for s in summaries:
+        kind = s["dataset"], s["name"] if "/score-" in s["name"] else ""
+        dataset = s["dataset"] if len(sources[kind]) == 1 else f"{s['dataset']} ({s.get('source')})"
+        groups.setdefault((dataset, s["noise"], s["name"]), []).append(s)
     # detectors, then phase 2, then baselines, as one reads them
     order = sorted(groups, key=lambda g: (g[0], g[1], "precision" not in groups[g][0], g[2].startswith("phase2"), g[2]))
     rows = [["data set", "noise", "run", "seeds", *COLUMNS]]

@@ -35,13 +35,13 @@ SMALL = ["--n_ctx", "4", "--vpt_len", "4", "--batch_size", "16", "--epochs", "6"
 
 def f1_of_masks(summaries, cfg, truth):
     """{detector: F1 of the mask it wrote}, by the truth of each path."""
-    data = load_data(cfg)
-    is_clean = np.array(data.label_names)[data.train.labels] == [truth[p] for p in data.train.images]
-    masks = {
-        name: load_mask(f"{cfg.output_dir}/own/none/seed0/{name}/clean_mask.npz", data.train.labels, "own", "none", 0)
-        for name in summaries
-    }
-    return {name: precision_recall(mask, is_clean)["f1"] for name, mask in masks.items()}
+    f1, data = {}, load_data(cfg)
+    for name in summaries:
+        judged = data if name == "deft" else data.whole()
+        mask = load_mask(f"{cfg.output_dir}/{data.place}/seed0/{name}/clean_mask.npz", judged, 0)
+        is_clean = np.array(data.label_names)[judged.train.labels] == [truth[p] for p in judged.train.images]
+        f1[name] = precision_recall(mask, is_clean)["f1"]
+    return f1
 
 
 @pytest.mark.parametrize("ratio, table", [(0.2, False), (0.4, True)])
@@ -63,7 +63,9 @@ def test_mislabelled_digits(tmp_path, ratio, table):
     f1 = f1_of_masks(found, load_config(peft), truth)
     best = f1.keys() - {"label-match", "clipcleaner"}
     assert min(f1[name] for name in best) > 0.94 and min(f1.values()) > 0.88, f1
-    assert len(list((tmp_path / "runs" / "cache").glob("features-*"))) == 2  # training and test images, once
+    assert len(list((tmp_path / "runs" / "cache").glob("features-*"))) == 1  # of all images, once
+    assert all(found[name]["num_train"] == 599 and found[name]["all_judged"] for name in DETECTORS)
+    assert found["deft"]["num_train"] + found["deft"]["held_out"] == 599
     for name, summary in found.items():
         assert ("f1" in summary) == table  # the table has the truth
         if table:
@@ -103,7 +105,7 @@ def test_features_are_computed_once_and_only_for_the_same_images(tmp_path, monke
 
     def again(tag):
         summary = main_detect.main([*flags, "--tag", tag])
-        with np.load(tmp_path / "runs/own/none/seed0" / summary["name"] / "clean_mask.npz") as file:
+        with np.load(tmp_path / "runs/own-data-labels/none/seed0" / summary["name"] / "clean_mask.npz") as file:
             return summary, file["p_clean"]
 
     with monkeypatch.context() as patch:

@@ -41,7 +41,7 @@ def test_real_world_scripts_on_a_folder(tmp_path):
     ]
     summary = main_real_phase1.main([*flags, "--vpt_deep", "--vpt_len", "2", "--epochs", "2", "--warmup", "1"])
     assert "precision" not in summary and "noise_rate" not in summary  # nobody knows the truth
-    config = yaml.safe_load((tmp_path / "runs/own/none/seed0/deft/config.yaml").read_text())
+    config = yaml.safe_load((tmp_path / "runs/own-data/none/seed0/deft/config.yaml").read_text())
     assert {k: config[k] for k in ("require_agreement", "warmup_loss", "pseudo_from", "schedule", "warmup")} == {
         "require_agreement": True,
         "warmup_loss": "sce",
@@ -55,7 +55,7 @@ def test_real_world_scripts_on_a_folder(tmp_path):
     else:
         summary = main_real_phase2.main([*flags, "--finetune", "--lr", "0.001"])
         assert summary["epochs"] == 5
-        lines = (tmp_path / "runs/own/none/seed0/phase2-deft-tiny-clip-digits/log.jsonl").read_text()
+        lines = (tmp_path / "runs/own-data/none/seed0/phase2-deft-tiny-clip-digits/log.jsonl").read_text()
         assert {json.loads(line)["lr"] for line in lines.splitlines()} == {0.001}
 
 

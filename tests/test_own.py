@@ -21,6 +21,7 @@ from dataloader.load import load_data
 from dataloader.loaders import Loader
 from dataloader.rows import tidy_names
 from dataloader.transforms import Pixels, decode, open_image
+from methods.masks import load_mask
 from report import tables
 from tests.helpers import write_cifar, write_folder
 from utils.config import UserError, load_config, settle_epochs
@@ -420,6 +421,89 @@ def test_true_labels_that_are_no_class(tmp_path, capsys):
     assert [row["true_label"] for row in rows] == ["x", "a", "y", "y"]
 
 
+# --- what tells one data set from another
+
+
+def test_seeds_of_one_data_set_share_its_identity_and_other_data_have_another(tmp_path):
+    write_folder(tmp_path / "data", {"a": 10, "b": 10})
+    first, second = (load(tmp_path / "data", "--seed", seed) for seed in "01")
+    assert first.source == second.source and first.fingerprint != second.fingerprint  # others are held out
+    assert first.source == load(tmp_path / "data", *NO_TEST).source == load(tmp_path / "data", "--name", "x").source
+    assert (first.name, load(tmp_path / "data", "--name", "my photos").place) == ("own-data", "own-my-photos/none")
+    noisy = load(tmp_path / "data", "--noise_mode", "sym", "--noise_ratio", "0.5")
+    assert noisy.source == first.source and noisy.identity["labels"] != first.identity["labels"]
+    moved = tmp_path / "data" / "a" / "0003.png"
+    moved.rename(tmp_path / "data" / "b" / "0003.png")  # another label of the same image
+    assert load(tmp_path / "data").source != first.source
+    (tmp_path / "data" / "b" / "0003.png").rename(moved)
+    assert load(tmp_path / "data").source == first.source
+    digits = [load_data(load_config(["--seed", seed])) for seed in "01"]
+    assert digits[0].source == digits[1].source and digits[0].fingerprint != digits[1].fingerprint
+
+
+def test_tables_keep_data_sets_apart(tmp_path, capsys):
+    """Two of one name, two of two names, and two seeds of one."""
+    out, counts = tmp_path / "runs", {"a": 5, "b": 6}
+    for place, seed in (("x/photos", 0), ("x/photos", 1), ("y/photos", 2), ("z/pets", 0)):
+        if not (tmp_path / place).exists():
+            write_folder(tmp_path / place, counts)
+            counts["b"] += 1
+        main_detect.main(["--cfg", "config/PEFT/own.yaml", *flags(tmp_path / place, out, "--seed", str(seed))])
+    capsys.readouterr()
+    tables.main([str(out)])
+    rows = [[cell.strip() for cell in line.split("|")[1:5]] for line in capsys.readouterr().out.splitlines()[2:]]
+    assert sorted(row[3] for row in rows if row[0].startswith("own-photos (")) == ["1", "2"]
+    assert ["own-pets", "none", "label-match", "1"] in rows and len(rows) == 3
+
+
+def test_an_image_that_changed_under_its_name_is_another(tmp_path):
+    """Same name, same size: a finished run says which, and takes it for no run of these data."""
+    for i, name in enumerate("abcdef"):
+        (tmp_path / f"{name}.ppm").parent.mkdir(exist_ok=True)
+        Image.new("RGB", (8, 8), (40 * i, 0, 9)).save(tmp_path / f"{name}.ppm")
+    path = table(tmp_path, SIX.replace(".png", ".ppm"), images="")
+    run = ["--cfg", "config/PEFT/own.yaml", *flags(path, tmp_path / "runs")]
+    summary = main_detect.main(run)
+    assert main_detect.main(run) == summary
+    size = (tmp_path / "c.ppm").stat().st_size
+    Image.new("RGB", (8, 8), (1, 2, 3)).save(tmp_path / "c.ppm")
+    assert (tmp_path / "c.ppm").stat().st_size == size
+    with pytest.raises(UserError, match=r"was made with other images \(1 changed: c.ppm\). --name NAME keeps"):
+        main_detect.main(run)
+    Image.new("RGB", (8, 8), (80, 0, 9)).save(tmp_path / "c.ppm")  # as it was
+    assert main_detect.main(run) == summary
+    path.write_text(path.read_text() + "g.ppm,x\n")
+    Image.new("RGB", (8, 8), (9, 9, 9)).save(tmp_path / "g.ppm")
+    with pytest.raises(UserError, match=r"other images \(1 new: g.ppm\)"):
+        main_detect.main(run)
+    assert main_detect.main([*run, "--name", "second"])["dataset"] == "own-second"
+
+
+def test_every_label_is_judged_and_the_mask_fits_those_that_are_trained_on(tmp_path, capsys):
+    write_folder(tmp_path / "data", {"a": 10, "b": 10})
+    run = flags(tmp_path / "data", tmp_path / "runs")
+    summary = main_detect.main(["--cfg", "config/PEFT/own.yaml", *run])
+    assert (summary["num_train"], summary["num_test"], summary["all_judged"]) == (20, 4, True)
+    assert "all 20 labels are judged" in (printed := capsys.readouterr().out) and "not judged" not in printed
+    folder = tmp_path / "runs/own-data/none/seed0/label-match"
+    rows = list(csv.DictReader((folder / "scores.csv").open()))
+    assert [Path(row["path"]).name for row in rows] == [f"{i:04d}.png" for i in range(20)]  # where they stood
+    data = load(tmp_path / "data")
+    with np.load(folder / "clean_mask.npz") as file:
+        by_name = dict(zip([Path(row["path"]).name for row in rows], file["mask"]))
+    mask = load_mask(folder / "clean_mask.npz", data, 0)
+    assert len(mask) == 16 and mask.tolist() == [by_name[Path(p).name] for p in data.train.images]
+
+    trained = main_real_phase1.main(
+        ["--cfg", "config/PEFT/own.yaml", *run, "--n_ctx", "2", "--vpt_len", "1", "--epochs", "1"]
+    )
+    assert trained["num_train"] == 16 and trained["held_out"] == 4
+    assert "not judged: the labels of the 4 images held out for testing; --score test" in capsys.readouterr().out
+    Image.new("RGB", (8, 8)).save(data.train.images[3])
+    with pytest.raises(UserError, match="made before 1 of the .* training images changed, first a/0004.png"):
+        load_mask(folder / "clean_mask.npz", load(tmp_path / "data", *NO_TEST), 0)
+
+
 def test_the_check_is_made_once(tmp_path, monkeypatch):
     paths = [tmp_path / "a.png", tmp_path / "b.png"]
     for i, path in enumerate(paths):
@@ -497,7 +581,7 @@ def test_without_a_test_split_everything_runs(tmp_path, monkeypatch, capsys):
     )
     for summary in (first, second, third):
         assert summary["num_test"] == 0 and summary.get("acc_last") is None and summary["skipped"] == 5
-        folder = out / "own/none/seed0" / summary["name"]
+        folder = out / f"own-{tmp_path.name}-labels/none/seed0" / summary["name"]
         with (folder / "skipped.csv").open(newline="") as file:
             rows = list(csv.reader(file))
         assert rows[0] == ["path", "reason"] and [str(tmp_path / "gone.png"), "missing"] in rows and len(rows) == 6

@@ -87,7 +87,7 @@ def own_run(tmp_path_factory):
         str(root / "runs"),
     ]
     main_baseline.main(flags)
-    return root / "runs/own/none/seed0/ce-tiny-clip-digits", flags
+    return root / "runs/own-data/none/seed0/ce-tiny-clip-digits", flags
 
 
 def test_the_open_clip_lines_of_the_documentation(own_run, tmp_path):
@@ -163,7 +163,7 @@ def test_a_run_stopped_before_its_end_writes_the_model_on_the_next_try(own_run, 
         patch.setitem(fine_tune.__globals__, "save_classifier", lambda *a: (_ for _ in ()).throw(Killed()))
         with pytest.raises(Killed):
             main_baseline.main(flags)
-    stopped = tmp_path / "own/none/seed0/ce-tiny-clip-digits"
+    stopped = tmp_path / "own-data/none/seed0/ce-tiny-clip-digits"
     assert (stopped / "checkpoint.pt").exists() and not (stopped / "summary.json").exists()
     main_baseline.main(flags)
     for name in ("model.json", "model.safetensors"):

@@ -71,7 +71,7 @@ def nasty_run(tmp_path_factory):
             str(root / "runs"),
         ]
     )
-    folder = root / "runs/own/none/seed0/label-match"
+    folder = root / "runs/own-data/none/seed0/label-match"
     report.main([str(folder)])
     return folder
 
@@ -164,7 +164,7 @@ def test_labels_to_train_on_are_a_data_set(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     flags[1] = str(Path(__file__).parents[1] / flags[1])
     main_detect.main([*flags, "--data_path", "data/labels.csv", "--output_dir", "runs"])
-    folder = tmp_path / "runs/own/none/seed0/label-match"
+    folder = tmp_path / "runs/own-data-labels/none/seed0/label-match"
     report.main([str(folder), "--relabel_above", "0.5"])
     _, arrays, data, _ = read_run(folder)
     assert [row["id"] for row in rows_of(folder / "scores.csv")] == data.ids

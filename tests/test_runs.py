@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,9 @@ import yaml
 import main_detect
 import main_phase1
 import main_phase2
+from dataloader.files import pixel_digests
 from dataloader.load import load_data
-from methods.masks import load_mask
+from methods.masks import load_mask, positions
 from methods.selection import precision_recall
 from report import tables
 from tests.helpers import (
@@ -149,6 +151,16 @@ def test_tables(cell, capsys):
         assert f"{summary['acc_last']:.2f}" in row and f"{100 * summary['noise_rate']:.1f}" in row
     twice = tables.make_table([{**summaries["deft"], "f1": f} for f in (0.9, 0.94)])
     assert "92.00 ± 2.83" in twice[1]
+    # runs of other data under one name are no seeds of each other
+    deft = summaries["deft"]
+    apart = tables.make_table([{**deft, "f1": f, "source": x} for f, x in ((0.9, "a1"), (0.94, "a1"), (0.5, "b2"))])
+    assert [row[0] for row in apart[1:]] == ["digits (a1)", "digits (b2)"] and "92.00 ± 2.83" in apart[1]
+    assert "50.00" in apart[2] and [row[3] for row in apart[1:]] == ["2", "1"]
+
+
+def test_equal_names_are_found_in_their_order():
+    names, wanted = np.array([7, 3, 7, 9], dtype=np.uint64), np.array([9, 7, 7, 7, 4], dtype=np.uint64)
+    assert positions(names, wanted).tolist() == [3, 0, 2, -1, -1]
 
 
 # --- masks
@@ -156,18 +168,29 @@ def test_tables(cell, capsys):
 
 def test_masks_that_do_not_fit_are_refused(cell, tmp_path):
     out, _ = cell
-    labels = load_data(load_config(phase1(out))).train.labels
-    ours = out / "digits/sym-0.4/seed0/deft/clean_mask.npz"
-    assert load_mask(ours, labels, "digits", "sym-0.4", 0).dtype == bool
-    for args, message in [
-        ((labels, "digits", "sym-0.4", 1), "made for seed 0, this run has 1"),
-        ((labels, "cifar10", "sym-0.4", 0), "made for dataset digits, this run has cifar10"),
-        ((labels, "digits", "sym-0.2", 0), "made for noise sym-0.4, this run has sym-0.2"),
-        ((labels[1:], "digits", "sym-0.4", 0), "made for 359 samples, this run has 358"),
-        (((labels + 1) % 10, "digits", "sym-0.4", 0), "other labels; 359 of 359 differ"),
+    data = load_data(load_config(phase1(out)))
+    ours, train = out / "digits/sym-0.4/seed0/deft/clean_mask.npz", data.train
+    whole = load_mask(ours, data, 0)
+    assert whole.dtype == bool and len(whole) == 359
+    # each image by what it is: some of them, in another order
+    some = np.random.default_rng(0).permutation(359)[:100]
+    assert np.array_equal(load_mask(ours, replace(data, train=train.take(some)), 0), whole[some])
+    other = train.take(np.arange(359))
+    other.images = other.images.copy()
+    other.images[5], other.digests = 0, None
+    other.digests = pixel_digests(other.images)
+    for here, seed, message in [
+        (data, 1, "made for seed 0, this run has 1"),
+        (replace(data, name="cifar10"), 0, "made for dataset digits, this run has cifar10"),
+        (replace(data, noise_name="sym-0.2"), 0, "made for noise sym-0.4, this run has sym-0.2"),
+        (replace(data, train=other), 0, "made without 1 of the 359 training images, first number 5"),
+        (replace(data, train=replace(train, labels=(train.labels + 1) % 10)), 0, "other labels; 359 of 359 differ"),
     ]:
         with pytest.raises(UserError, match=f"clean_mask.npz: .*{message}"):
-            load_mask(ours, *args)
+            load_mask(ours, here, seed)
+    np.save(tmp_path / "short.npy", whole[1:])
+    with pytest.raises(UserError, match="short.npy: made for 358 samples, this run has 359"):
+        load_mask(tmp_path / "short.npy", data, 0)
     np.save(tmp_path / "none.npy", np.zeros(359, dtype=bool))
     with pytest.raises(UserError, match="none.npy: selects no sample"):
         main_phase2.main(phase2(out, "--mask", str(tmp_path / "none.npy")))
@@ -180,10 +203,10 @@ def test_masks_that_do_not_fit_are_refused(cell, tmp_path):
 def test_the_official_mask_file(cell, tmp_path):
     """A numpy bool array pickled by torch.save, as numpy 1 and numpy 2 name their parts; nothing else is unpickled."""
     out, _ = cell
-    labels = load_data(load_config(phase1(out))).train.labels
-    mask = labels % 2 == 0
+    data = load_data(load_config(phase1(out)))
+    mask = data.train.labels % 2 == 0
     torch.save(mask, tmp_path / "sym0.4.pt")
-    assert np.array_equal(load_mask(tmp_path / "sym0.4.pt", labels, "digits", "sym-0.4", 0), mask)
+    assert np.array_equal(load_mask(tmp_path / "sym0.4.pt", data, 0), mask)
     summary = main_phase2.main(phase2(out, "--mask", str(tmp_path / "sym0.4.pt"), "--epochs", "1"))
     assert summary["selected"] == mask.mean() and summary["name"] == "phase2-sym0.4-tiny-clip-digits"
 
@@ -193,10 +216,10 @@ def test_the_official_mask_file(cell, tmp_path):
 
     torch.save(Evil(), tmp_path / "evil.pt")
     with pytest.raises(UserError, match="evil.pt: not a mask file"):
-        load_mask(tmp_path / "evil.pt", labels, "digits", "sym-0.4", 0)
+        load_mask(tmp_path / "evil.pt", data, 0)
     (tmp_path / "evil.npy").write_bytes(b"\x93NUMPY\x01\x00" + pickle.dumps(Evil()))
     with pytest.raises(UserError, match="evil.npy: not a mask file"):
-        load_mask(tmp_path / "evil.npy", labels, "digits", "sym-0.4", 0)
+        load_mask(tmp_path / "evil.npy", data, 0)
 
 
 def test_nothing_is_written_by_a_run_that_cannot_start(tmp_path):

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import os
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,3 +59,23 @@ def read_lines(path):
 def slug(text):
     """A safe folder name: ViT-B/16 -> ViT-B-16."""
     return "".join(c if c.isalnum() or c in "-_." else "-" for c in str(text)).strip("-.")
+
+
+def image_list(output_dir, fingerprint):
+    """Where the images of a fingerprint are listed, {path: hash of the content} in JSON."""
+    return output_dir / "cache" / f"images-{fingerprint}.json"
+
+
+def listed_changes(output_dir, before, now):
+    """' (1 changed: a.png; 2 new: …; 1 gone: …)' between the images of two fingerprints, '' where they are not listed."""
+    try:
+        old, new = (json.loads(image_list(output_dir, x).read_text(encoding="utf-8")) for x in (before, now))
+    except (OSError, ValueError):
+        return ""
+    lists = {
+        "changed": [path for path in new if path in old and new[path] != old[path]],
+        "new": [path for path in new if path not in old],
+        "gone": [path for path in old if path not in new],
+    }
+    found = [f"{len(x)} {what}: {', '.join(x[:3])}{' …' * (len(x) > 3)}" for what, x in lists.items() if x]
+    return f" ({'; '.join(found)})" if found else " (the same in another order, or with others held out)"

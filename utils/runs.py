@@ -14,7 +14,7 @@ from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.config import UserError, default_values
 from utils.device import pick_device, precision
 from utils.distributed import rank, wait_for_all
-from utils.files import slug, write_csv, write_text
+from utils.files import listed_changes, slug, write_csv, write_text
 from utils.memory import peak_gb
 
 # where and on what a run is made, not what it is: may change between start and resume
@@ -25,6 +25,7 @@ FREE_KEYS = {
     "cache_gb",
     "output_dir",
     "data_path",
+    "name",
     "model",
     "score",
     "micro_batch",
@@ -99,14 +100,18 @@ class Run:
 
     def _check_same_data(self, before):
         for what, value in self.identity.items():
-            if before.get(what) != value and self.cfg.score:
-                raise UserError(f"score: {self.folder} holds the scores of other {what}; delete it to score these.")
-            if before.get(what) != value:
+            if before.get(what) == value:
+                continue
+            changes = listed_changes(Path(self.cfg.output_dir), before.get(what), value) if what == "images" else ""
+            if self.cfg.score:
                 raise UserError(
-                    f"{'mask' if what == 'mask' else 'data_path'}: the run {self.folder} was made with other "
-                    f"{what}. --output_dir DIR keeps the runs of other data apart, --tag NAME another run of "
-                    "these; deleting the folder makes it anew."
+                    f"score: {self.folder} holds the scores of other {what}{changes}; delete it to score these."
                 )
+            raise UserError(
+                f"{'mask' if what == 'mask' else 'data_path'}: the run {self.folder} was made with other {what}{changes}. "
+                f"{'--name NAME' if self.cfg.dataset == 'own' else '--output_dir DIR'} keeps the runs of other data apart, "
+                "--tag NAME another run of these; deleting the folder makes it anew."
+            )
 
     def _check_same_settings(self):
         path = self.folder / "config.yaml"
