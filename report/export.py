@@ -1,6 +1,6 @@
 """Write the images whose labels a detector trusts as class folders: DIR/<class>/<file>. The source is only read.
 
-python -m report.export runs/own/none/seed0/deft --to cleaned --fixed
+python -m report.export runs/own-DATA/none/seed0/deft --to cleaned --fixed
 """
 
 import argparse

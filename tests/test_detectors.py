@@ -64,7 +64,7 @@ def test_mislabelled_digits(tmp_path, ratio, table):
     best = f1.keys() - {"label-match", "clipcleaner"}
     assert min(f1[name] for name in best) > 0.94 and min(f1.values()) > 0.88, f1
     assert len(list((tmp_path / "runs" / "cache").glob("features-*"))) == 1  # of all images, once
-    assert all(found[name]["num_train"] == 599 and found[name]["all_judged"] for name in DETECTORS)
+    assert all(found[name]["num_train"] == 599 and found[name]["all_judged"] for name in names)
     assert found["deft"]["num_train"] + found["deft"]["held_out"] == 599
     for name, summary in found.items():
         assert ("f1" in summary) == table  # the table has the truth

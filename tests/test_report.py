@@ -380,7 +380,7 @@ def test_the_page_in_a_browser(browser, nasty_run, tmp_path, width):
     deadline = time.time() + 20
     while not (saved := list((tmp_path / "downloads").glob("*.csv"))) and time.time() < deadline:
         time.sleep(0.05)
-    assert [path.name for path in saved] == ["own-none-seed0-label-match-decisions.csv"]
+    assert [path.name for path in saved] == ["own-data-none-seed0-label-match-decisions.csv"]
     assert rows_of(saved[0]) == [suspects[0] | {"decision": "wrong"}, suspects[2] | {"decision": "right"}]
     assert browser.get_log("browser") == [] and requests(browser) == []
 
