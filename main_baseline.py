@@ -27,7 +27,7 @@ def main(argv=None, method=None, **settings):
     name, identity, mask, numbers = [cfg.lnl_methods.lower()], data.identity, None, {}
     if build.takes_mask:
         path = find_mask(cfg.mask, seed_folder(cfg, data.place))
-        mask = load_mask(path, data.train.labels, cfg.dataset, data.noise_name, cfg.seed)
+        mask = load_mask(path, data, cfg.seed)
         name, identity, numbers = (
             [*name, mask_name(cfg.mask)],
             {**identity, "mask": label_hash(mask)},
