@@ -1,12 +1,31 @@
 """Fine-tuning of a classifier with a label-noise method, on all samples or on a clean mask: phase 2 and baselines."""
 
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
 from dataloader.loaders import make_loaders
 from methods.loops import evaluate_all, learning_rate
 from methods.method import Training
 from model.classifier import build_optimizer, frozen
 from model.saved import save_classifier
+from utils.checkpoint import trained_state
 from utils.device import Amp
 from utils.distributed import average_statistics, parallel, rank
+
+
+def moving_average(model, decay):
+    """A copy of a model whose weights will follow the model's, decay times themselves plus 1 - decay times the new; None
+    for decay 0."""
+    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay)) if decay else None
+
+
+def follow(averaged, model, optimizer, state=None):
+    """Have the moving average follow the model from the optimizer's next step on, from a checkpoint's `state` if there is
+    one; returns the averaged network."""
+    if state:
+        averaged.module.load_state_dict(state, strict=False)
+        averaged.n_averaged.fill_(1)  # else the next step would copy the model, as the first one does
+    optimizer.register_step_post_hook(lambda *_: averaged.update_parameters(model))
+    return averaged.module
 
 
 def fine_tune(cfg, data, run, method, clean_mask=None):
@@ -20,6 +39,7 @@ def fine_tune(cfg, data, run, method, clean_mask=None):
     model, pixels = method.build(cfg, data)
     train, tests = make_loaders(data, cfg, pixels, device)
     model.to(device)
+    averaged = moving_average(model, cfg.ema)
     if cfg.compile:
         model.compile()
     method.to(device)
@@ -29,6 +49,7 @@ def fine_tune(cfg, data, run, method, clean_mask=None):
         method.load_state_dict(saved["method"])
     else:
         method.prepare(model, train, cfg.seed, amp)
+    final = model if averaged is None else follow(averaged, model, optimizer, saved.get("averaged"))
     training = Training(model, parallel(model), train, optimizer, amp, data.num_classes, clean_mask)
     selection = saved.get("selection")
     for epoch in range(first, cfg.epochs + 1):
@@ -37,7 +58,7 @@ def fine_tune(cfg, data, run, method, clean_mask=None):
         result, selection = method.train_epoch(epoch, training)
         average_statistics(model)
         with amp():
-            predict = frozen(model)
+            predict = frozen(final)
         accuracy = evaluate_all(predict, tests, data.num_classes, amp)
         saved = {"acc_per_class": accuracy["acc_per_class"]}
         run.end_epoch(
@@ -53,10 +74,11 @@ def fine_tune(cfg, data, run, method, clean_mask=None):
             amp.scaler,
             method=method.state_dict(),
             selection=selection,
+            averaged=trained_state(averaged.module) if averaged else None,
             **saved,
         )
     if rank() == 0:
-        save_classifier(run.folder, model, cfg, data, pixels)
+        save_classifier(run.folder, final, cfg, data, pixels)
     if method.selects:
         selection = {k: selection[k].numpy() for k in ("mask", "p_clean", "predicted", "confidence")}
     return {"acc_per_class": saved["acc_per_class"]}, selection if method.selects else None
