@@ -8,6 +8,7 @@ from methods.method import Training
 from model.classifier import build_optimizer, frozen
 from model.saved import save_classifier
 from utils.checkpoint import trained_state
+from utils.config import whole_numbers
 from utils.device import Amp
 from utils.distributed import average_statistics, parallel, rank
 
@@ -51,10 +52,10 @@ def fine_tune(cfg, data, run, method, clean_mask=None):
         method.prepare(model, train, cfg.seed, amp)
     final = model if averaged is None else follow(averaged, model, optimizer, saved.get("averaged"))
     training = Training(model, parallel(model), train, optimizer, amp, data.num_classes, clean_mask)
-    selection = saved.get("selection")
+    selection, milestones = saved.get("selection"), whole_numbers(cfg.milestones, "milestones")
     for epoch in range(first, cfg.epochs + 1):
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(cfg.lr, *method.stage(epoch), cfg.schedule)
+            group["lr"] = learning_rate(cfg.lr, *method.stage(epoch), cfg.schedule, milestones)
         result, selection = method.train_epoch(epoch, training)
         average_statistics(model)
         with amp():

@@ -10,10 +10,13 @@ from dataloader.transforms import Pixels
 from model.blocks import in_pieces
 from model.clip import input_pixels, load_clip
 from model.detector import Detector
+from model.preact_resnet import PreActResNet18
 from model.prompts import DualPrompts
 from model.tuners import tune
 from utils.config import BACKBONES, UserError, nearest
 from utils.distributed import in_order
+
+OWN_NETWORKS = {"preact_resnet18": PreActResNet18}
 
 
 class Classifier(nn.Module):
@@ -76,9 +79,12 @@ def timm_name(cfg):
 
 
 def _timm_classifier(cfg, num_classes, generator):
-    """A timm network with a new head, fully trained; weights from timm, from a file (`pretrained`), or none."""
+    """A timm network with a new head, fully trained; weights from timm, from a file (`pretrained`), or none.
+
+    Or one of OWN_NETWORKS, which have no weights.
+    """
     name = timm_name(cfg)
-    if not timm.is_model(name):
+    if name not in OWN_NETWORKS and not timm.is_model(name):
         raise UserError(f"backbone: timm has no model '{name}'.{nearest(name, timm.list_models())}")
     ignored = [
         k
@@ -106,21 +112,33 @@ def _timm_classifier(cfg, num_classes, generator):
     with torch.random.fork_rng(devices=[]):  # the same initial weights whenever the run is started
         torch.manual_seed(generator.initial_seed() if generator else cfg.seed)
         try:
-            model = timm.create_model(
-                name,
-                pretrained=cfg.pretrained != "none",
-                num_classes=num_classes,
-                pretrained_cfg_overlay={"file": cfg.pretrained} if is_file else None,
+            model = (
+                untrained(name, num_classes)
+                if name in OWN_NETWORKS
+                else timm.create_model(
+                    name,
+                    pretrained=cfg.pretrained != "none",
+                    num_classes=num_classes,
+                    pretrained_cfg_overlay={"file": cfg.pretrained} if is_file else None,
+                )
             )
         except Exception as error:  # missing networks and unsuitable files raise many exceptions
             raise UserError(
                 f"backbone: the weights of {name} could not be loaded ({error}). Without a network, download timm's "
                 f"{name} elsewhere, copy the file to this machine and pass --pretrained FILE."
             ) from None
-    pixels = model.pretrained_cfg["input_size"][1]
-    if cfg.resolution not in (0, pixels):
+    needs = model.pretrained_cfg
+    pixels = needs["input_size"][1]
+    if cfg.resolution not in (0, pixels) and needs.get("fixed_input_size", True):
         raise UserError(f"resolution: is {cfg.resolution}, but {name} takes images of {pixels} pixels.")
-    return model, Pixels(pixels, model.pretrained_cfg["mean"], model.pretrained_cfg["std"])
+    return model, Pixels(cfg.resolution or pixels, needs["mean"], needs["std"])
+
+
+def untrained(name, num_classes):
+    """The network of a name, timm's or our own, without pre-trained weights."""
+    if name in OWN_NETWORKS:
+        return OWN_NETWORKS[name](num_classes)
+    return timm.create_model(name, pretrained=False, num_classes=num_classes)
 
 
 def linear_head(model):

@@ -6,7 +6,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import open_clip
-import timm
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -16,7 +15,7 @@ from safetensors.torch import save as to_bytes
 from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
 
 from model.blocks import speed_up
-from model.classifier import Classifier, TextClassifier, timm_name
+from model.classifier import Classifier, TextClassifier, timm_name, untrained
 from model.ensemble import Networks
 from model.tuners import tune
 from utils.config import UserError
@@ -122,7 +121,7 @@ def _build(info):
     """The untrained network that model.json describes; its state dict has the names of model.safetensors."""
     K = len(info["classes"])
     if "timm" in info:
-        return timm.create_model(info["timm"], pretrained=False, num_classes=K)
+        return untrained(info["timm"], K)
     visual = open_clip.CLIP(**info["open_clip"], text_cfg={"layers": 1}).visual  # the text tower is thrown away
     speed_up(visual.transformer, class_token=True)
     merged = {"lora": False, "ssf": False}

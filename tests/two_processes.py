@@ -26,8 +26,8 @@ def train(out):
 
 
 def train_semi_supervised(out):
-    """144 images in a batch of 143 and one of a single image, of which the second process has none."""
-    quick = ["--dataset", "own", "--data_path", str(out), "--batch_size", "143", "--epochs", "2", "--warmup", "0"]
+    """145 images in a batch of 144 and one of a single image, of which the second process has none."""
+    quick = ["--dataset", "own", "--data_path", str(out), "--batch_size", "144", "--epochs", "2", "--warmup", "0"]
     for method in ("RoLT", "Co-teaching", "UNICON", "ProMix"):
         main_baseline.main(phase2(f"{out}-{world_size()}", *quick, "--test_fraction", "0.2", "--lnl_methods", method))
 

@@ -18,6 +18,7 @@ BACKBONES = {
     "resnet": ("resnet50.a1_in1k", {"optimizer": "adamw", "lr": 1e-3, "weight_decay": 1e-5}),
     "convnext": ("convnext_tiny.fb_in1k", {"optimizer": "adamw", "lr": 1e-4, "weight_decay": 1e-4}),
     "mae": ("vit_base_patch16_224.mae", {"optimizer": "adamw", "lr": 1e-4, "weight_decay": 1e-3}),
+    "preact_resnet18": ("preact_resnet18", {}),  # untrained, of our own: model/preact_resnet.py
 }
 # how phase 2 adapts (DeFT, section 4.4): the phase 1 text classifier as it is, visual prompts and a head, or all blocks
 ADAPTATIONS = {
@@ -44,6 +45,13 @@ def pick(table, name, key):
     if name not in table:
         raise UserError(f"{key}: there is no '{name}', only {', '.join(table)}.{nearest(name, table)}")
     return table[name]
+
+
+def whole_numbers(words, key):
+    """A list of words as integers; UserError for one that is none."""
+    if not all(word.strip().isdigit() for word in words):
+        raise UserError(f"{key}: must be whole numbers, not {', '.join(words)}.")
+    return [int(word) for word in words]
 
 
 def default_values():

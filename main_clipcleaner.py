@@ -1,0 +1,68 @@
+"""CLIPCleaner as published (Feng et al., ACM MM 2024): select clean samples with CLIP, then train a network with MixFix.
+
+    python main_clipcleaner.py --cfg config/CLIPCleaner/cifar100.yaml --noise_mode sym --noise_ratio 0.5
+
+The two steps are also `main_detect.py --detector clipcleaner` and `main_baseline.py --lnl_methods MixFix --mask NAME`, with
+any detector and any mask.
+"""
+
+from types import SimpleNamespace
+
+from dataloader.dataset import label_hash
+from dataloader.load import load_data
+from methods.detectors import run_detector
+from methods.fine_tuning import fine_tune
+from methods.masks import load_mask
+from methods.semi_supervised import MixFix
+from report.record import finish
+from utils.config import default_values, load_config, refuse_score, settle_epochs
+from utils.distributed import run_main
+from utils.runs import Run, backbone_name
+
+# settings of the training, which the selection does not depend on
+TRAINING = ("resolution", "epochs", "warmup", "batch_size", "lr", "optimizer", "momentum", "weight_decay", "schedule")
+TRAINING += (
+    "milestones",
+    "ema",
+    "finetune",
+    "networks",
+    "strong_view",
+    "theta_r",
+    "theta_r2",
+    "mixup_beta",
+    "tag",
+    "mask",
+)
+
+
+def main(argv=None, **settings):
+    """Select and train; returns the summary of the training. `settings` are the script's own defaults."""
+    cfg = load_config(argv, __doc__, **{"detector": "clipcleaner", "lnl_methods": "MixFix", **settings})
+    refuse_score(cfg)
+    data = load_data(cfg)
+    settle_epochs(cfg, len(data.train.labels))
+    path = select(cfg, data)
+    mask = load_mask(path, data.train.labels, cfg.dataset, data.noise_name, cfg.seed)
+    name = f"mixfix-{cfg.detector}-{backbone_name(cfg)}"
+    run = Run(cfg, data.place, name, {**data.identity, "mask": label_hash(mask)})
+    if not run.summary:
+        trained, grown = fine_tune(cfg, data, run, MixFix(cfg, len(mask), data.num_classes), mask)
+        finish(run, data, {"mask": str(path), **trained}, grown)
+        print(f"results: {run.folder}")
+    return run.summary
+
+
+def select(cfg, data):
+    """Run the detector, if it has not run yet; returns the path of its clean mask."""
+    defaults = default_values()
+    own = {key: defaults[key] for key in TRAINING} | {"backbone": cfg.clip_backbone, "pretrained": cfg.clip_pretrained}
+    cfg = SimpleNamespace(**vars(cfg) | own)
+    run = Run(cfg, data.place, cfg.detector, data.identity)
+    if not run.summary:
+        selection, numbers = run_detector(cfg, data, run.device)
+        finish(run, data, numbers, selection)
+    return run.folder / "clean_mask.npz"
+
+
+if __name__ == "__main__":
+    run_main(main)
