@@ -20,19 +20,8 @@ from utils.distributed import run_main
 from utils.runs import Run, backbone_name
 
 # settings of the training, which the selection does not depend on
-TRAINING = ("resolution", "epochs", "warmup", "batch_size", "lr", "optimizer", "momentum", "weight_decay", "schedule")
-TRAINING += (
-    "milestones",
-    "ema",
-    "finetune",
-    "networks",
-    "strong_view",
-    "theta_r",
-    "theta_r2",
-    "mixup_beta",
-    "tag",
-    "mask",
-)
+TRAINING = """resolution epochs warmup batch_size lr optimizer momentum weight_decay schedule milestones ema finetune networks
+strong_view theta_r theta_r2 mixup_beta lnl_methods mask tag""".split()
 
 
 def main(argv=None, **settings):
