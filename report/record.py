@@ -1,12 +1,11 @@
 """What a finished run leaves: its selection as files, its lists, its summary."""
 
-import json
-
 from methods.masks import save_mask
 from methods.selection import detection_quality
 from report.suspects import write_scores
 from utils.config import UserError
 from utils.distributed import rank
+from utils.summaries import read_summary
 
 
 def finish(run, data, numbers, selection=None):
@@ -45,5 +44,5 @@ def recorded_accuracies(mask_path):
         raise UserError(
             f"adaptation: none shows the accuracy of phase 1, but there is no finished run beside {mask_path}."
         )
-    summary = json.loads(record.read_text(encoding="utf-8"))
+    summary = read_summary(record)
     return {k: v for k, v in summary.items() if k.startswith("acc_")}

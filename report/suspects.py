@@ -1,7 +1,6 @@
 """What a detector's selection says of each sample, as CSV files. docs/own-images.md describes their columns."""
 
 import argparse
-import json
 import os
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +12,7 @@ from dataloader.load import load_data
 from dataloader.rows import read_csv
 from utils.config import UserError, default_values
 from utils.files import write_csv
+from utils.summaries import read_summary
 
 RELABEL_ABOVE = 0.9  # a choice: the probability is the detector's own, and not calibrated
 
@@ -63,7 +63,7 @@ def read_run(folder, data_path=None, decisions=None):
     cfg.data_path = data_path or cfg.data_path
     with np.load(folder / "clean_mask.npz", allow_pickle=False) as file:
         arrays = dict(file)
-    summary, data = json.loads((folder / "summary.json").read_text(encoding="utf-8")), load_data(cfg)
+    summary, data = read_summary(folder / "summary.json"), load_data(cfg)
     if data.fingerprint != summary["identity"]["images"] or not np.array_equal(data.train.labels, arrays["labels"]):
         raise UserError(
             f"data_path: the images in {cfg.data_path} are not those of the run {folder}; "

@@ -6,13 +6,13 @@ Precision, recall and F1 are of the clean class: of the labels kept, against the
 AUPRC of p_clean as a score of the mislabelled class. summary.json has precision, recall and F1 of that class as well.
 """
 
-import json
 import math
 import sys
 from pathlib import Path
 
 from utils.config import UserError
 from utils.distributed import run_main
+from utils.summaries import read_summary
 
 COLUMNS = {  # heading: (key of the summary, factor, digits)
     "noise %": ("noise_rate", 100, 1),
@@ -33,7 +33,7 @@ def read_summaries(folders):
     paths = sorted({p for folder in folders for p in Path(folder).rglob("summary.json")})
     if not paths:
         raise UserError(f"{' '.join(map(str, folders))}: no finished run (summary.json) below.")
-    return [json.loads(p.read_text(encoding="utf-8")) for p in paths]
+    return [read_summary(p) for p in paths]
 
 
 def mean_std(values):

@@ -16,6 +16,7 @@ from utils.device import pick_device, precision
 from utils.distributed import rank, wait_for_all
 from utils.files import listed_changes, slug, write_csv, write_text
 from utils.memory import peak_gb
+from utils.summaries import read_summary, with_checksum, write_summary
 
 # where and on what a run is made, not what it is: may change between start and resume
 FREE_KEYS = {
@@ -93,7 +94,7 @@ class Run:
         if (self.folder / "config.yaml").is_file():
             self._check_same_settings()
         if (self.folder / "summary.json").is_file():
-            self.summary = json.loads((self.folder / "summary.json").read_text(encoding="utf-8"))
+            self.summary = read_summary(self.folder / "summary.json")
             self._check_same_data(self.summary["identity"])
             print(f"finished before: {self.folder}")
             show(self.summary)
@@ -187,13 +188,12 @@ class Run:
             for key in [key for key in history[0] if key.startswith("acc_")]:
                 accs, short = [line[key] for line in history], "acc" if key == "acc_test" else key
                 summary |= {f"{short}_last": accs[-1], f"{short}_best": max(accs)}
-        self.summary = summary | {"prec": precision(self.device, cfg.prec), **environment(self.device)}
+        self.summary = with_checksum(summary | {"prec": precision(self.device, cfg.prec), **environment(self.device)})
         if rank() == 0:
             self._write_settings()
             for name, rows in tables.items():
                 write_csv(self.folder / name, rows)
-            lines = ",\n ".join(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in self.summary.items())  # one line a key
-            write_text(self.folder / "summary.json", f"{{\n {lines}\n}}\n")
+            write_summary(self.folder / "summary.json", self.summary)
         wait_for_all()  # another run of these processes may read it
         show(self.summary)
         return self.summary

@@ -1,0 +1,150 @@
+"""Results set beside a paper's figures: as Markdown, CSV, LaTeX and plots."""
+
+import csv
+import io
+import re
+from itertools import groupby
+from pathlib import Path
+
+from report.tables import format_table, mean_std
+from utils.files import write_whole
+
+FRACTIONS = ("precision", "recall", "f1", "auroc", "auprc_mislabelled")  # of a summary; per cent in tables
+PLACE = ("dataset", "method", "column", "metric")  # of a figure in a table
+
+
+def paper_figure(figures, path):
+    """The figure at a path of keys in nested dicts, or None."""
+    for key in path:
+        if not isinstance(figures, dict):
+            return None
+        figures = {str(k): v for k, v in figures.items()}.get(key)
+    return None if isinstance(figures, dict) else figures
+
+
+def compare(results, metrics, figures, path):
+    """One dict for each figure of a table: PLACE, ours (its mean), sd, n, the paper's, the difference, what is missing.
+
+    results: {(dataset, method, column): [a summary, or why there is none, for each seed]}. metrics: {heading: key of a
+    summary}. figures: the paper's, nested dicts; path: the parts of PLACE that lead to one.
+    """
+    rows = []
+    for place, outcomes in results.items():
+        for metric, key in metrics.items():
+            found, missing = [], []
+            for outcome in outcomes:
+                value = outcome.get(key) if isinstance(outcome, dict) else None
+                if value is None:
+                    missing.append(f"no {key} in the summary" if isinstance(outcome, dict) else outcome)
+                else:
+                    found.append(100 * value if key in FRACTIONS else value)
+            where = dict(zip(PLACE, (*place, metric)))
+            ours, sd = found[0] if found else None, None
+            if isinstance(ours, float):
+                ours, sd = mean_std(found)
+            # a column may lie deeper: visual_prompt_length/10
+            paper = paper_figure(figures, [key for part in path for key in where[part].split("/")]) if path else None
+            difference = ours - paper if isinstance(ours, float) and paper is not None else None
+            rows.append(
+                where
+                | {"ours": ours, "sd": sd, "n": len(found), "paper": paper, "difference": difference}
+                | {"missing": "; ".join(dict.fromkeys(missing))}
+            )
+    return rows
+
+
+def _text(value):
+    """A figure with two digits; words, and settings such as 1e-05, as they are."""
+    return f"{value:.2f}" if isinstance(value, float) and value >= 0.1 else str(value)
+
+
+def _cell(row, note):
+    """ours ± sd (n) / paper / difference; `not run` and the mark of a note where a run is missing."""
+    ours = "not run"
+    if row["ours"] is not None:
+        ours = _text(row["ours"]) + ("" if row["sd"] is None else f" ± {row['sd']:.2f}") + f" ({row['n']})"
+    parts = [ours + note(row["missing"])]
+    parts += [] if row["paper"] is None else [_text(row["paper"])]
+    parts += [] if row["difference"] is None else [f"{row['difference']:+.2f}"]
+    return " / ".join(parts)
+
+
+def wide(rows):
+    """Rows of text with a column for each column and metric of the table, a heading first; and the notes to them."""
+    notes = []
+
+    def note(reason):
+        if reason in ("", "not run"):
+            return ""
+        if reason not in notes:
+            notes.append(reason)
+        return f" [{notes.index(reason) + 1}]"
+
+    heads = list(dict.fromkeys((row["column"], row["metric"]) for row in rows))
+    out = [["data set", "method", *(f"{column} {metric}" for column, metric in heads)]]
+    for (dataset, method), group in groupby(rows, key=lambda row: (row["dataset"], row["method"])):
+        by_head = {(row["column"], row["metric"]): _cell(row, note) for row in group}
+        out.append([dataset, method, *(by_head[head] for head in heads)])
+    return out, [f"[{i}] {reason}" for i, reason in enumerate(notes, 1)]
+
+
+def as_markdown(title, rows):
+    table, notes = wide(rows)
+    legend = "mean ± standard deviation (seeds)"
+    legend += " / paper / difference" if any(row["paper"] is not None for row in rows) else ""
+    return "\n".join([f"**{title}**: {legend}", "", format_table(table, words=2), *([""] if notes else []), *notes])
+
+
+def as_latex(title, rows):
+    table, notes = wide(rows)
+
+    def line(cells):
+        return re.sub(r"([%_#&])", r"\\\1", "\0".join(cells)).replace("\0", " & ").replace("±", r"$\pm$") + r" \\"
+
+    lines = [f"% {text}" for text in (title, *notes)]
+    lines += [rf"\begin{{tabular}}{{ll{'r' * (len(table[0]) - 2)}}}", r"\toprule", line(table[0]), r"\midrule"]
+    return "\n".join([*lines, *map(line, table[1:]), r"\bottomrule", r"\end{tabular}"])
+
+
+def as_csv(title, rows):
+    text = io.StringIO()
+    writer = csv.DictWriter(text, ["table", *rows[0]], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({"table": title, **row} for row in rows)
+    return text.getvalue().rstrip("\n")
+
+
+FORMATS = {"markdown": as_markdown, "csv": as_csv, "latex": as_latex}
+
+
+def plot(rows, kind, path):
+    """A PNG of a table's rows, a panel for each data set: `lines` over the columns, or `bars` of the methods."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    datasets, columns, methods = (list(dict.fromkeys(row[k] for row in rows)) for k in ("dataset", "column", "method"))
+    figure, axes = plt.subplots(
+        1, len(datasets), figsize=(4.5 * len(datasets), 3.6), squeeze=False, layout="constrained"
+    )
+    for axis, dataset in zip(axes[0], datasets):
+        drawn = [row for row in rows if row["dataset"] == dataset and row["ours"] is not None]
+        for i, method in enumerate(methods):
+            of_method = [row for row in drawn if row["method"] == method]
+            x, y = ([columns.index(row["column"]) for row in of_method], [row["ours"] for row in of_method])
+            error = [row["sd"] or 0 for row in of_method]
+            if kind == "lines":
+                axis.errorbar(x, y, error, marker="o", capsize=3, label=method)
+            else:
+                width = 0.8 / len(methods)
+                axis.bar([v + (i - (len(methods) - 1) / 2) * width for v in x], y, width, yerr=error, label=method)
+        if kind == "bars" and drawn:  # from below the lowest bar, so that differences show
+            values = [row["ours"] for row in drawn]
+            axis.set_ylim(max(0, min(values) - max(5, 0.3 * (max(values) - min(values)))), min(100, max(values) + 3))
+        axis.set(title=dataset, xticks=range(len(columns)), xticklabels=columns)
+        axis.set_ylabel(f"test accuracy ({rows[0]['metric']}), %")
+        axis.legend(fontsize="small")
+    with write_whole(Path(path)) as file:
+        figure.savefig(file, format="png", dpi=120)
+    plt.close(figure)

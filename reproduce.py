@@ -1,0 +1,479 @@
+"""Run a table of the paper, and set the results beside the paper's figures.
+
+    python reproduce.py --table 1 --dataset cifar100 --noise sym_0.2 --seeds 0 1 2
+    python reproduce.py --table 2 --dry_run
+    python reproduce.py --table 1 2 --profile digits
+    python reproduce.py --verify runs/digits/sym-0.4/seed0/deft
+
+config/tables.yaml describes the tables, config/paper.yaml holds the paper's figures. Every cell is a run of the ordinary
+scripts: finished runs are not repeated, interrupted ones are resumed, and runs that cells or tables share are made once.
+"""
+
+import argparse
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from utils.config import UserError, default_values, load_config, parse_flags, pick
+from utils.distributed import run_main
+from utils.files import slug
+from utils.summaries import read_summary
+
+HERE = Path(__file__).resolve().parent
+NOISE_KEYS = ("noise_mode", "noise_ratio", "image_noise", "image_noise_level", "image_noise_on")  # named by the folder
+NOT_COMPARED = ("seconds", "images_per_second", "peak_memory_gb", "peak_cuda_memory_gb", "git_commit", "checksum")
+NOT_COMPARED += ("mask", "device", "versions")  # of two runs: time, place and machine
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command: a script, its flags as (key, value) pairs of text, and the step whose mask it takes, if any."""
+
+    script: str
+    flags: tuple
+    after: "Step | None" = None
+
+    @property
+    def yaml(self):
+        """The content of its YAML file, keys in lower case."""
+        content = yaml.safe_load((HERE / dict(self.flags)["cfg"]).read_text(encoding="utf-8"))
+        return {str(key).lower(): value for key, value in content.items()}
+
+    @property
+    def key(self):
+        """Names all that decides its result: the command, its YAML, the defaults, and the same of the step before."""
+        what = [self.script, self.flags, self.yaml, default_values(), self.after and self.after.key]
+        return hashlib.sha256(json.dumps(what, default=str).encode()).hexdigest()[:12]
+
+    def command(self, *where):
+        """The words of the command, with further flags that say where it runs."""
+        return [f"{self.script}.py", *(word for key, value in (*self.flags, *where) for word in (f"--{key}", value))]
+
+    def chain(self):
+        """The steps that lead to this one, and itself."""
+        return [*(self.after.chain() if self.after else []), self]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A place in a table for one seed: the step that gives its figures, or the reason why there can be none."""
+
+    place: tuple  # data set, method, column
+    step: Step | None
+    reason: str = ""
+
+
+# --- from a table's description to commands
+
+
+def headings(content):
+    """{heading: what it stands for} of a table's methods or columns, where a list names them as they are."""
+    return dict(zip(content, content)) if isinstance(content, list) else content
+
+
+def column_flags(column):
+    """The flags of a column: sym_0.2 is noise_mode sym, noise_ratio 0.2."""
+    if isinstance(column, dict):
+        return column
+    mode, ratio = column.rsplit("_", 1)
+    return {"noise_mode": mode, "noise_ratio": ratio}
+
+
+def make_step(command, dataset, flags, after=None):
+    """The Step of a method's command on a data set, in a run of its own where flags go beyond the noise and seed."""
+    script, cfg, *words = command.split()
+    real = script.replace("main_", "main_real_")
+    script = real if dataset.get("real") and (HERE / f"{real}.py").is_file() else script
+    own = dict(zip((word.removeprefix("--") for word in words[::2]), words[1::2]))
+    varied = [slug(f"{key}-{value}") for key, value in flags.items() if key not in (*NOISE_KEYS, "seed")]
+    tag = "-".join(filter(None, [own.pop("tag", ""), *varied]))
+    own |= {key: str(value) for key, value in flags.items()}
+    if tag:
+        own["tag"] = tag
+    if after and "tag" in (before := dict(after.flags)):
+        own["mask"] = f"deft-{before['tag']}"
+    return Step(script, (("cfg", f"config/{cfg}/{dataset['yaml']}.yaml"), *own.items()), after)
+
+
+def make_cell(table, known, profile, place, flags, seed):
+    """One Cell of a table; flags: those of its column."""
+    stands_for = profile.get("datasets", {}).get(place[0], place[0])
+    place = (stands_for, *place[1:])
+    flags = table.get("set", {}) | flags
+    if "backbone" in flags and profile:
+        if flags["backbone"] not in profile["backbones"]:
+            return Cell(place, None, f"the profile has nothing for the backbone {flags['backbone']}")
+        flags["backbone"] = profile["backbones"][flags["backbone"]]
+    dataset = pick(known["datasets"], stands_for, "datasets")
+    commands = pick(known["methods"], headings(table["methods"])[place[1]], "methods")
+    noise, step = {key: value for key, value in flags.items() if key in NOISE_KEYS}, None
+    for command in commands:
+        all_flags = command == commands[-1] or table.get("flags_to") != "last"
+        step = make_step(command, dataset, (flags if all_flags else noise) | {"seed": seed}, step)
+    return Cell(place, step)
+
+
+def make_cells(table, known, profile, args):
+    """The Cells of a table that the flags leave."""
+    datasets = [d for d in table["datasets"] if not profile or d in profile["datasets"]]
+    names = {d: {d, profile.get("datasets", {}).get(d)} for d in datasets}
+    return [
+        make_cell(table, known, profile, (dataset, method, column), column_flags(flags), seed)
+        for dataset in datasets
+        if not args.dataset or names[dataset] & set(args.dataset)
+        for method in headings(table["methods"])
+        for column, flags in headings(table["columns"]).items()
+        if not args.noise or column in args.noise
+        for seed in args.seeds
+    ]
+
+
+# --- what has been run
+
+
+class Ledger:
+    """<output_dir>/reproduce.jsonl: a line for every finished command, with its folder, seconds and Step.key."""
+
+    def __init__(self, output_dir):
+        self.output_dir, self.path = Path(output_dir), Path(output_dir) / "reproduce.jsonl"
+        self.lines, self.reasons, self._summaries = [], {}, {}  # reasons: why a Step has no summary
+        for text in self.path.read_text(encoding="utf-8").splitlines() if self.path.is_file() else []:
+            try:
+                self.lines.append(json.loads(text))
+            except ValueError:  # cut short by a kill
+                print(f"{self.path}: left out a line that is not whole", file=sys.stderr)
+
+    def add(self, step, folder, seconds):
+        """Record a finished step."""
+        line = {"key": step.key, "script": step.script, "flags": step.flags, "folder": folder, "seconds": seconds}
+        self.lines.append(json.loads(json.dumps(line)))
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write("\n" if self.path.stat().st_size and not _ends_with_newline(self.path) else "")
+            file.write(json.dumps(line) + "\n")
+
+    def summary(self, step):
+        """The summary of a finished Step, else None; `reasons` tells what is wrong with one that is there."""
+        if self._summaries.get(step) is None and step not in self.reasons:
+            key = step.key
+            folder = next((line["folder"] for line in reversed(self.lines) if line["key"] == key), None)
+            try:
+                self._summaries[step] = folder and self._checked(step, self.output_dir / folder)
+            except UserError as error:
+                self.reasons[step] = str(error)
+        return self._summaries.get(step)
+
+    def _checked(self, step, folder):
+        summary = read_summary(folder / "summary.json")
+        if summary:
+            settings = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+            for key, value in step.flags:
+                if key in settings and str(settings[key]).lower() not in (value.lower(), _as_float(value)):
+                    raise UserError(f"{folder}: was made with {key} {settings[key]}, not {value}.")
+        return summary
+
+    def expected_seconds(self, step):
+        """Mean duration of the finished commands most like this one; None where none has its script and YAML."""
+        alike = {}
+        for line in self.lines:
+            theirs = {tuple(pair) for pair in line["flags"]}
+            if line["script"] == step.script and step.flags[0] in theirs:
+                alike.setdefault(len(theirs & set(step.flags)), []).append(line["seconds"])
+        times = alike[max(alike)] if alike else []
+        return sum(times) / len(times) if times else None
+
+
+def _as_float(text):
+    try:
+        return str(float(text))
+    except ValueError:
+        return text
+
+
+def _ends_with_newline(path):
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read() == b"\n"
+
+
+@contextmanager
+def only_one(output_dir):
+    """UserError where another reproduce.py is at work on the same folder."""
+    Path(output_dir).mkdir(parents=True, exist_ok=True)
+    with (Path(output_dir) / ".reproduce.lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            other = f"another reproduce.py (process {file.read().strip()}) is at work in {output_dir}"
+            raise UserError(f"output_dir: {other}; wait for it, or give --output_dir another folder.") from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+# --- running
+
+
+class Runner:
+    """Runs Steps as subprocesses, `jobs` at once, each on a GPU of its own where there are several."""
+
+    def __init__(self, ledger, args):
+        self.ledger, self.args, self.gpus = ledger, args, visible_gpus()
+        self.jobs, self.children = args.jobs or max(1, len(self.gpus)), set()
+
+    def data_path(self, step):
+        """Where the step's data lie; None for data that need no files."""
+        path = step.yaml.get("data_path")
+        return path and (
+            Path(self.args.data_root) / Path(path).relative_to("data") if self.args.data_root else Path(path)
+        )
+
+    def command(self, step):
+        """The words of the step's command, with where it runs."""
+        where = [("output_dir", str(self.args.output_dir))]
+        where += [("data_path", str(self.data_path(step)))] if self.args.data_root and self.data_path(step) else []
+        return step.command(*where)
+
+    def missing(self, steps):
+        """Those of the steps, and of what leads to them, that have no summary; first what comes first."""
+        chains = [step.chain() for step in steps]
+        in_order = [chain[i] for i in range(max(map(len, chains), default=0)) for chain in chains if i < len(chain)]
+        return [step for step in dict.fromkeys(in_order) if not self.ledger.summary(step)]
+
+    def run_all(self, steps):
+        """Run what is missing; a step begins when those of its kind before it, whose masks are taken, are done."""
+        todo = [step for step in self.missing(steps) if step not in self.ledger.reasons]
+        for depth in range(1, 1 + max((len(step.chain()) for step in todo), default=0)):
+            now = [(i, len(todo), step) for i, step in enumerate(todo, 1) if len(step.chain()) == depth]
+            with ThreadPoolExecutor(self.jobs) as pool:
+                try:
+                    list(pool.map(self.run, now))
+                except BaseException:
+                    pool.shutdown(wait=False, cancel_futures=True)
+                    for child in list(self.children):
+                        child.terminate()
+                    raise
+
+    def run(self, numbered):
+        """Run (number, total, Step); where it fails, its last words are its reason."""
+        number, total, step = numbered
+        reasons, path = self.ledger.reasons, self.data_path(step)
+        if step.after and not self.ledger.summary(step.after):
+            reasons[step] = reasons.get(step.after, "the run before it did not finish")
+        elif path and not path.is_dir():
+            reasons[step] = f"there is no folder {path}"
+        else:
+            start = time.perf_counter()
+            words = self.command(step)
+            print(f"[{number}/{total}] python {shlex.join(words)}", file=sys.stderr, flush=True)
+            code, folder, last = self._watch(words, self.gpus[number % len(self.gpus)] if self.gpus else None)
+            if code:
+                reasons[step] = last.removeprefix("error: ") or f"{words[0]} ended with exit code {code}"
+            elif not folder:
+                reasons[step] = f"{words[0]} did not say where its run is"
+            else:
+                self.ledger.add(step, folder, round(time.perf_counter() - start, 1))
+
+    def _watch(self, words, gpu):
+        """Run a command and repeat what it says. Returns its exit code, the run's folder, and its last line."""
+        run_folder = re.compile(re.escape(str(self.args.output_dir)) + r"/([^/\s]+/[^/\s]+/seed\d+/[^/\s:]+)")
+        folder, last = None, ""
+        child = subprocess.Popen(
+            [sys.executable, *words],
+            cwd=HERE,
+            env=os.environ | ({"CUDA_VISIBLE_DEVICES": gpu} if gpu and self.jobs > 1 else {}),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            preexec_fn=_die_with_parent,
+        )
+        self.children.add(child)
+        for line in child.stdout:
+            last = line.strip() or last
+            print(f"    {line.rstrip()}", file=sys.stderr, flush=True)
+            folder = found[1] if (found := run_folder.search(line)) else folder
+        self.children.discard(child)
+        return child.wait(), folder, last
+
+
+def visible_gpus():
+    """The numbers of the GPUs that may be used, as text."""
+    if "CUDA_VISIBLE_DEVICES" in os.environ:
+        return [gpu for gpu in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if gpu]
+    if not shutil.which("nvidia-smi"):
+        return []
+    return re.findall(r"^GPU (\d+)", subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True).stdout, re.M)
+
+
+def _die_with_parent():
+    """In a child on Linux: be killed when the parent is, so that no run goes on unseen."""
+    if sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+# --- repeating a run
+
+
+def verify(folder):
+    """Repeat a finished run from its record, in a folder that is thrown away. Returns what differs, one line each."""
+    folder = Path(folder)
+    before = read_summary(folder / "summary.json")
+    if before is None:
+        raise UserError(f"--verify: there is no finished run (summary.json) in {folder}.")
+    script = script_of(folder)
+    with tempfile.TemporaryDirectory() as out:
+        words = [f"{script}.py", "--cfg", str((folder / "config.yaml").resolve()), "--output_dir", out]
+        words += ["--mask", before["mask"]] if script == "main_phase2" else []
+        print(f"python {shlex.join(words)}", file=sys.stderr)
+        if subprocess.run([sys.executable, *words], cwd=HERE, stdout=sys.stderr).returncode:
+            raise UserError(f"--verify: {script}.py fails with the settings of {folder}.")
+        return differences(folder, next(Path(out).rglob("summary.json")).parent)
+
+
+def script_of(folder):
+    """The script that a run's name tells of."""
+    detector = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")).get("detector", "")
+    names = {"main_phase2": "phase2-.*", "main_phase1": "deft(-.*)?", "main_detect": f"{re.escape(detector)}(-.*)?"}
+    return next((script for script, name in names.items() if re.fullmatch(name, folder.name)), "main_baseline")
+
+
+def differences(folder, again):
+    """What differs between two runs, one line each: summary but for NOT_COMPARED, epochs, and the arrays of the mask."""
+    import numpy as np
+
+    def changed(old, new, place=""):
+        keys = [k for k in dict.fromkeys([*old, *new]) if k not in NOT_COMPARED and old.get(k) != new.get(k)]
+        return [f"{place}{key}: {old.get(key)} before, {new.get(key)} now" for key in keys]
+
+    out = changed(read_summary(folder / "summary.json"), read_summary(again / "summary.json"))
+    logs = [f / "log.jsonl" for f in (folder, again)]
+    if logs[0].is_file():
+        for old, new in zip(*([json.loads(line) for line in log.read_text().splitlines()] for log in logs)):
+            out += changed(old, new, f"epoch {old['epoch']}, ")
+    masks = [f / "clean_mask.npz" for f in (folder, again)]
+    if masks[0].is_file():
+        old, new = (dict(np.load(mask, allow_pickle=False)) for mask in masks)
+        for key in [key for key in old if not np.array_equal(old[key], new[key])]:
+            out.append(f"clean_mask.npz, {key}: {np.sum(old[key] != new[key])} of {old[key].size} differ")
+    return out
+
+
+# --- the command
+
+
+def list_commands(steps, runner):
+    """Print the commands that are missing, how many, and how long they should take."""
+    todo = runner.missing(steps)
+    times = {step: runner.ledger.expected_seconds(step) for step in todo}
+    for step in todo:
+        print(f"python {shlex.join(runner.command(step))}  # {in_words(times[step])}")
+    known = [seconds for seconds in times.values() if seconds is not None]
+    finished = len({s for step in steps for s in step.chain()}) - len(todo)
+    unknown = f" and {len(todo) - len(known)} of unknown length" if len(known) < len(todo) else ""
+    print(f"{len(todo)} commands to run, {finished} finished; expected: {in_words(sum(known) / runner.jobs)}{unknown}")
+
+
+def in_words(seconds):
+    """A duration in words."""
+    if seconds is None:
+        return "unknown"
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 120
+        else f"{seconds / 60:.0f} min"
+        if seconds < 7200
+        else f"{seconds / 3600:.1f} h"
+    )
+
+
+def results_of(cells, table, ledger):
+    """{place: [the summary of each seed, or why there is none]}; of a table of settings, the settings."""
+    results = {}
+    for cell in cells:
+        if cell.step is None:
+            outcome = cell.reason
+        elif "settings" in table:
+            outcome = vars(load_config(cell.step.command()[1:]))
+        else:
+            reasons = [ledger.reasons[step] for step in cell.step.chain() if step in ledger.reasons]
+            outcome = ledger.summary(cell.step) or (reasons or ["not run"])[0]
+        results.setdefault(cell.place, []).append(outcome)
+    return results
+
+
+def read_flags(argv):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--table", nargs="+", default=[], help="1 to 11, another name in the tables' file, or all")
+    parser.add_argument("--dataset", nargs="+", help="only these data sets")
+    parser.add_argument("--noise", nargs="+", help="only these columns, as sym_0.2")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="default 0")
+    parser.add_argument("--profile", help="the tables on other data: a name in the tables' file, as digits")
+    parser.add_argument("--jobs", type=int, default=0, help="commands at once; default one for each GPU, else one")
+    parser.add_argument("--dry_run", action="store_true", help="list the commands, and show what there is")
+    parser.add_argument("--format", default="markdown", help="markdown, csv or latex")
+    parser.add_argument("--plots", help="folder for the pictures of figures")
+    parser.add_argument("--output_dir", default="runs", help="where the runs are, default runs")
+    parser.add_argument("--data_root", help="where the data sets are, instead of ./data")
+    parser.add_argument("--tables", default=str(HERE / "config" / "tables.yaml"), help="the tables' file")
+    parser.add_argument("--verify", metavar="RUN", help="repeat a finished run and say whether it comes out the same")
+    return parse_flags(parser, argv)
+
+
+def main(argv=None):
+    """Run and print the tables that the flags name; returns {table: its rows, see report.comparison.compare}."""
+    args = read_flags(argv)
+    if args.verify:
+        found = verify(args.verify)
+        print("\n".join(found) if found else f"{args.verify}: the same again")
+        sys.exit(1 if found else 0)
+    from report.comparison import FORMATS, compare, plot
+
+    known, show = yaml.safe_load(Path(args.tables).read_text(encoding="utf-8")), pick(FORMATS, args.format, "--format")
+    profile = pick(known["profiles"], args.profile, "--profile") if args.profile else {}
+    paper = {} if profile else yaml.safe_load((HERE / "config" / "paper.yaml").read_text(encoding="utf-8"))
+    names = list(known["tables"]) if "all" in args.table else [f"table{t}" if t.isdigit() else t for t in args.table]
+    if not names:
+        raise UserError(f"--table: expected some of {', '.join(known['tables'])}, or all.")
+    tables = {name: pick(known["tables"], name, "--table") for name in names}
+    cells = {name: make_cells(table, known, profile, args) for name, table in tables.items()}
+    steps = [c.step for name, table in tables.items() if "settings" not in table for c in cells[name] if c.step]
+    ledger = Ledger(args.output_dir)
+    if args.dry_run:
+        list_commands(steps, Runner(ledger, args))
+    elif steps:
+        with only_one(args.output_dir):
+            Runner(ledger, args).run_all(steps)
+    out = {}
+    for name, table in tables.items():
+        if not cells[name]:
+            print(f"\n{name}: the flags leave nothing of it")
+            continue
+        metrics = table.get("metrics") or table["settings"]
+        out[name] = compare(results_of(cells[name], table, ledger), metrics, paper.get(name), table.get("paper"))
+        print("\n" + show(f"{name}: {table['title']}", out[name]))
+        if args.plots and "plot" in table:
+            plot(out[name], table["plot"], Path(args.plots) / f"{name}.png")
+    return out
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,352 @@
+"""Tables of the paper by one command: figures beside the paper's, nothing run twice, kills and changes noticed."""
+
+import csv
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import yaml
+
+import reproduce
+from report.comparison import FORMATS, compare, plot
+from tests.helpers import phase1
+from utils.config import BACKBONES, UserError, load_config
+from utils.summaries import read_summary, with_checksum, write_summary
+
+PAPER = Path(__file__).resolve().parents[2] / "shared" / "paper" / "tables.yaml"
+FIGURES = yaml.safe_load(Path("config/paper.yaml").read_text())
+TABLES = yaml.safe_load(Path("config/tables.yaml").read_text())
+
+# stands for a training script: "trains" a while, epoch by epoch, and leaves a run
+SCRIPT = """
+import sys, time, pathlib, json
+sys.path.insert(0, {root!r})
+from utils.summaries import with_checksum, write_summary
+from utils.files import write_text
+flags = dict(zip((w[2:] for w in sys.argv[1::2]), sys.argv[2::2]))
+if flags.get("lnl_methods") == "broken":
+    sys.exit("error: lnl_methods: it is broken")
+name = {name!r} + ("-" + flags["tag"] if "tag" in flags else "")
+folder = pathlib.Path(flags["output_dir"]) / "toy" / f"{{flags['noise_mode']}}-{{flags['noise_ratio']}}"
+folder = folder / f"seed{{flags['seed']}}" / name
+if {after!r} and not (folder.parent / flags.get("mask", {after!r}) / "summary.json").is_file():
+    sys.exit("error: mask: no clean mask")
+(folder.parent / "starts").mkdir(parents=True, exist_ok=True)
+(folder.parent / "starts" / f"{{name}}-{{time.time_ns()}}").touch()
+if not (folder / "summary.json").is_file():
+    write_text(folder / "config.yaml", "".join(f"{{k}}: {{v}}\\n" for k, v in flags.items() if k != "cfg"))
+    for epoch in range(int(flags["epochs"]) if "epochs" in flags else 3):
+        time.sleep(0.02)
+    value = 50 + 10 * float(flags["noise_ratio"]) + int(flags["seed"])
+    summary = {{"name": name, "precision": value / 100, "acc_last": value, "identity": {{}}}}
+    write_summary(folder / "summary.json", with_checksum(summary))
+print(f"results: {{folder}}")
+"""
+
+TOY = """
+datasets: {toy: {yaml: toy}, gone: {yaml: gone}}
+methods:
+  detector: [main_phase1 PEFT]
+  both: [main_phase1 PEFT, main_phase2 PEFT]
+  broken: [main_baseline PEFT --lnl_methods broken]
+tables:
+  table1:
+    title: A toy
+    datasets: [toy, gone]
+    methods: [detector, both]
+    columns: [sym_0.2, sym_0.4]
+    metrics: {precision: precision}
+    paper: [dataset, method, column]
+  table2:
+    title: With what fails
+    datasets: [toy]
+    methods: {ours: both, broken: broken}
+    columns: {sym_0.2: {noise_mode: sym, noise_ratio: 0.2}, longer: {noise_mode: sym, noise_ratio: 0.2, epochs: 5}}
+    metrics: {last: acc_last}
+"""
+
+
+@pytest.fixture
+def toy(tmp_path, monkeypatch):
+    """A project with toy scripts; returns run(*flags) -> what reproduce.py says it found, in its folder."""
+    (tmp_path / "config" / "PEFT").mkdir(parents=True)
+    (tmp_path / "config" / "tables.yaml").write_text(TOY)
+    (tmp_path / "config" / "paper.yaml").write_text("table1: {toy: {detector: {sym_0.2: 50.0, sym_0.4: 60}}}")
+    (tmp_path / "config" / "PEFT" / "toy.yaml").write_text("dataset: toy\nLR: 0.1\n")
+    (tmp_path / "config" / "PEFT" / "gone.yaml").write_text("data_path: ./data/gone\n")
+    for name, run, after in (
+        ("main_phase1", "deft", ""),
+        ("main_phase2", "phase2-deft", "deft"),
+        ("main_baseline", "ce", ""),
+    ):
+        (tmp_path / f"{name}.py").write_text(SCRIPT.format(root=os.getcwd(), name=run, after=after))
+    monkeypatch.setattr(reproduce, "HERE", tmp_path)
+    monkeypatch.chdir(tmp_path)
+
+    def run(*flags):
+        return reproduce.main([*flags, "--tables", "config/tables.yaml", "--output_dir", "out dir"])
+
+    return run
+
+
+def starts(folder="."):
+    return sorted(p.name.rsplit("-", 1)[0] for p in Path(folder).rglob("starts/*"))
+
+
+def test_runs_once_and_compares(toy, capsys):
+    rows = toy("--table", "1", "--seeds", "0", "1")["table1"]
+    first = rows[0]
+    assert (first["dataset"], first["method"], first["column"]) == ("toy", "detector", "sym_0.2")
+    assert first["ours"] == pytest.approx(52.5) and first["sd"] == pytest.approx(0.5**0.5) and first["n"] == 2
+    assert first["paper"] == 50 and first["difference"] == pytest.approx(2.5)
+    assert starts() == ["deft"] * 4 + ["phase2-deft"] * 4  # phase 1 is shared by the two methods
+    out = capsys.readouterr().out
+    assert "52.50 ± 0.71 (2) / 50.00 / +2.50" in out and "there is no folder data/gone" in out and "not run [1]" in out
+    assert toy("--table", "1", "--seeds", "0", "1")["table1"] == rows and len(starts()) == 8  # nothing runs twice
+    Path("config/PEFT/toy.yaml").write_text("dataset: toy\nLR: 0.2\n")
+    toy("--table", "1", "--seeds", "0", "1")
+    assert len(starts()) == 16  # another YAML: the scripts are asked again
+
+
+def test_failures_and_variants_in_the_table(toy, capsys):
+    rows = {(row["method"], row["column"]): row for row in toy("--table", "2", "--jobs", "2")["table2"]}
+    assert rows["broken", "sym_0.2"]["ours"] is None
+    assert rows["broken", "sym_0.2"]["missing"] == "lnl_methods: it is broken"
+    assert rows["ours", "longer"]["ours"] == 52
+    assert starts() == ["deft", "deft-epochs-5", "phase2-deft", "phase2-deft-epochs-5"]
+    settings = Path("out dir/toy/sym-0.2/seed0/phase2-deft-epochs-5/config.yaml").read_text()
+    assert "mask: deft-epochs-5\n" in settings  # the mask of its own phase 1
+    assert "[1] lnl_methods: it is broken" in capsys.readouterr().out
+
+
+def test_dry_run(toy, capsys):
+    toy("--table", "1", "--dataset", "toy", "--noise", "sym_0.2")
+    capsys.readouterr()
+    rows = toy("--table", "1", "--dataset", "toy", "--seeds", "0", "3", "--dry_run")["table1"]
+    out = capsys.readouterr().out
+    assert "python main_phase1.py --cfg config/PEFT/toy.yaml --noise_mode sym --noise_ratio 0.4 --seed 0" in out
+    assert "6 commands to run, 2 finished; expected: " in out and "unknown" not in out
+    assert len(starts()) == 2 and [row["n"] for row in rows] == [1, 0, 1, 0]
+
+
+def test_a_changed_record_is_noticed(toy, capsys):
+    toy("--table", "1", "--dataset", "toy", "--noise", "sym_0.2")
+    path = Path("out dir/toy/sym-0.2/seed0/deft/summary.json")
+    good = path.read_text()
+    for bad, why in (
+        (good.replace("0.52", "0.99"), "was changed after the run wrote it"),
+        (good[:40], "not the record of a run"),
+    ):
+        path.write_text(bad)
+        row = toy("--table", "1", "--dataset", "toy", "--noise", "sym_0.2")["table1"][0]
+        assert row["ours"] is None and why in row["missing"]
+    path.write_text(good)
+    settings = path.with_name("config.yaml")
+    settings.write_text(settings.read_text().replace("seed: 0", "seed: 1"))
+    assert "was made with seed 1, not 0" in toy("--table", "1", "--noise", "sym_0.2")["table1"][0]["missing"]
+
+
+def test_only_one_at_a_time(toy):
+    with reproduce.only_one("out dir"), pytest.raises(UserError, match=f"process {os.getpid()}.*is at work in out dir"):
+        toy("--table", "1")
+
+
+def test_killed_and_started_again(toy, capsys):
+    """Killed at any moment, with its children, the same command ends with the same table."""
+    code = f"import sys; sys.path.insert(0, {str(Path(reproduce.__file__).parent)!r}); import pathlib, reproduce\n"
+    code += "reproduce.HERE = pathlib.Path('.'); print('go', flush=True); reproduce.main(sys.argv[1:])"
+    flags = "--table 1 --dataset toy --tables config/tables.yaml --output_dir out".split()
+    for wait in (0.02, 0.15, 0.4):
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, *flags], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        )
+        process.stdout.readline()
+        time.sleep(wait)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    with (Path("out") / "reproduce.jsonl").open("a") as file:
+        file.write('{"key": "cut sho')
+    expected = {"sym_0.2": 52, "sym_0.4": 54}
+    for _ in range(2):
+        rows = reproduce.main(flags)["table1"]
+        assert [(row["ours"], row["n"]) for row in rows] == [(expected[row["column"]], 1) for row in rows]
+    assert "left out a line that is not whole" in capsys.readouterr().err
+
+
+def test_unknown_names():
+    for flags, message in (
+        (["--table", "12"], "--table: there is no 'table12'"),
+        (["--table", "1", "--profile", "digit"], "there is no 'digit'.*Did you mean digits"),
+        (["--table", "1", "--format", "html"], "there is no 'html'"),
+        ([], "--table: expected some of table1"),
+        (["--verify", "nowhere"], "no finished run"),
+    ):
+        with pytest.raises(UserError, match=message):
+            reproduce.main(flags)
+
+
+# --- the tables as they are
+
+
+def args_of(*flags):
+    return reproduce.read_flags([*flags])
+
+
+@pytest.mark.parametrize("name", [f"table{i}" for i in range(1, 12)])
+def test_every_figure_of_the_paper_has_a_cell(name):
+    """Reads every block of the paper's file: each figure is beside some cell, and each cell of a table has a figure."""
+    table = TABLES["tables"][name]
+    cells = reproduce.make_cells(table, TABLES, {}, args_of())
+    metrics = table.get("metrics") or table["settings"]
+    rows = compare({cell.place: ["not run"] for cell in cells}, metrics, FIGURES[name], table["paper"])
+    assert all(row["paper"] is not None for row in rows)
+
+    def leaves(block):
+        return sum(map(leaves, block.values())) if isinstance(block, dict) else 1
+
+    apart = sum(len({"timm", "momentum_in_code"} & set(b)) for b in FIGURES[name].values()) if name == "table11" else 0
+    assert (
+        len({(row["dataset"], row["method"], row["column"], row["metric"]) for row in rows})
+        == leaves(FIGURES[name]) - apart
+    )
+
+
+def test_paper_figures_are_the_verified_ones():
+    if not PAPER.is_file():
+        pytest.skip("the paper's file is not here")
+    blocks = yaml.safe_load(PAPER.read_text())["deft"]
+    for name, block in blocks.items():
+        if name.startswith("table"):
+            assert block["verified"] is True and FIGURES[name.split("_")[0]] == block["values"]
+    assert FIGURES.keys() == {name.split("_")[0] for name in blocks if name.startswith("table")}
+
+
+def test_headers_of_the_yaml_files_quote_the_same_figures():
+    header = Path("config/PEFT/cifar100.yaml").read_text()
+    for column, figures in FIGURES["table1"]["cifar100"]["deft"].items():
+        assert f"{figures['precision']:.2f} / {figures['recall']:.2f}" in header, column
+    header = Path("config/FFT/clothing1m.yaml").read_text()
+    for method in ("deft", "ce", "elr", "sce", "gmm"):
+        assert f" {FIGURES['table3']['clothing1m'][method]:.2f}" in header
+
+
+def test_table_11_is_ours():
+    rows = reproduce.main(["--table", "11"])["table11"]
+    assert all(str(row["ours"]).lower() == str(row["paper"]).lower() for row in rows) and len(rows) == 12
+    names = {"vit_b16": "vit", "resnet50": "resnet", "convnext_t": "convnext", "mae_vit_b": "mae"}
+    for column, figures in FIGURES["table11"].items():
+        assert BACKBONES[names[column]][0] == figures["timm"]
+
+
+@pytest.mark.parametrize("profile", ["", *TABLES["profiles"]])
+def test_every_command_is_one_that_its_script_takes(profile):
+    known = TABLES["profiles"].get(profile, {})
+    cells = [
+        cell for table in TABLES["tables"].values() for cell in reproduce.make_cells(table, TABLES, known, args_of())
+    ]
+    steps = {step for cell in cells if cell.step for step in cell.step.chain()}
+    of_a_folder = (
+        "noise_mode noise_ratio image_noise image_noise_on seed tag lnl_methods detector adaptation mask backbone"
+    )
+    folders, taken = {}, set()
+    for step in steps:
+        flags = dict(step.flags)
+        if (step.script, flags["cfg"], *flags) not in taken:
+            load_config(step.command()[1:])
+            taken.add((step.script, flags["cfg"], *flags))
+        # two commands of one script in one folder would refuse each other
+        place = (step.script, Path(flags["cfg"]).name, *(flags.get(key) for key in of_a_folder.split()))
+        assert folders.setdefault(place, step.flags) == step.flags, step
+
+
+def test_profile_maps_data_and_backbones():
+    digits = TABLES["profiles"]["digits"]
+    cells = reproduce.make_cells(TABLES["tables"]["table1"], TABLES, digits, args_of("--noise", "sym_0.2"))
+    assert [cell.place for cell in cells] == [("digits", m, "sym_0.2") for m in ("label_match", "small_loss", "deft")]
+    assert not reproduce.make_cells(TABLES["tables"]["table3"], TABLES, digits, args_of())
+    (cell, *_) = reproduce.make_cells(TABLES["tables"]["table5"], TABLES, digits, args_of())
+    assert cell.step is None and "nothing for the backbone ViT-B/32" in cell.reason
+
+
+# --- text and pictures
+
+
+ROWS = compare(
+    {
+        ("cifar_x", "ours & co", "sym_0.2"): [{"f1": 0.9}, {"f1": 0.8}],
+        ("cifar_x", "ours & co", "sym_0.4"): ["not run", "no data"],
+    },
+    {"F1": "f1"},
+    {"cifar_x": {"ours & co": {"sym_0.2": 84.0}}},
+    ["dataset", "method", "column"],
+)
+
+
+def test_formats():
+    markdown, latex, text = (FORMATS[name]("t", ROWS) for name in ("markdown", "latex", "csv"))
+    assert (
+        "85.00 ± 7.07 (2) / 84.00 / +1.00" in markdown
+        and "not run [1]" in markdown
+        and markdown.endswith("[1] not run; no data")
+    )
+    assert r"cifar\_x & ours \& co & 85.00 $\pm$ 7.07 (2) / 84.00 / +1.00 & not run [1] \\" in latex
+    (first, second) = csv.DictReader(io.StringIO(text))
+    assert (
+        float(first["ours"]) == pytest.approx(85) and second["ours"] == "" and second["missing"] == "not run; no data"
+    )
+
+
+@pytest.mark.parametrize("kind", ["lines", "bars"])
+def test_plots(tmp_path, kind):
+    plot(ROWS, kind, tmp_path / "a" / "x.png")
+    assert (tmp_path / "a" / "x.png").read_bytes().startswith(b"\x89PNG")
+
+
+# --- repeating a run
+
+
+def test_summaries_carry_a_checksum(tmp_path):
+    summary = with_checksum({"acc_last": 0.1 + 0.2, "name": "ü", "per_class": (1, None)})
+    write_summary(tmp_path / "summary.json", summary)
+    assert read_summary(tmp_path / "summary.json") == summary and read_summary(tmp_path / "none.json") is None
+    del summary["checksum"]
+    (tmp_path / "old.json").write_text(json.dumps(summary))
+    assert read_summary(tmp_path / "old.json") == summary
+
+
+def test_verify(cell, monkeypatch, capsys):
+    out, summaries = cell
+    scripts = {name: reproduce.script_of(out / "digits" / "sym-0.4" / "seed0" / name) for name in summaries}
+    assert scripts == {
+        "label-match": "main_detect",
+        "deft": "main_phase1",
+        "phase2-deft-tiny-clip-digits": "main_phase2",
+        "ce-tiny-clip-digits": "main_baseline",
+    }
+    run = out / "digits" / "sym-0.4" / "seed0" / "label-match"
+
+    def in_this_process(words, **_):
+        import main_detect
+
+        main_detect.main([*words[2:], *changes])
+        return subprocess.CompletedProcess(words, 0)
+
+    monkeypatch.setattr(reproduce, "subprocess", SimpleNamespace(run=in_this_process))
+    changes = []
+    with pytest.raises(SystemExit) as ended:
+        reproduce.main(["--verify", str(run)])
+    assert ended.value.code == 0 and "the same again" in capsys.readouterr().out
+    changes = ["--noise_ratio", "0.2"]
+    with pytest.raises(SystemExit) as ended:
+        reproduce.main(["--verify", str(run)])
+    text = capsys.readouterr().out
+    assert ended.value.code == 1 and "noise_rate: " in text and "clean_mask.npz, labels: " in text
+    assert phase1(out)  # the record itself is as it was
+    assert read_summary(run / "summary.json") == summaries["label-match"]

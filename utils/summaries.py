@@ -1,0 +1,44 @@
+"""summary.json, the record of a finished run: it carries a checksum, so that a changed one is noticed."""
+
+import hashlib
+import json
+from pathlib import Path
+
+from utils.config import UserError
+from utils.files import write_text
+
+
+def _checksum(summary):
+    content = {key: value for key, value in summary.items() if key != "checksum"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def with_checksum(summary):
+    """The summary as it will be read from its file, and its checksum."""
+    summary = json.loads(json.dumps(summary))
+    return summary | {"checksum": _checksum(summary)}
+
+
+def write_summary(path, summary):
+    """Write a summary that has its checksum, one line a key."""
+    lines = ",\n ".join(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in summary.items())
+    write_text(path, f"{{\n {lines}\n}}\n")
+
+
+def read_summary(path):
+    """The summary of a finished run, None where there is no file.
+
+    UserError where it is not what the run wrote. One without a checksum, of an older version, is taken as it is.
+    """
+    path = Path(path)
+    if not path.is_file():
+        return None
+    mend = "Delete it; the run's command then writes it anew from the checkpoint."
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+        changed = summary.get("checksum", _checksum(summary)) != _checksum(summary)
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(f"{path}: not the record of a run ({error}). {mend}") from None
+    if changed:
+        raise UserError(f"{path}: was changed after the run wrote it. {mend}")
+    return summary
