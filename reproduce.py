@@ -106,7 +106,7 @@ def make_step(command, dataset, flags, after=None):
     if tag:
         own["tag"] = tag
     if after and "tag" in (before := dict(after.flags)):
-        own["mask"] = f"deft-{before['tag']}"
+        own["mask"] = f"{own.get('mask', 'deft')}-{before['tag']}"
     return Step(script, (("cfg", f"config/{cfg}/{dataset['yaml']}.yaml"), *own.items()), after)
 
 
