@@ -1,7 +1,7 @@
 """Decode the training photographs of model/tiny-clip-photos to arrays, without the images that must stay unseen.
 
     python scripts/prepare_photos.py --images cifar10=CIFAR-10/train cifar100=CIFAR-100/train \
-        tiny=tiny-imagenet-200/train --exclude ../shared/data/*.npz --out photos
+        tiny=tiny-imagenet-200/train --exclude unseen/*.npz --out photos
 
 Every folder of a set is a class; its images lie anywhere beneath. An image is left out if its decoded pixels, at the
 size of the file, equal those of an image in an excluded npz file: arrays `*images` (N, H, W, 3), or JPEG bytes
