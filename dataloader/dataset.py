@@ -7,7 +7,7 @@ import numpy as np
 
 from dataloader.files import below, file_identity
 from dataloader.image_noise import ImageNoise
-from utils.files import slug
+from utils.files import as_text, slug
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class Dataset:
     def path(self, i):
         """The path of training image i relative to `root` (see files.below); "" where it is no file."""
         image = self.train.images[i]
-        return below(self.root, image) if isinstance(image, str) else ""
+        return as_text(below(self.root, image)) if isinstance(image, str) else ""
 
     @property
     def given_tests(self):

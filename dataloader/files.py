@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -11,10 +12,44 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
-from dataloader.transforms import to_rgb
+from dataloader.transforms import READS_HEIF, to_rgb
 from utils.files import write_whole
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
+HEIF = {".heic", ".heics", ".heif", ".heifs", ".hif"}
+IMAGE_SUFFIXES = set(
+    ".jpg .jpeg .jpe .jfif .png .apng .gif .webp .avif .avifs .tif .tiff .bmp .dib .jp2 .j2k .j2c .jpc .jpf .jpx "
+    ".ppm .pgm .pbm .pnm .tga .psd .pcx .sgi .dds .qoi .ico .icns".split()
+) | (HEIF if READS_HEIF else set())
+# what operating systems, network drives and notebooks leave in folders, lower case; so does all that begins with a dot
+SYSTEM_NAMES = set(
+    "@eadir @recycle #recycle @tmp #snapshot __macosx lost+found $recycle.bin __pycache__ thumbs.db ehthumbs.db "
+    "desktop.ini".split()
+) | {"system volume information"}
+
+
+def is_system(name):
+    """Whether a file or folder of this name is none of a person's own."""
+    return name.startswith(".") or name.lower() in SYSTEM_NAMES
+
+
+def image_files(folder):
+    """(sorted paths of the image files below a folder, {suffix: number of the other files}), without system files."""
+    paths, others = [], Counter()
+    for place, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not is_system(name)]
+        for name in files:
+            suffix = os.path.splitext(name)[1].lower()
+            if suffix in IMAGE_SUFFIXES and not is_system(name):
+                paths.append(os.path.join(place, name))
+            elif not is_system(name):
+                others[suffix] += 1
+    return sorted(paths, key=lambda path: path.split(os.sep)), others
+
+
+def passed_over(others):
+    """{suffix: number} of files that are no images, as text."""
+    text = ", ".join(f"{suffix or 'without a suffix'} ({n})" for suffix, n in sorted(others.items()))
+    return text + ("; `pip install pillow-heif` makes HEIC readable" if HEIF & others.keys() else "")
 
 
 def inspect_file(path):
@@ -29,6 +64,8 @@ def inspect_file(path):
             image.draft(image.mode, (64, 64))  # a JPEG is read whole, but at an eighth of its size
             to_rgb(image)
     except UnidentifiedImageError:
+        if not READS_HEIF and Path(path).suffix.lower() in HEIF:
+            return digest, "HEIC is read by pillow-heif, which is not installed"
         return digest, "not an image" if content else "empty"
     except Exception as error:  # Pillow's plugins raise anything on a damaged file
         return digest, " ".join(str(error).split()) or repr(error)
@@ -76,7 +113,7 @@ def images_identity(images):
             image = to_rgb(image)  # what is looked at, whatever its mode and palette
             sha.update(f"{image.size}".encode() + image.tobytes())
         else:
-            sha.update(f"{os.path.abspath(image)} {file_identity(image)}\n".encode())
+            sha.update(f"{os.path.abspath(image)} {file_identity(image)}\n".encode("utf-8", "surrogateescape"))
     return sha.hexdigest()
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from dataloader.dataset import Dataset, Split, View
 from dataloader.files import images_identity, inspect_files, inspection_cache, pixel_digests
-from dataloader.rows import read_rows, say_names, shortened, tidy_names
+from dataloader.rows import SPLITS, read_rows, say_names, shortened, tidy_names
 from utils.config import UserError, nearest
 
 OWN_VIEW = View(flip=False)  # neither cut nor mirrored: what fills the frame stays whole, and letters what they are
@@ -26,6 +26,11 @@ def own(cfg):
     if len(classes) < 2:
         raise UserError(
             f"data_path: {cfg.data_path} holds training images of {len(classes)} class, expected two or more."
+        )
+    if SPLITS.keys() >= {name.lower() for name in classes}:
+        raise UserError(
+            f"data_path: the only classes of {cfg.data_path} are {', '.join(classes)}, names of splits; expected class "
+            "folders in each split, or labels in the label column."
         )
     others, held_out = other_names(rows, classes), None
     if all(row.split == "train" for row in rows):

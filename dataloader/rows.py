@@ -5,11 +5,13 @@ import io
 import json
 import re
 import unicodedata
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from dataloader.files import IMAGE_SUFFIXES
+from dataloader.files import IMAGE_SUFFIXES, image_files, is_system, passed_over
 from utils.config import UserError, default_values, nearest
+from utils.files import as_path, as_text
 
 TABLE_SUFFIXES = {".csv", ".tsv", ".jsonl"}
 SPLITS = {
@@ -18,6 +20,8 @@ SPLITS = {
     "training": "train",
     "test": "test",
     "testing": "test",
+    "eval": "test",
+    "evaluation": "test",
     "val": "val",
     "valid": "val",
     "validation": "val",
@@ -76,21 +80,14 @@ def read_rows(source, cfg, key="data_path"):
 
 
 def _read_folders(root, key):
-    parts = {
-        part: root / part for part in ("train", "test", "val") if (root / "train").is_dir() and (root / part).is_dir()
-    }
-    rows, ignored, empty = [], {}, []
-    for split, folder in (parts or {"train": root}).items():
-        classes = sorted(d for d in folder.iterdir() if d.is_dir() and not d.name.startswith((".", "__MACOSX")))
-        for class_folder in classes:
-            before = len(rows)
-            for path in sorted(p for p in class_folder.rglob("*") if p.is_file() and not p.name.startswith(".")):
-                if path.suffix.lower() in IMAGE_SUFFIXES:
-                    rows.append(Row(str(path), class_folder.name, split, where=str(path)))
-                else:
-                    ignored[path.suffix.lower()] = ignored.get(path.suffix.lower(), 0) + 1
-            if len(rows) == before:
-                empty.append(str(class_folder))
+    rows, others, empty = [], Counter(), []
+    for split, folder in _split_folders(root, key):
+        for class_folder in _folders(folder):
+            paths, passed = image_files(class_folder)
+            rows += [Row(path, as_text(class_folder.name), split, where=as_text(path)) for path in paths]
+            others += passed
+            if not paths:
+                empty.append(class_folder)
     if not rows:
         tables = sorted(str(p) for p in root.iterdir() if p.suffix.lower() in TABLE_SUFFIXES)
         raise UserError(
@@ -99,11 +96,43 @@ def _read_folders(root, key):
         )
     if empty:
         print(f"left out: {shortened(empty)}: class folders without an image")
-    if ignored:
-        print(
-            "ignored: files that end in " + shortened([f"{k or 'nothing'} ({n})" for k, n in sorted(ignored.items())])
-        )
+    if others:
+        print(f"passed over: files that end in {passed_over(others)}")
     return rows
+
+
+def _folders(root):
+    return sorted(d for d in root.iterdir() if d.is_dir() and not is_system(d.name))
+
+
+def _split_folders(root, key):
+    """[(split, the folder of its class folders)]: a folder is a split by its name, if it holds folders and no images.
+
+    Without any, root itself holds the class folders, to train on. UserError where splits are there, but none to train on.
+    """
+    folders = _folders(root)
+    splits = {}
+    for folder in folders:
+        if folder.name.lower() in SPLITS and _folders(folder) and not _holds_images(folder):
+            splits.setdefault(SPLITS[folder.name.lower()], []).append(folder)
+    if not splits:
+        return [("train", root)]
+    for split, found in splits.items():
+        if len(found) > 1:
+            raise UserError(f"{key}: {found[0]} and {found[1]} are both a {split} split, expected one.")
+    if "train" not in splits:
+        (found,) = next(iter(splits.values()))
+        raise UserError(
+            f"{key}: {found} is a split to test on, but there is none to train on, such as {root / 'train'}."
+        )
+    beside = [folder for folder in folders if [folder] not in splits.values()]
+    if beside:
+        print(f"passed over, since there is a training split: {shortened(beside)}")
+    return [(split, folder) for split, (folder,) in splits.items()]
+
+
+def _holds_images(folder):
+    return any(p.suffix.lower() in IMAGE_SUFFIXES and p.is_file() and not is_system(p.name) for p in folder.iterdir())
 
 
 # --- tables
@@ -116,6 +145,7 @@ def _read_table(path, cfg):
     columns = _columns(path, list(dict.fromkeys(key for _, fields in lines for key in fields)), cfg)
     rows, ids = [], {}
     for line, fields in lines:
+        fields = {name: _decoded(text, path, line, name == columns["path_column"]) for name, text in fields.items()}
 
         def field(key):
             return fields.get(columns[key], "").strip() if columns[key] else ""
@@ -144,6 +174,15 @@ def _read_table(path, cfg):
         )
     print(f"{path}: " + ", ".join(f"{key} '{column}'" for key, column in columns.items() if column))
     return rows
+
+
+def _decoded(text, path, line, is_path):
+    """A field of a table. A path may be no UTF-8, or as_text of such a one, if that is the file's name."""
+    if is_path and "\\udc" in text and not (path.parent / text).exists():
+        text = as_path(text)
+    if not text.isascii() and as_text(text) != text and not (is_path and (path.parent / text).exists()):
+        raise UserError(f"{path}: line {line} is not UTF-8 text ({as_text(text)}).")
+    return text
 
 
 def _columns(path, header, cfg):
@@ -199,11 +238,15 @@ def _read_jsonl(path):
 
 
 def _text(path):
+    """The text of a UTF-8 file; bytes that are none, as file names may have, as Python has them in paths."""
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            return file.read()
-    except (OSError, UnicodeDecodeError) as error:
+        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+            text = file.read()
+    except OSError as error:
         raise UserError(f"{path}: not a UTF-8 text file ({error}).") from None
+    if "\0" in text:
+        raise UserError(f"{path}: not a UTF-8 text file (it holds bytes that are 0).")
+    return text
 
 
 # --- names
@@ -237,4 +280,4 @@ def say_names(classnames, label_names):
 def shortened(words, count=12):
     """The first words of a list with commas, and how many there are in all."""
     rest = f" … ({len(words)} in all)" if len(words) > count else ""
-    return ", ".join(map(str, words[:count])) + rest
+    return ", ".join(map(as_text, words[:count])) + rest

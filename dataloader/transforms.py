@@ -9,6 +9,14 @@ from PIL import ExifTags, Image, ImageOps
 
 from utils.config import UserError
 
+try:  # photos as phones take them; an optional package
+    from pillow_heif import register_heif_opener
+
+    register_heif_opener()
+    READS_HEIF = True
+except ImportError:
+    READS_HEIF = False
+
 
 class Pixels(NamedTuple):
     """The square input of a network: side length in pixels, and mean and std of the channels, pixels in [0, 1]."""

@@ -18,14 +18,14 @@ from dataloader.dataset import label_hash
 from report.suspects import add_run_flags, file_path, fixed_labels, read_run
 from utils.config import UserError, parse_flags
 from utils.distributed import run_main
-from utils.files import write_text, write_whole
+from utils.files import as_text, write_text, write_whole
 
 UNFINISHED = ".unfinished-export.json"  # in DIR until the last file is written: what the export was to be
 
 
 def safe_name(text):
     """`text` as the name of a file or folder anywhere: no separators, control characters or dots in front, not too long."""
-    name = re.sub(r'[\x00-\x1f\x7f/\\:*?"<>|]', "_", text).lstrip(". ").rstrip(". ")
+    name = re.sub(r'[\x00-\x1f\x7f/\\:*?"<>|]', "_", as_text(text)).lstrip(". ").rstrip(". ")
     return name.encode()[:150].decode(errors="ignore") or "_"
 
 
@@ -52,7 +52,7 @@ def plan(data, samples, labels):
         path = file_path(data, i)
         if path:
             stem, suffix = os.path.splitext(Path(path).name)
-            name = safe_name(stem) + suffix
+            name = safe_name(stem) + as_text(suffix)
         else:
             name = f"{i:06d}.png"
         return Path(folders[labels[i]]) / unused(name, files[labels[i]])

@@ -5,19 +5,22 @@ python -m report.predict runs/digits/sym-0.4/seed0/phase2-deft-tiny-clip-digits 
 
 import argparse
 import os
+import re
 import signal
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
 import torch
 
-from dataloader.files import IMAGE_SUFFIXES
+from dataloader.files import image_files, passed_over
 from dataloader.transforms import centre_crop, decode, normalise
 from model.saved import load_classifier
 from utils.config import UserError, parse_flags
 from utils.device import pick_device
 from utils.distributed import run_main
+from utils.files import as_text, write_csv
 
 BATCH = 64
 
@@ -26,9 +29,11 @@ def find_images(names):
     """The files among `names`, and all image files below the folders among them, sorted; UserError for what is neither."""
     paths = []
     for path in map(Path, names):
-        found = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+        found, others = ([str(path)], {}) if path.is_file() else image_files(path)
         if not found:
             raise UserError(f"{path}: neither an image file nor a folder with images in it.")
+        if others:
+            print(f"{path}: passed over: files that end in {passed_over(others)}", file=sys.stderr)
         paths += found
     return paths
 
@@ -67,16 +72,28 @@ def main(argv=None):
     parser.add_argument("run", metavar="RUN", help="folder of a finished run of phase 2 or of a baseline")
     parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files, or folders with images in them")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
+    parser.add_argument(
+        "--csv", metavar="FILE", help="write a CSV file instead, with the columns path, label, probability"
+    )
     flags = parse_flags(parser, argv)
     paths = find_images(flags.images)
     model, info = load_classifier(flags.run)
-    broken = []
+    odd = next((name for name in [*paths, *info["classes"]] if re.search(r"[\t\r\n]", name)), None)
+    if odd and not flags.csv:
+        raise UserError(f"{odd!r} has a tab or an end of line in it, which would end the column; use --csv FILE.")
+    broken, rows = [], [("path", "label", "probability")]
     for path, logits in predict(model, info, paths, pick_device(SimpleNamespace(device=flags.device, gpuid=-1))):
         if isinstance(logits, UserError):
             broken.append(path)
             continue
         probability, k = logits.softmax(0).max(0)
-        print(f"{path}\t{info['classes'][k]}\t{probability:.4f}")
+        row = as_text(path), info["classes"][k], f"{probability:.4f}"
+        if flags.csv:
+            rows.append(row)
+        else:
+            print("\t".join(row))
+    if flags.csv:
+        write_csv(flags.csv, rows)
     if broken:
         raise UserError(f"{len(broken)} of {len(paths)} files could not be read as images, first {broken[0]}.")
 

@@ -64,6 +64,8 @@ def read_run(folder, data_path=None, decisions=None):
     with np.load(folder / "clean_mask.npz", allow_pickle=False) as file:
         arrays = dict(file)
     summary, data = read_summary(folder / "summary.json"), load_data(cfg)
+    if summary.get("all_judged"):
+        data = data.whole()
     if data.fingerprint != summary["identity"]["images"] or not np.array_equal(data.train.labels, arrays["labels"]):
         raise UserError(
             f"data_path: the images in {cfg.data_path} are not those of the run {folder}; "

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,15 +17,16 @@ import main_detect
 import main_real_phase1
 import main_real_phase2
 from dataloader.dataset import hold_out
-from dataloader.files import inspect_file, inspect_files
+from dataloader.files import HEIF, inspect_file, inspect_files
 from dataloader.load import load_data
 from dataloader.loaders import Loader
 from dataloader.rows import tidy_names
 from dataloader.transforms import Pixels, decode, open_image
 from methods.masks import load_mask
-from report import tables
+from report import export, page, tables
 from tests.helpers import write_cifar, write_folder
 from utils.config import UserError, load_config, settle_epochs
+from utils.files import as_path, as_text
 
 
 def load(source, *flags):
@@ -86,6 +88,51 @@ def test_folder_errors(tmp_path):
         load(tmp_path / "other")
 
 
+@pytest.mark.parametrize(
+    "names",
+    [("Train", "Test"), ("training", "validation"), ("TRAIN", "dev"), ("train", "Testing"), ("Training", "eval")],
+)
+def test_split_folders_by_any_of_their_names(tmp_path, names):
+    for name, counts in zip(names, ({"a": 3, "b": 4}, {"a": 2, "b": 1})):
+        write_folder(tmp_path / "data" / name, counts)
+    write_folder(tmp_path / "data" / "@eaDir" / "a", {"x": 1})  # a network drive's
+    write_folder(tmp_path / "data" / "__MACOSX", {"a": 1})
+    data = load(tmp_path / "data")
+    assert data.label_names == ["a", "b"] and (len(data.train.images), len(data.test.images)) == (7, 3)
+    assert data.held_out is None and not any("@eaDir" in path for path in data.train.images)
+
+
+def test_system_folders_are_no_classes(tmp_path):
+    write_folder(tmp_path / "data", {"a": 5, "b": 5})
+    system = ["@eaDir", "__MACOSX", ".ipynb_checkpoints", "lost+found", "$RECYCLE.BIN", "System Volume Information"]
+    write_folder(tmp_path / "data", {name: 2 for name in system})
+    write_folder(tmp_path / "data" / "a", {"@eaDir/thumbs": 2})
+    data = load(tmp_path / "data", *NO_TEST)
+    assert data.label_names == ["a", "b"] and len(data.train.images) == 10
+
+
+def test_splits_are_never_taken_for_classes(tmp_path, capsys):
+    write_folder(tmp_path / "flat", {"Train": 3, "test": 3})  # images and no class folders
+    with pytest.raises(UserError, match="the only classes of .*flat are Train, test, names of splits"):
+        load(tmp_path / "flat")
+    with pytest.raises(UserError, match="the only classes of .* are test, train, names of splits"):
+        load(table(tmp_path, SIX.replace("x", "train").replace("y", "test")))
+    write_folder(tmp_path / "two" / "train", {"a": 3, "b": 3})
+    write_folder(tmp_path / "two" / "Training", {"a": 3, "b": 3})
+    with pytest.raises(UserError, match="two/Training and .*two/train are both a train split"):
+        load(tmp_path / "two")
+    write_folder(tmp_path / "none" / "test", {"a": 3, "b": 3})
+    write_folder(tmp_path / "none", {"a": 3, "b": 3})
+    with pytest.raises(UserError, match="none/test is a split to test on, but there is none to train on"):
+        load(tmp_path / "none")
+    write_folder(tmp_path / "vehicles", {"train": 4, "bus": 4, "dev": 4})  # the rail kind
+    assert load(tmp_path / "vehicles").label_names == ["bus", "dev", "train"]
+    write_folder(tmp_path / "extra" / "train", {"a": 3, "b": 3})
+    write_folder(tmp_path / "extra", {"sample": 2})
+    assert load(tmp_path / "extra").label_names == ["a", "b"]
+    assert f"passed over, since there is a training split: {tmp_path}/extra/sample" in capsys.readouterr().out
+
+
 def test_a_messy_folder(tmp_path, capsys):
     names = ["two words", "ünïcode 猫", "new\nline", "007", "single"]
     tmp_path = tmp_path / "data"
@@ -93,6 +140,7 @@ def test_a_messy_folder(tmp_path, capsys):
     (tmp_path / "nothing in it").mkdir()
     (tmp_path / ".git").mkdir()
     (tmp_path / "007" / "Thumbs.db").write_bytes(b"x")
+    (tmp_path / "007" / "notes.TXT").write_bytes(b"x")
     (tmp_path / "007" / "._0015.png").write_bytes(b"x")
     (tmp_path / "007" / "sub" / "deep").mkdir(parents=True)
     (tmp_path / "007" / "0015.png").rename(tmp_path / "007" / "sub" / "deep" / "UPPER.PNG")
@@ -103,7 +151,7 @@ def test_a_messy_folder(tmp_path, capsys):
     assert (data.train.labels == single).sum() == 1 and single not in data.test.labels
     assert set(data.test.labels.tolist()) == {k for k in range(5) if k != single}
     assert "too few images to hold one out for testing: single" in printed and "nothing in it: class folders" in printed
-    assert "ignored: files that end in .db (1)" in printed and "CLIP knows nothing of 007" in printed
+    assert "passed over: files that end in .txt (1)\n" in printed and "CLIP knows nothing of 007" in printed
     assert any("UPPER.PNG" in path for path in [*data.train.images, *data.test.images])
 
 
@@ -309,6 +357,87 @@ def test_every_kind_of_image_is_read(tmp_path):
     for name in ("deep.png", "float.tiff"):
         assert np.ptp(np.asarray(open_image(tmp_path / name))) == 255
     assert np.array_equal(np.asarray(open_image(tmp_path / "frames.gif")).any(), True)
+
+
+@pytest.mark.parametrize("suffix", [".jfif", ".jp2", ".avif", ".tga", ".psd", ".heic", ".heif"])
+def test_every_suffix_that_pillow_reads(tmp_path, suffix):
+    if suffix in HEIF:
+        pytest.importorskip("pillow_heif")
+    formats = Image.registered_extensions()
+    for name in "ab":
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for i in range(3):
+            path, image = tmp_path / "data" / name / f"{i}{suffix.upper()}", Image.new("RGB", (64, 48), (80 * i, 99, 9))
+            image.save(path, format="PNG" if suffix == ".psd" else formats[suffix])  # Pillow writes no PSD
+    data = load(tmp_path / "data", *NO_TEST)
+    assert len(data.train.images) == 6 and not data.skipped
+    assert abs(int(decode(data.train.images[2], 8).float().mean((1, 2))[0]) - 160) < 8
+
+
+def test_without_pillow_heif_its_files_are_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("dataloader.files.READS_HEIF", False)
+    monkeypatch.setattr("dataloader.files.IMAGE_SUFFIXES", {".png"})
+    write_folder(tmp_path / "data", {"a": 3, "b": 3})
+    (tmp_path / "data" / "a" / "photo.HEIC").write_bytes(b"not read")
+    load(tmp_path / "data")
+    assert "passed over: files that end in .heic (1); `pip install pillow-heif` makes HEIC readable" in (
+        capsys.readouterr().out
+    )
+    path = table(tmp_path, SIX + "data/a/photo.HEIC,x\n")
+    assert load(path, *NO_TEST).skipped[0][1] == "HEIC is read by pillow-heif, which is not installed"
+
+
+# --- file names that are no UTF-8
+
+
+def latin1(tmp_path):
+    """Class folders with one file whose name is Latin-1, its path as Python has it; skips where a file system has none."""
+    write_folder(tmp_path / "data", {"a": 6, "b": 6})
+    name = os.fsdecode(b"latin\xe9.png")
+    try:
+        (tmp_path / "data" / "a" / "0000.png").rename(tmp_path / "data" / "a" / name)
+    except OSError:
+        pytest.skip("this file system has only UTF-8 names")
+    return tmp_path / "data", str(tmp_path / "data" / "a" / name)
+
+
+def test_a_name_that_is_no_utf8_goes_through_everything(tmp_path, capsys):
+    source, odd = latin1(tmp_path)
+    flags_ = flags(source, tmp_path / "runs", "--test_fraction", "0.2")
+    main_detect.main(["--cfg", "config/PEFT/own.yaml", *flags_])
+    main_detect.main(["--cfg", "config/PEFT/own.yaml", *flags_])  # from the caches
+    run = tmp_path / "runs/own-data/none/seed0/label-match"
+    scores = (run / "scores.csv").read_text(encoding="utf-8")  # a file that every program reads
+    (row,) = [row for row in csv.DictReader(scores.splitlines()) if "latin" in row["path"]]
+    assert as_path(row["path"]).endswith("latin\udce9.png") and row["path"].endswith(r"latin\udce9.png")
+    with np.load(run / "clean_mask.npz") as file:
+        arrays = dict(file)
+    arrays["mask"][:] = True
+    np.savez(run / "clean_mask.npz", **arrays)
+    page.main([str(run)])
+    assert r"latin\udce9.png" in (run / "labels_clean.csv").read_text(encoding="utf-8")
+    corrected = load(run / "labels_clean.csv", *NO_TEST)  # read back
+    assert odd in corrected.train.images and not corrected.skipped and len(corrected.train.images) == 12
+    export.main([str(run), "--to", str(tmp_path / "cleaned")])
+    assert len(list((tmp_path / "cleaned").rglob("*.png"))) == 12
+    (tmp_path / "data" / "b" / os.fsdecode(b"br\xf6ken.png")).write_bytes(b"")
+    Path(odd).write_bytes((tmp_path / "data" / "a" / "0001.png").read_bytes())
+    with pytest.raises(UserError, match="other images .1 changed"):
+        main_detect.main(["--cfg", "config/PEFT/own.yaml", *flags_])
+    assert r"br\udcf6ken.png (empty)" in capsys.readouterr().out
+    data = load(source)
+    assert data.duplicates and all(as_text(row) for row in data.tables()["duplicates.csv"])
+
+
+def test_a_table_with_a_name_that_is_no_utf8(tmp_path):
+    source, odd = latin1(tmp_path)
+    lines = [b"path,label", b"data/a/latin\xe9.png,x", *(b"data/b/%04d.png,y" % i for i in range(6, 12))]
+    path = table(tmp_path, b"\n".join(lines), images="")
+    assert load(path, *NO_TEST).train.images[0] == odd
+    with pytest.raises(UserError, match=r"labels.csv: line 2 is not UTF-8 text \(caf.udce9\)"):
+        load(table(tmp_path, b"\n".join(lines).replace(b",x", b",caf\xe9"), images=""))
+    with pytest.raises(UserError, match=r"labels.csv: line 2 is not UTF-8 text \(data/a/gone.udce9.png"):
+        load(table(tmp_path, b"\n".join(lines).replace(b"latin", b"gone"), images=""))
 
 
 def messy(tmp_path, monkeypatch):

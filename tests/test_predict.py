@@ -1,6 +1,8 @@
 """A trained classifier saved as two files gives the logits of the run: through the project, and through open_clip alone."""
 
+import csv
 import json
+import os
 import re
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from tests.helpers import Killed, write_digits, write_folder
 from utils.checkpoint import load_checkpoint
 from utils.config import UserError, load_config
 from utils.device import torch_generator
+from utils.files import as_text
 
 
 def own_logits(folder, flags, split=None):
@@ -127,6 +130,18 @@ def test_predict_prints_label_and_probability(own_run, tmp_path, capsys):
     with pytest.raises(UserError, match="1 of 2 files could not be read as images, first .*bad.png"):
         predict.main([str(folder), str(tmp_path), "--device", "cpu"])
     assert capsys.readouterr().out.splitlines()[0].split("\t")[1:] == rows[0][1:]
+    odd = [tmp_path / "sub" / "two\tparts.png", tmp_path / "sub" / os.fsdecode(b"latin\xe9.png")]
+    for path in odd:
+        path.write_bytes(Path(data.test.images[0]).read_bytes())
+    (tmp_path / "sub" / "notes.txt").write_text("no image")
+    with pytest.raises(UserError, match=r"two\\tparts.png' has a tab or an end of line in it.*use --csv FILE"):
+        predict.main([str(folder), str(tmp_path / "sub"), "--device", "cpu"])
+    capsys.readouterr()
+    predict.main([str(folder), str(tmp_path / "sub"), "--device", "cpu", "--csv", str(tmp_path / "out.csv")])
+    assert "passed over: files that end in .txt (1)" in capsys.readouterr().err
+    found = list(csv.reader((tmp_path / "out.csv").open(encoding="utf-8", newline="")))
+    assert [row[0] for row in found] == ["path", f"{tmp_path}/sub/good.png", as_text(odd[1]), str(odd[0])]
+    assert [row[1:] for row in found[1:]] == [rows[0][1:]] * 3
     with pytest.raises(UserError, match="nowhere: neither an image file nor a folder"):
         predict.main([str(folder), "nowhere"])
     with pytest.raises(UserError, match="holds no model.json; expected the folder of a finished run of phase 2"):

@@ -23,6 +23,7 @@ def run_main(main):
         keep_freed_memory()
     try:
         with processes():
+            sys.stdout.reconfigure(errors="backslashreplace")  # paths that are no UTF-8: see utils.files.as_text
             main()
     except UserError as error:
         print("error: " + " ".join(str(error).split()), file=sys.stderr)

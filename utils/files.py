@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import re
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -36,9 +37,19 @@ def write_whole(path, shared=False):
 
 
 def write_text(path, text):
-    """Write a UTF-8 text file atomically."""
+    """Write a UTF-8 text file atomically; see as_text for what is no UTF-8."""
     with write_whole(path) as file:
-        file.write(text.encode("utf-8"))
+        file.write(as_text(text).encode())
+
+
+def as_text(path):
+    """A path as text that every program reads: its bytes that are no UTF-8 as \\udc80 to \\udcff, as Python shows them."""
+    return str(path).encode("utf-8", "backslashreplace").decode()
+
+
+def as_path(text):
+    """The path of what as_text made of it."""
+    return re.sub(r"\\udc([89a-f][0-9a-f])", lambda match: chr(0xDC00 + int(match[1], 16)), text)
 
 
 def write_csv(path, rows):
