@@ -11,7 +11,6 @@ scripts: finished runs are not repeated, interrupted ones are resumed, and runs 
 
 import argparse
 import fcntl
-import hashlib
 import json
 import os
 import re
@@ -25,11 +24,12 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import yaml
 
-from utils.config import UserError, default_values, load_config, parse_flags, pick
+from utils.config import DEFAULTS, UserError, load_config, parse_flags, pick
 from utils.distributed import run_main
 from utils.files import slug
 from utils.summaries import read_summary
@@ -38,6 +38,16 @@ HERE = Path(__file__).resolve().parent
 NOISE_KEYS = ("noise_mode", "noise_ratio", "image_noise", "image_noise_level", "image_noise_on")  # named by the folder
 NOT_COMPARED = ("seconds", "images_per_second", "peak_memory_gb", "peak_cuda_memory_gb", "git_commit", "checksum")
 NOT_COMPARED += ("mask", "device", "versions")  # of two runs: time, place and machine
+
+
+@cache
+def _parsed(path, changed):
+    return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+
+
+def _yaml(path):
+    """The content of a YAML file, read again when the file has changed."""
+    return _parsed(path, os.stat(path).st_mtime_ns)
 
 
 @dataclass(frozen=True)
@@ -49,16 +59,11 @@ class Step:
     after: "Step | None" = None
 
     @property
-    def yaml(self):
-        """The content of its YAML file, keys in lower case."""
-        content = yaml.safe_load((HERE / dict(self.flags)["cfg"]).read_text(encoding="utf-8"))
-        return {str(key).lower(): value for key, value in content.items()}
-
-    @property
-    def key(self):
-        """Names all that decides its result: the command, its YAML, the defaults, and the same of the step before."""
-        what = [self.script, self.flags, self.yaml, default_values(), self.after and self.after.key]
-        return hashlib.sha256(json.dumps(what, default=str).encode()).hexdigest()[:12]
+    def settings(self):
+        """What its flags, its YAML file and config/default.yaml say now, in that order of precedence."""
+        flags = dict(self.flags)
+        content = _yaml(HERE / flags.pop("cfg"))
+        return _yaml(DEFAULTS) | {str(key).lower(): value for key, value in content.items()} | flags
 
     def command(self, *where):
         """The words of the command, with further flags that say where it runs."""
@@ -147,7 +152,7 @@ def make_cells(table, known, profile, args):
 
 
 class Ledger:
-    """<output_dir>/reproduce.jsonl: a line for every finished command, with its folder, seconds and Step.key."""
+    """<output_dir>/reproduce.jsonl: a line for every finished command: script, flags, settings, folder, seconds."""
 
     def __init__(self, output_dir):
         self.output_dir, self.path = Path(output_dir), Path(output_dir) / "reproduce.jsonl"
@@ -158,29 +163,42 @@ class Ledger:
             except ValueError:  # cut short by a kill
                 print(f"{self.path}: left out a line that is not whole", file=sys.stderr)
 
-    def add(self, step, folder, seconds):
-        """Record a finished step."""
-        line = {"key": step.key, "script": step.script, "flags": step.flags, "folder": folder, "seconds": seconds}
-        self.lines.append(json.loads(json.dumps(line)))
+    def add(self, step, settings, folder, seconds):
+        """Record a finished step, with the settings that it was started with."""
+        line = {"script": step.script, "flags": step.flags, "settings": settings, "folder": folder, "seconds": seconds}
+        text = json.dumps(line)
+        self.lines.append(json.loads(text))
+        whole = not self.path.is_file() or self.path.read_bytes()[-1:] in (b"", b"\n")
         with self.path.open("a", encoding="utf-8") as file:
-            file.write("\n" if self.path.stat().st_size and not _ends_with_newline(self.path) else "")
-            file.write(json.dumps(line) + "\n")
+            file.write(("" if whole else "\n") + text + "\n")
 
     def summary(self, step):
         """The summary of a finished Step, else None; `reasons` tells what is wrong with one that is there."""
         if self._summaries.get(step) is None and step not in self.reasons:
-            key = step.key
-            folder = next((line["folder"] for line in reversed(self.lines) if line["key"] == key), None)
+            line = self._line(step)
             try:
-                self._summaries[step] = folder and self._checked(step, self.output_dir / folder)
+                self._summaries[step] = line and self._checked(step, self.output_dir / line["folder"])
             except UserError as error:
                 self.reasons[step] = str(error)
         return self._summaries.get(step)
 
+    def _line(self, step):
+        """The last line of a step that was made with the settings of now, after the step before it; else None."""
+        after = self._line(step.after) if step.after else None
+        if step.after and not after:
+            return None
+        for line in reversed(self.lines):
+            if line is after:  # the mask was made anew since
+                return None
+            if line["script"] == step.script and tuple(map(tuple, line["flags"])) == step.flags:
+                # a key that is newer than the line had the effect of its default
+                return line if step.settings == _yaml(DEFAULTS) | line["settings"] else None
+        return None
+
     def _checked(self, step, folder):
         summary = read_summary(folder / "summary.json")
         if summary:
-            settings = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+            settings = _yaml(folder / "config.yaml")
             for key, value in step.flags:
                 if key in settings and str(settings[key]).lower() not in (value.lower(), _as_float(value)):
                     raise UserError(f"{folder}: was made with {key} {settings[key]}, not {value}.")
@@ -202,12 +220,6 @@ def _as_float(text):
         return str(float(text))
     except ValueError:
         return text
-
-
-def _ends_with_newline(path):
-    with path.open("rb") as file:
-        file.seek(-1, os.SEEK_END)
-        return file.read() == b"\n"
 
 
 @contextmanager
@@ -239,10 +251,10 @@ class Runner:
 
     def data_path(self, step):
         """Where the step's data lie; None for data that need no files."""
-        path = step.yaml.get("data_path")
-        return path and (
-            Path(self.args.data_root) / Path(path).relative_to("data") if self.args.data_root else Path(path)
-        )
+        if step.settings["data_path"] == _yaml(DEFAULTS)["data_path"]:
+            return None
+        path = Path(step.settings["data_path"])
+        return Path(self.args.data_root) / path.relative_to("data") if self.args.data_root else path
 
     def command(self, step):
         """The words of the step's command, with where it runs."""
@@ -279,16 +291,17 @@ class Runner:
         elif path and not path.is_dir():
             reasons[step] = f"there is no folder {path}"
         else:
-            start = time.perf_counter()
-            words = self.command(step)
+            start, settings, words = time.perf_counter(), step.settings, self.command(step)
             print(f"[{number}/{total}] python {shlex.join(words)}", file=sys.stderr, flush=True)
             code, folder, last = self._watch(words, self.gpus[number % len(self.gpus)] if self.gpus else None)
             if code:
                 reasons[step] = last.removeprefix("error: ") or f"{words[0]} ended with exit code {code}"
             elif not folder:
                 reasons[step] = f"{words[0]} did not say where its run is"
+            elif settings != step.settings:
+                reasons[step] = "its settings were changed while it ran; the same command asks again"
             else:
-                self.ledger.add(step, folder, round(time.perf_counter() - start, 1))
+                self.ledger.add(step, settings, folder, round(time.perf_counter() - start, 1))
 
     def _watch(self, words, gpu):
         """Run a command and repeat what it says. Returns its exit code, the run's folder, and its last line."""
@@ -351,7 +364,7 @@ def verify(folder):
 
 def script_of(folder):
     """The script that a run's name tells of."""
-    detector = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")).get("detector", "")
+    detector = _yaml(folder / "config.yaml").get("detector", "")
     names = {"main_phase2": "phase2-.*", "main_phase1": "deft(-.*)?", "main_detect": f"{re.escape(detector)}(-.*)?"}
     return next((script for script, name in names.items() if re.fullmatch(name, folder.name)), "main_baseline")
 
@@ -447,9 +460,9 @@ def main(argv=None):
         sys.exit(1 if found else 0)
     from report.comparison import FORMATS, compare, plot
 
-    known, show = yaml.safe_load(Path(args.tables).read_text(encoding="utf-8")), pick(FORMATS, args.format, "--format")
+    known, show = _yaml(args.tables), pick(FORMATS, args.format, "--format")
     profile = pick(known["profiles"], args.profile, "--profile") if args.profile else {}
-    paper = {} if profile else yaml.safe_load((HERE / "config" / "paper.yaml").read_text(encoding="utf-8"))
+    paper = {} if profile else _yaml(HERE / "config" / "paper.yaml")
     names = list(known["tables"]) if "all" in args.table else [f"table{t}" if t.isdigit() else t for t in args.table]
     if not names:
         raise UserError(f"--table: expected some of {', '.join(known['tables'])}, or all.")

@@ -40,6 +40,8 @@ if {after!r} and not (folder.parent / flags.get("mask", {after!r}) / "summary.js
     sys.exit("error: mask: no clean mask")
 (folder.parent / "starts").mkdir(parents=True, exist_ok=True)
 (folder.parent / "starts" / f"{{name}}-{{time.time_ns()}}").touch()
+if "edits" in pathlib.Path(flags["cfg"]).read_text():
+    pathlib.Path(flags["cfg"]).write_text("LR: 0.4")
 if not (folder / "summary.json").is_file():
     write_text(folder / "config.yaml", "".join(f"{{k}}: {{v}}\\n" for k, v in flags.items() if k != "cfg"))
     for epoch in range(int(flags["epochs"]) if "epochs" in flags else 3):
@@ -110,9 +112,15 @@ def test_runs_once_and_compares(toy, capsys):
     out = capsys.readouterr().out
     assert "52.50 ± 0.71 (2) / 50.00 / +2.50" in out and "there is no folder data/gone" in out and "not run [1]" in out
     assert toy("--table", "1", "--seeds", "0", "1")["table1"] == rows and len(starts()) == 8  # nothing runs twice
+    ledger = Path("out dir/reproduce.jsonl")
+    ledger.write_text(ledger.read_text().replace('"csc": false, ', ""))  # as of a version without this key
+    assert toy("--table", "1", "--seeds", "0", "1")["table1"] == rows and len(starts()) == 8
     Path("config/PEFT/toy.yaml").write_text("dataset: toy\nLR: 0.2\n")
     toy("--table", "1", "--seeds", "0", "1")
     assert len(starts()) == 16  # another YAML: the scripts are asked again
+    Path("config/PEFT/toy.yaml").write_text("dataset: toy\nLR: 0.3\nlnl_methods: edits\n")
+    row = toy("--table", "1", "--noise", "sym_0.2", "--dataset", "toy")["table1"][0]
+    assert row["ours"] is None and "its settings were changed while it ran" in row["missing"]
 
 
 def test_failures_and_variants_in_the_table(toy, capsys):
