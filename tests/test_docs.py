@@ -63,17 +63,23 @@ def test_the_readme_is_short():
 @pytest.mark.parametrize("page", PAGES, ids=str)
 def test_commands_name_scripts_files_and_flags_that_exist(page):
     for words in commands(page):
-        scripts = [w for w in words if re.fullmatch(r"main_\w+\.py|reproduce\.py", w)]
-        modules = [words[i + 1] for i, w in enumerate(words[:-1]) if w == "-m" and "." in words[i + 1]]
-        for module in modules:
-            assert Path(module.replace(".", "/") + ".py").is_file(), f"{page}: {module}"
-        for name in scripts:
-            assert Path(name).is_file(), f"{page}: {name}"
-        for i, word in enumerate(words):
+        programs = [word for word in words if re.fullmatch(r"main_\w+\.py|reproduce\.py", word)]
+        programs += [f"{m.replace('.', '/')}.py" for w, m in zip(words, words[1:]) if w == "-m" and "." in m]
+        for program in programs:
+            assert Path(program).is_file(), f"{page}: {program}"
+        for word, following in zip(words, [*words[1:], ""]):
             if word == "--cfg":
-                assert Path(words[i + 1]).is_file(), f"{page}: {words[i + 1]}"
-            elif word.startswith("--") and any(name.startswith("main_") for name in scripts) and words[0] == "python":
-                assert word[2:] in default_values(), f"{page}: {word}"
+                assert Path(following).is_file(), f"{page}: {following}"
+            elif word.startswith("--") and words[0] == "python" and programs and "benchmarks" not in programs[0]:
+                assert word in flags_of(programs[0]), f"{page}: {programs[0]} {word}"
+
+
+def flags_of(program):
+    """The flags of a script: the settings, or what its source (or report/suspects.py, for all of report/) adds."""
+    if program.startswith("main_"):
+        return {f"--{key}" for key in default_values()}
+    sources = [program, "report/suspects.py"] if program.startswith("report/") else [program]
+    return {flag for source in sources for flag in re.findall(r'"(--\w+)"', Path(source).read_text(encoding="utf-8"))}
 
 
 def test_settings_that_the_documentation_names_exist():
