@@ -11,7 +11,7 @@ from methods.masks import find_mask, load_mask, mask_name
 from methods.pseudo_labels import PseudoLabels, pseudo_labels
 from methods.selection import precision_recall
 from report.record import finish, recorded_accuracies
-from utils.config import load_config, refuse_score, settle_epochs
+from utils.config import UserError, load_config, refuse_score, settle_epochs
 from utils.distributed import run_main
 from utils.files import slug
 from utils.runs import Run, backbone_name, seed_folder
@@ -26,7 +26,11 @@ def main(argv=None, **settings):
     path = find_mask(cfg.mask, seed_folder(cfg, data.place))
     mask = load_mask(path, data, cfg.seed)
     others = "" if cfg.noisy_samples == "discard" else cfg.noisy_samples + "-soft" * cfg.soft_labels
-    name = "-".join(filter(None, ["phase2", mask_name(cfg.mask), backbone_name(cfg), cfg.adaptation, slug(others)]))
+    if others and cfg.phase2_loss != "CE":
+        raise UserError(f"phase2_loss: {cfg.phase2_loss} takes the samples of the mask only; noisy_samples must be discard.")
+    loss = "" if cfg.phase2_loss == "CE" else cfg.phase2_loss.lower()
+    parts = ["phase2", mask_name(cfg.mask), backbone_name(cfg), cfg.adaptation, loss, slug(others)]
+    name = "-".join(filter(None, parts))
     run = Run(cfg, data.place, name, {**data.identity, "mask": label_hash(mask)})
     if run.summary:
         return run.summary
@@ -38,7 +42,7 @@ def main(argv=None, **settings):
     if cfg.adaptation == "none":
         return finish(run, data, {**numbers, **recorded_accuracies(path)})
     print(f"training on {mask.sum()} of {len(mask)} samples ({path})")
-    method = METHODS["CE"](cfg, len(mask), data.num_classes)
+    method = METHODS[cfg.phase2_loss](cfg, len(mask), data.num_classes)
     if others:
         targets, used, counts = pseudo_labels(cfg, data, mask, path.parent, run.device)
         print(f"and, labelled anew, on {counts['pseudo_labels']} of the others ({cfg.noisy_samples})")

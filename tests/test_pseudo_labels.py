@@ -78,3 +78,18 @@ def test_phase_2_trains_on_the_rest_too_and_says_how_many_are_right(cell, tmp_pa
     assert log["images"] == mask.sum() + summary["pseudo_labels"]
     assert summary["selected"] == mask.mean() and 0 < summary["pseudo_labels_right"] <= summary["pseudo_labels"]
     assert (summary["pseudo_labels"] == (~mask).sum()) == (rule == "zero_shot")
+
+
+def test_another_loss_on_the_mask(cell, tmp_path):
+    out, _ = cell
+    mask = ["--mask", str(out / "digits/sym-0.4/seed0/deft/clean_mask.npz"), "--epochs", "1"]
+    log = {}
+    for loss in ("CE", "GCE"):
+        summary = main_phase2.main(phase2(tmp_path, *mask, "--phase2_loss", loss))
+        run = tmp_path / "digits/sym-0.4/seed0" / summary["name"]
+        log[loss] = json.loads((run / "log.jsonl").read_text())
+        assert "precision" in summary and summary["selected"] == np.load(mask[1])["mask"].mean()  # of the mask it was given
+    assert summary["name"] == "phase2-deft-tiny-clip-digits-gce"
+    assert log["GCE"]["images"] == log["CE"]["images"] and log["GCE"]["loss"] < 1 / 0.7 < log["CE"]["loss"]
+    with pytest.raises(UserError, match="phase2_loss: GCE takes the samples of the mask only"):
+        main_phase2.main(phase2(tmp_path, *mask, "--phase2_loss", "GCE", "--noisy_samples", "detector"))
