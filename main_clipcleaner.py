@@ -31,7 +31,7 @@ def main(argv=None, **settings):
     data = load_data(cfg)
     settle_epochs(cfg, len(data.train.labels))
     path = select(cfg, data)
-    mask = load_mask(path, data.train.labels, cfg.dataset, data.noise_name, cfg.seed)
+    mask = load_mask(path, data, cfg.seed)
     name = f"mixfix-{cfg.detector}-{backbone_name(cfg)}"
     run = Run(cfg, data.place, name, {**data.identity, "mask": label_hash(mask)})
     if not run.summary:

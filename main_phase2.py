@@ -27,7 +27,9 @@ def main(argv=None, **settings):
     mask = load_mask(path, data, cfg.seed)
     others = "" if cfg.noisy_samples == "discard" else cfg.noisy_samples + "-soft" * cfg.soft_labels
     if others and cfg.phase2_loss != "CE":
-        raise UserError(f"phase2_loss: {cfg.phase2_loss} takes the samples of the mask only; noisy_samples must be discard.")
+        raise UserError(
+            f"phase2_loss: {cfg.phase2_loss} takes the samples of the mask only; noisy_samples must be discard."
+        )
     loss = "" if cfg.phase2_loss == "CE" else cfg.phase2_loss.lower()
     parts = ["phase2", mask_name(cfg.mask), backbone_name(cfg), cfg.adaptation, loss, slug(others)]
     name = "-".join(filter(None, parts))

@@ -88,7 +88,9 @@ def test_another_loss_on_the_mask(cell, tmp_path):
         summary = main_phase2.main(phase2(tmp_path, *mask, "--phase2_loss", loss))
         run = tmp_path / "digits/sym-0.4/seed0" / summary["name"]
         log[loss] = json.loads((run / "log.jsonl").read_text())
-        assert "precision" in summary and summary["selected"] == np.load(mask[1])["mask"].mean()  # of the mask it was given
+        assert (
+            "precision" in summary and summary["selected"] == np.load(mask[1])["mask"].mean()
+        )  # of the mask it was given
     assert summary["name"] == "phase2-deft-tiny-clip-digits-gce"
     assert log["GCE"]["images"] == log["CE"]["images"] and log["GCE"]["loss"] < 1 / 0.7 < log["CE"]["loss"]
     with pytest.raises(UserError, match="phase2_loss: GCE takes the samples of the mask only"):

@@ -1,5 +1,7 @@
 """Steps and divisions of the semi-supervised methods on constructed logits: each rule is worked out by hand beside it."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -342,8 +344,8 @@ def test_whole_runs_are_recorded_and_go_on_where_they_stopped(few_digits, tmp_pa
         with pytest.raises(Killed):
             main_baseline.main(phase2(tmp_path / "cut", *flags))
     main_baseline.main(phase2(tmp_path / "cut", *flags))
-    (run,) = (tmp_path / "whole/own/sym-0.4/seed0").iterdir()
-    a, b = checkpoint(run), checkpoint(tmp_path / "cut/own/sym-0.4/seed0" / run.name)
+    (run,) = (tmp_path / "whole").glob("*/sym-0.4/seed0/*")
+    a, b = checkpoint(run), checkpoint(tmp_path / "cut" / run.relative_to(tmp_path / "whole"))
     assert same(a["model"], b["model"]) and same(a["method"], b["method"]) and same(a["selection"], b["selection"])
     if name == "UNICON":  # an exported pair answers as it did in training; its second heads are gone
         cfg, data = small_run(tmp_path, *flags)
@@ -351,3 +353,14 @@ def test_whole_runs_are_recorded_and_go_on_where_they_stopped(few_digits, tmp_pa
         assert info["networks"] == 2 and not len(model.extra)
         _, tests = make_loaders(data, cfg, Pixels(info["pixels"], info["mean"], info["std"]), torch.device("cpu"))
         assert evaluate_all(model, tests, 10)["accs"]["acc_test"] == pytest.approx(whole["acc_last"], abs=0.1)
+
+
+def test_precision_and_small_pieces(few_digits, tmp_path):
+    flags = [*few_digits, "--lnl_methods", "ProMix", "--epochs", "1"]
+    losses = {}
+    for name, more in {"plain": [], "pieces": ["--micro_batch", "40"], "bf16": ["--prec", "bf16"]}.items():
+        main_baseline.main(phase2(tmp_path / name, *flags, *more))
+        (log,) = (tmp_path / name).rglob("log.jsonl")
+        losses[name] = json.loads(log.read_text())["loss"]
+    assert losses["pieces"] == pytest.approx(losses["plain"], abs=1e-4)
+    assert losses["bf16"] == pytest.approx(losses["plain"], rel=0.02) and losses["bf16"] != losses["plain"]
