@@ -3,11 +3,13 @@
 python main_phase2.py --cfg config/FFT/cifar100.yaml --noise_mode sym --noise_ratio 0.2
 """
 
+from dataclasses import replace
+
 from dataloader.dataset import label_hash
 from dataloader.load import load_data
 from methods.baselines import METHODS
 from methods.fine_tuning import fine_tune
-from methods.masks import find_mask, load_mask, mask_name
+from methods.masks import default_mask, mask_name, trusted_samples
 from methods.pseudo_labels import PseudoLabels, pseudo_labels
 from methods.selection import precision_recall
 from report.record import finish, recorded_accuracies
@@ -23,9 +25,10 @@ def main(argv=None, **settings):
     refuse_score(cfg)
     data = load_data(cfg)
     settle_epochs(cfg, len(data.train.labels))
-    path = find_mask(cfg.mask, seed_folder(cfg, data.place))
-    mask = load_mask(path, data, cfg.seed)
-    others = "" if cfg.noisy_samples == "discard" else cfg.noisy_samples + "-soft" * cfg.soft_labels
+    cfg.mask = cfg.mask or default_mask(cfg.data_path)
+    path, mask, labels = trusted_samples(cfg, data, seed_folder(cfg, data.place))
+    data.train = replace(data.train, labels=labels)
+    others = "" if cfg.noisy_samples == "discard" or path is None else cfg.noisy_samples + "-soft" * cfg.soft_labels
     if others and cfg.phase2_loss != "CE":
         raise UserError(
             f"phase2_loss: {cfg.phase2_loss} takes the samples of the mask only; noisy_samples must be discard."
@@ -37,13 +40,13 @@ def main(argv=None, **settings):
     if run.summary:
         return run.summary
 
-    numbers = {"mask": str(path), "selected": float(mask.mean())}
+    numbers = {"mask": str(path or cfg.mask), "selected": float(mask.mean())}
     if data.known() is not None:
         index, is_clean = data.known()
         numbers |= precision_recall(mask[index], is_clean)
     if cfg.adaptation == "none":
         return finish(run, data, {**numbers, **recorded_accuracies(path)})
-    print(f"training on {mask.sum()} of {len(mask)} samples ({path})")
+    print(f"training on {mask.sum()} of {len(mask)} samples ({path or 'all labels are trusted'})")
     method = METHODS[cfg.phase2_loss](cfg, len(mask), data.num_classes)
     if others:
         targets, used, counts = pseudo_labels(cfg, data, mask, path.parent, run.device)

@@ -104,7 +104,7 @@ class Dataset:
     def path(self, i):
         """The path of training image i relative to `root` (see files.below); "" where it is no file."""
         image = self.train.images[i]
-        return as_text(below(self.root, image)) if isinstance(image, str) else ""
+        return as_text(below(self.root, image)) if self.root and isinstance(image, str) else ""
 
     @property
     def given_tests(self):

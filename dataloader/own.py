@@ -181,6 +181,7 @@ def in_memory(images, labels, classnames=None):
     words = list(classnames) if classnames else tidy_names([str(name) for name in names])
     say_names(words, names.tolist())
     split = Split(images, np.searchsorted(names, labels).astype(np.int64))
+    files = not is_array and all(isinstance(x, str) for x in images)
     if is_array or isinstance(images[0], Image.Image):
         split.digests = pixel_digests(images)
     return Dataset(
@@ -192,4 +193,5 @@ def in_memory(images, labels, classnames=None):
         label_names=names.tolist(),
         trusted=False,
         fingerprint=images_identity(images)[:8],
+        root=os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in images]) if files else "",
     )

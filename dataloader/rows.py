@@ -36,6 +36,9 @@ COLUMNS = {  # setting: names it goes by where the setting is empty; the first t
 }
 
 
+TRUSTED_BY = "trusted_by"  # column of the tables that a report writes: each label has been checked, and by whom
+
+
 @dataclass(frozen=True)
 class Row:
     """One labelled image, all of it text; `where` is what an error calls it."""

@@ -5,8 +5,10 @@ from pathlib import Path
 import numpy as np
 
 from dataloader.dataset import image_keys
+from dataloader.rows import TRUSTED_BY
+from methods.decisions import as_arrays, followed, settle
 from utils.config import UserError, nearest
-from utils.files import slug, write_whole
+from utils.files import read_lines, slug, write_whole
 from utils.safe_pickle import load_arrays
 
 
@@ -85,6 +87,31 @@ def positions(names, wanted):
     return np.where(found, order[np.minimum(at, len(names) - 1)], -1)
 
 
+def default_mask(data_path):
+    """What `mask` is where nobody says: all for a table that a report wrote, whose labels have been checked, else deft."""
+    path = Path(data_path)
+    if path.is_file() and path.suffix.lower() == ".csv" and TRUSTED_BY in read_lines(path)[0].split(","):
+        print(
+            f"{path}: its labels have been checked (column {TRUSTED_BY}), all are trained on; --mask deft takes a mask"
+        )
+        return "all"
+    return "deft"
+
+
+def trusted_samples(cfg, data, seed_folder):
+    """(path of the clean mask, mask (N,) bool, labels (N,)) that `cfg.mask` means for a Dataset.
+
+    What a person decided about labels, in the log beside a run's mask, counts for more than the mask. The path is None
+    where the mask is `all`. UserError where there is no mask, or it is one of other data.
+    """
+    labels = data.train.labels
+    if cfg.mask == "all":
+        return None, np.ones(len(labels), dtype=bool), labels
+    path = find_mask(cfg.mask, seed_folder)
+    mask = load_mask(path, data, cfg.seed)
+    return path, *followed(mask, labels, *as_arrays(settle(path.parent, data), data))
+
+
 def find_mask(mask, seed_folder):
     """The path that `--mask` means: a file, or the detector whose run lies in `seed_folder`."""
     if Path(mask).is_file():
@@ -96,7 +123,7 @@ def find_mask(mask, seed_folder):
         there = [p.parent.name for p in Path(seed_folder).glob("*/clean_mask.npz")]
         raise UserError(
             f"mask: no clean mask at {path}; run phase 1 with the same data set, noise and seed first, or "
-            f"give --mask FILE.{' Masks there: ' + ', '.join(there) + '.' if there else ''}"
+            f"give --mask FILE, or --mask all to trust every label.{' Masks there: ' + ', '.join(there) + '.' if there else ''}"
             f"{nearest(mask, there)}"
         )
     return path

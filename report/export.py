@@ -15,7 +15,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from dataloader.dataset import label_hash
-from report.suspects import add_run_flags, file_path, fixed_labels, read_run
+from report.suspects import add_run_flags, fixed_labels, read_run
 from utils.config import UserError, parse_flags
 from utils.distributed import run_main
 from utils.files import as_text, write_text, write_whole
@@ -49,9 +49,8 @@ def plan(data, samples, labels):
     folders, files = [unused(safe_name(name), taken) for name in data.label_names], [set() for _ in data.label_names]
 
     def target(i):
-        path = file_path(data, i)
-        if path:
-            stem, suffix = os.path.splitext(Path(path).name)
+        if data.root:
+            stem, suffix = os.path.splitext(Path(data.path(i)).name)
             name = safe_name(stem) + as_text(suffix)
         else:
             name = f"{i:06d}.png"
@@ -81,7 +80,7 @@ def _check_target(to, data, data_path, wanted):
 
 
 def _write(data, i, target, link):
-    path = file_path(data, i)
+    path = data.train.images[i] if data.root else None
     if target.is_file():  # from a try that was stopped: files are whole or not there
         return
     if path and link:
@@ -102,7 +101,8 @@ def export(data, arrays, to, data_path, link=False, fixed=False, relabel_above=1
     completed by the same call. Returns how many images there are. Raises UserError for a `to` that cannot be used.
     """
     labels, sure = fixed_labels(arrays, relabel_above)
-    samples = np.flatnonzero(arrays["mask"] | sure) if fixed else np.flatnonzero(arrays["mask"])
+    kept = arrays["mask"] | sure if fixed else arrays["mask"]
+    samples = np.flatnonzero(kept & arrays["there"])
     targets = plan(data, samples, labels)
     names = hashlib.sha256("\n".join(map(str, targets)).encode()).hexdigest()[:16]
     wanted = json.dumps(

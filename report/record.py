@@ -2,7 +2,7 @@
 
 from methods.masks import save_mask
 from methods.selection import detection_quality
-from report.suspects import write_scores
+from report.suspects import write_scores, write_suspects
 from utils.config import UserError
 from utils.distributed import rank
 from utils.summaries import read_summary
@@ -17,12 +17,14 @@ def finish(run, data, numbers, selection=None):
     """
     if selection is not None:
         numbers = {**numbers, "selected": float(selection["mask"].mean())}
+        numbers |= {"root": data.root, "classes": data.label_names}  # of the paths and the labels in the lists
         labels = data.train.labels
         if data.known() is not None:
             index, is_clean = data.known()
             numbers |= detection_quality(selection["mask"][index], selection["p_clean"][index], is_clean)
         if rank() == 0:
-            write_scores(run.folder, data, {**selection, "labels": labels})
+            for write in (write_scores, write_suspects):
+                write(run.folder, data, {**selection, "labels": labels})
             save_mask(run.folder / "clean_mask.npz", selection, data, run.cfg.seed)
     return run.finish(data.facts(), numbers, data.tables())
 
@@ -39,6 +41,8 @@ def say_where(run):
 
 def recorded_accuracies(mask_path):
     """The test accuracies of phase 1's text classifier, from the record of the run that made a mask."""
+    if mask_path is None:
+        raise UserError("adaptation: none shows the accuracy of phase 1, of which --mask all has none.")
     record = mask_path.parent / "summary.json"
     if not record.is_file():
         raise UserError(

@@ -8,10 +8,13 @@ from types import SimpleNamespace
 import numpy as np
 import yaml
 
+from dataloader.dataset import Dataset, Split, View
+from dataloader.files import data_root, inspect_files, inspection_cache
 from dataloader.load import load_data
-from dataloader.rows import read_csv
+from dataloader.rows import TRUSTED_BY, read_csv, shortened
+from methods.decisions import RIGHT, UNDECIDED, as_arrays, settle
 from utils.config import UserError, default_values
-from utils.files import write_csv
+from utils.files import as_path, write_csv
 from utils.summaries import read_summary
 
 RELABEL_ABOVE = 0.9  # a choice: the probability is the detector's own, and not calibrated
@@ -40,7 +43,7 @@ def add_run_flags(parser):
     parser.add_argument(
         "--decisions",
         metavar="FILE",
-        help="CSV file of ticks saved in the report: labels called right are kept, labels called wrong are not",
+        help="CSV file of decisions saved in the report; the run keeps them (decisions.jsonl) and follows them from then on",
     )
     parser.add_argument("--data_path", metavar="DIR", help="where the images lie now, if not where the run found them")
 
@@ -48,11 +51,13 @@ def add_run_flags(parser):
 def read_run(folder, data_path=None, decisions=None):
     """(configuration, arrays of the clean mask, data set, summary) of a finished detector run.
 
-    data_path: where the images lie now, if not where the run found them; decisions: see apply_decisions. UserError if the
-    folder holds no such run, or the data set is not the one it was made with.
+    The images are those that the run recorded, in scores.csv; where some are gone, or have changed, `there` (N,) bool of
+    the arrays says so. Decisions of a person, in the run's log and in the file `decisions`, which is added to it, are in
+    `decision` and `new_labels` (see methods/decisions.py), and `mask` follows them; `by_detector` does not. data_path: where the images lie
+    now, if not where the run found them. UserError if the folder holds no such run, or none of its images is there.
     """
     folder = Path(folder)
-    for name in ("config.yaml", "clean_mask.npz", "summary.json"):
+    for name in ("config.yaml", "clean_mask.npz", "summary.json", "scores.csv"):
         if not (folder / name).is_file():
             runs = sorted(str(p.parent) for p in folder.glob("*/clean_mask.npz"))
             raise UserError(
@@ -60,43 +65,104 @@ def read_run(folder, data_path=None, decisions=None):
                 f"{', such as ' + ', '.join(runs) if runs else ''}."
             )
     cfg = SimpleNamespace(**default_values() | yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")))
-    cfg.data_path = data_path or cfg.data_path
     with np.load(folder / "clean_mask.npz", allow_pickle=False) as file:
         arrays = dict(file)
-    summary, data = read_summary(folder / "summary.json"), load_data(cfg)
-    if summary.get("all_judged"):
-        data = data.whole()
-    if data.fingerprint != summary["identity"]["images"] or not np.array_equal(data.train.labels, arrays["labels"]):
+    summary = read_summary(folder / "summary.json")
+    data = _recorded(folder, summary, arrays["labels"], data_path)
+    if data.root:
+        cfg.data_path = data.root
+        arrays["there"] = _still_there(data, cfg)
+    elif cfg.dataset == "own":
         raise UserError(
-            f"data_path: the images in {cfg.data_path} are not those of the run {folder}; "
-            "--data_path DIR names another place, a new run takes them as they are."
+            f"{folder}: its images were in memory and are not there to be shown; scores.csv lists them all."
         )
-    if decisions:
-        apply_decisions(arrays, data, decisions)
+    else:
+        data = _same_arrays(folder, cfg, summary, arrays["labels"])
+        arrays["there"] = np.ones(len(data.train.labels), dtype=bool)
+    arrays["by_detector"] = arrays["mask"]
+    follow(arrays, *as_arrays(settle(folder, data, decisions), data))
     return cfg, arrays, data, summary
 
 
-def apply_decisions(arrays, data, path):
-    """Bring the clean mask in line with what a person said: rows of a CSV file with index, given_label and decision.
+def follow(arrays, decision, new_labels):
+    """Let the mask follow decisions (see decisions.as_arrays): `right` is in it, `wrong` is not, the rest is the detector's."""
+    arrays |= {"decision": decision, "new_labels": new_labels}
+    arrays["mask"] = np.where(decision == UNDECIDED, arrays["by_detector"], decision == RIGHT)
 
-    `right` keeps a label, `wrong` makes it a suspect. UserError for a row that is not of this run.
+
+def _recorded(folder, summary, labels, data_path):
+    """The Dataset that a run judged, as its scores.csv has it; without pixels where it was no files (root is "")."""
+    rows = sorted((fields for _, fields in read_csv(folder / "scores.csv")), key=lambda fields: int(fields["index"]))
+    if "classes" not in summary or "content" not in rows[0]:
+        raise UserError(f"{folder}: written by an older version; run the detector again (in another --output_dir).")
+    classes, root = summary["classes"], summary["root"]
+    if [row["given_label"] for row in rows] != [classes[k] for k in labels]:
+        raise UserError(f"{folder}: scores.csv and clean_mask.npz are not of one run; run the detector again.")
+    if data_path and root:
+        root = data_root(data_path)
+    truth = [row["true_label"] for row in rows if "true_label" in row]
+    others = sorted(set(truth) - set(classes))
+    number = {name: k for k, name in enumerate(classes + others)}
+    split = Split(
+        [_file(root, row["path"]) for row in rows],
+        labels,
+        np.array([number[name] for name in truth]) if truth else None,
+        ids=[row["id"] for row in rows] if rows[0]["id"] else None,
+        digests=[row["content"] for row in rows] if rows[0]["content"] else None,
+    )
+    return Dataset(
+        summary["dataset"],
+        split,
+        None,
+        classes,
+        View(),
+        label_names=classes,
+        other_names=others,
+        root=root,
+        fingerprint=summary["identity"]["images"],
+        noise_name=summary["noise"],
+    )
+
+
+def _file(root, text):
+    """The image file that a list calls `text`; its name may be no UTF-8, see as_text."""
+    path = os.path.normpath(os.path.join(root, text))
+    return path if text.isascii() and "\\udc" not in text or os.path.exists(path) else as_path(path)
+
+
+def _still_there(data, cfg):
+    """Which images (N,) bool of a Dataset of files are where they were and, if their content is known, what they were.
+
+    UserError where that is less than half of them: then it is another folder, or another state of it.
     """
-    last, counts = len(arrays["mask"]) - 1, {"right": 0, "wrong": 0}
-    for line, row in read_csv(Path(path)):
-        index, decision, label = (row.get(key, "") for key in ("index", "decision", "given_label"))
-        if not index.isdigit() or int(index) > last:
-            raise UserError(f"{path}: line {line} has the index '{index}', expected one from 0 to {last}.")
-        if decision not in ("right", "wrong"):
-            raise UserError(f"{path}: line {line} has the decision '{decision}', expected right or wrong.")
-        given = data.label_names[arrays["labels"][int(index)]]
-        if label != given:
-            raise UserError(
-                f"{path}: line {line} says the label is '{label}', but image {index} of this run has '{given}'; "
-                "the decisions are of another run."
-            )
-        arrays["mask"][int(index)] = decision == "right"
-        counts[decision] += 1
-    print(f"{path}: {counts['right']} labels called right, {counts['wrong']} wrong")
+    paths = data.train.images
+    found = np.array([os.path.isfile(path) for path in paths])
+    changed = np.zeros(len(paths), dtype=bool)
+    if data.digests:
+        check = np.flatnonzero(found)
+        now, _ = inspect_files([paths[i] for i in check], inspection_cache(cfg))
+        changed[check] = [digest != data.digests[i] for i, digest in zip(check, now)]
+    there = found & ~changed
+    if there.mean() < 0.5:
+        raise UserError(
+            f"data_path: of the {len(paths)} images of the run {np.sum(~found)} are gone from {data.root} and "
+            f"{np.sum(changed)} are others; --data_path DIR says where they are, a new run judges what is there now."
+        )
+    for which, what in ((~found, "gone"), (changed, "not the same as in the run")):
+        if which.any():
+            names = shortened([data.path(i) for i in np.flatnonzero(which)], 5)
+            print(f"{data.root}: {which.sum()} of {len(paths)} images are {what}, and left out: {names}")
+    return there
+
+
+def _same_arrays(folder, cfg, summary, labels):
+    """The Dataset of a run on arrays, loaded again; UserError unless it is the same."""
+    data = load_data(cfg)
+    if data.fingerprint != summary["identity"]["images"] or not np.array_equal(data.train.labels, labels):
+        raise UserError(
+            f"{folder}: the images of {cfg.dataset} are not those of the run; a new run takes them as they are."
+        )
+    return data
 
 
 def ranking(p_clean, mask):
@@ -105,34 +171,32 @@ def ranking(p_clean, mask):
 
 
 def fixed_labels(arrays, relabel_above):
-    """Labels (N,) with suspects put right, and which samples were (N,) bool: those the detector is sure of.
+    """Labels (N,) with suspects put right, and which samples were (N,) bool.
 
-    Sure is: confidence >= relabel_above in a class that is not the given one.
+    Put right are those that a person gave another label, and those no person has decided that the detector is sure of:
+    confidence >= relabel_above in a class that is not the given one.
     """
-    sure = ~arrays["mask"] & (arrays["confidence"] >= relabel_above) & (arrays["predicted"] != arrays["labels"])
-    return np.where(sure, arrays["predicted"], arrays["labels"]), sure
+    labels, new_labels = arrays["labels"], arrays["new_labels"]
+    by_detector = ~arrays["mask"] & (arrays["decision"] == UNDECIDED) & (arrays["predicted"] != labels)
+    by_detector &= arrays["confidence"] >= relabel_above
+    by_person = new_labels >= 0
+    return np.where(by_person, new_labels, np.where(by_detector, arrays["predicted"], labels)), by_person | by_detector
 
 
-def file_path(data, i):
-    """The path of training sample i, '' where the data set is no files."""
-    image = data.train.images[i]
-    return image if isinstance(image, str) else ""
+def to_review(arrays):
+    """Indices of the suspects that are there and that no person has decided, the worst first."""
+    order = ranking(arrays["p_clean"], arrays["mask"])
+    return order[(~arrays["mask"] & arrays["there"] & (arrays["decision"] == UNDECIDED))[order]]
 
 
 def score_rows(data, arrays, order):
-    """A heading and a row of text for each of the samples `order`; given_label … are cleanlab's names and meanings."""
+    """A heading and a row of text for each of the samples `order`; given_label … are cleanlab's names and meanings.
+
+    path is relative to the root in summary.json; content is a hash of the file, where it has been read, or of the pixels.
+    """
     names, known = data.label_names, data.true_labels is not None
-    header = [
-        "rank",
-        "index",
-        "id",
-        "path",
-        "given_label",
-        "predicted_label",
-        "predicted_probability",
-        "label_score",
-        "is_label_issue",
-    ] + ["true_label"] * known
+    header = ["rank", "index", "id", "path", "given_label", "predicted_label", "predicted_probability", "label_score"]
+    header += ["is_label_issue", *["true_label"] * known, "content"]
     rank = np.empty(len(arrays["mask"]), dtype=np.int64)
     rank[ranking(arrays["p_clean"], arrays["mask"])] = np.arange(1, len(rank) + 1)
     rows = [
@@ -140,24 +204,29 @@ def score_rows(data, arrays, order):
             str(rank[i]),
             str(i),
             data.ids[i] if data.ids else "",
-            file_path(data, i),
+            data.path(i),
             names[arrays["labels"][i]],
             names[arrays["predicted"][i]],
             f"{arrays['confidence'][i]:.6f}",
             f"{arrays['p_clean'][i]:.6f}",
             str(not arrays["mask"][i]),
+            *([data.true_names[data.true_labels[i]]] if known else []),
+            data.digests[i] if data.digests else "",
         ]
-        + ([data.true_names[data.true_labels[i]]] if known else [])
         for i in order
     ]
     return [header, *rows]
 
 
 def write_scores(folder, data, arrays):
-    """suspects.csv, the samples outside the clean mask, worst first; scores.csv, all samples in their order."""
-    suspects = ranking(arrays["p_clean"], arrays["mask"])[: np.sum(~arrays["mask"])]
-    for name, order in (("suspects.csv", suspects), ("scores.csv", range(len(arrays["mask"])))):
-        write_csv(Path(folder) / name, score_rows(data, arrays, order))
+    """scores.csv, what the detector says of all samples, in their order: the record that a report is made from."""
+    write_csv(Path(folder) / "scores.csv", score_rows(data, arrays, range(len(arrays["mask"]))))
+
+
+def write_suspects(folder, data, arrays):
+    """suspects.csv, the samples outside the clean mask, the worst first."""
+    order = ranking(arrays["p_clean"], arrays["mask"])
+    write_csv(Path(folder) / "suspects.csv", score_rows(data, arrays, order[~arrays["mask"][order]]))
 
 
 def write_labels(folder, data, arrays, relabel_above):
@@ -165,19 +234,20 @@ def write_labels(folder, data, arrays, relabel_above):
 
     Paths are absolute, so that either file can be the data set of another run, from anywhere.
     """
-    names, (labels, sure) = data.label_names, fixed_labels(arrays, relabel_above)
+    names, there, (labels, sure) = data.label_names, arrays["there"], fixed_labels(arrays, relabel_above)
 
     def table(samples, with_original):
         columns = {
-            "path": [os.path.abspath(file_path(data, i)) if file_path(data, i) else "" for i in samples],
+            "path": [os.path.abspath(data.train.images[i]) if data.root else "" for i in samples],
             "label": [names[labels[i]] for i in samples],
         }
         if with_original:
             columns["original_label"] = [names[arrays["labels"][i]] for i in samples]
+        columns[TRUSTED_BY] = ["person" if arrays["decision"][i] else "detector" for i in samples]
         if data.ids:
             columns["id"] = [data.ids[i] for i in samples]
         columns["index"] = samples.tolist()
         return [columns, *zip(*columns.values())]
 
-    write_csv(Path(folder) / "labels_clean.csv", table(np.flatnonzero(arrays["mask"]), False))
-    write_csv(Path(folder) / "labels_fixed.csv", table(np.flatnonzero(arrays["mask"] | sure), True))
+    write_csv(Path(folder) / "labels_clean.csv", table(np.flatnonzero(there & arrays["mask"]), False))
+    write_csv(Path(folder) / "labels_fixed.csv", table(np.flatnonzero(there & (arrays["mask"] | sure)), True))

@@ -9,8 +9,9 @@ import main_detect  # noqa: E402
 import main_phase1  # noqa: E402
 import main_phase2  # noqa: E402
 from model.clip import load_clip  # noqa: E402
+from report import page  # noqa: E402
 from tests import recipe  # noqa: E402
-from tests.helpers import phase1, phase2, write_clip  # noqa: E402
+from tests.helpers import NASTY, phase1, phase2, write_clip, write_folder  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -39,3 +40,19 @@ def cell(tmp_path_factory):
         "phase2-deft-tiny-clip-digits": main_phase2.main(phase2(out)),
         "ce-tiny-clip-digits": main_baseline.main(phase2(out)),
     }
+
+
+@pytest.fixture(scope="session")
+def nasty_run(tmp_path_factory):
+    """Label-match on files whose names and classes are HTML, CSV and mathtext syntax, with its report."""
+    root = tmp_path_factory.mktemp("nasty")
+    write_folder(root / "data", {name: 6 for name in NASTY})
+    for folder in (root / "data").iterdir():
+        for i, file in enumerate(sorted(folder.iterdir())[:4]):  # with the folder before: ends</script>
+            file.rename(folder / f"script>\"><!--<script>alert({i})'.png")
+    flags = ["--backbone", "tiny-clip-digits", "--test_fraction", "0", "--device", "cpu"]
+    where = ["--data_path", str(root / "data"), "--output_dir", str(root / "runs")]
+    main_detect.main(["--cfg", "config/PEFT/own.yaml", *flags, *where])
+    folder = next((root / "runs").glob("*/none/seed0/label-match"))
+    page.main([str(folder)])
+    return folder

@@ -81,6 +81,7 @@ def write_folder(root, counts, suffix="png"):
             i += 1
 
 
+NASTY = ["<script>", "ends<", '"quo\'te" & $x$', "plain, with comma", "Ünï 数字"]  # names of classes
 DIGITS = "zero one two three four five six seven eight nine".split()
 
 

@@ -29,6 +29,7 @@ FREE_KEYS = {
     "name",
     "model",
     "score",
+    "mask",
     "micro_batch",
     "checkpoint_text",
     "compile",

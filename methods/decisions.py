@@ -1,0 +1,205 @@
+"""What a person decided about labels: files of decisions, the images they are of, and the labels that follow.
+
+A decision is of one image and its given label: `right`, or `wrong`, with what it is in new_label where the person said so.
+"""
+
+import json
+import os
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from dataloader.rows import read_csv, shortened
+from utils.config import UserError, nearest
+
+LOG = "decisions.jsonl"  # in a run's folder: one line a decision, only ever added to; the last one of an image counts
+UNDECIDED, RIGHT, WRONG = 0, 1, 2
+
+
+@dataclass(frozen=True)
+class Decision:
+    """One row of a file of decisions. An image is known by its id, else its path below the data's root, and its content."""
+
+    id: str
+    path: str
+    content: str
+    given_label: str
+    decision: str  # right, wrong, or in a log "": taken back
+    new_label: str = ""
+    where: str = ""  # file and line, for errors
+
+    @property
+    def image(self):
+        """What tells the image from the others of a data set, as text."""
+        return f"id {self.id}" if self.id else f"path {self.path}" if self.path else f"content {self.content}"
+
+
+class Images:
+    """The training images of a Dataset, found by what a Decision knows of them."""
+
+    def __init__(self, data):
+        self.data, self.paths = data, [data.path(i) for i in range(len(data.train.labels))]
+        self.contents = data.digests or [""] * len(self.paths)
+        self.by_id = {name: [i] for i, name in enumerate(data.ids or []) if name}
+        self.by_path = {path: [i] for i, path in enumerate(self.paths) if path}
+        self.by_content = {}
+        for i, content in enumerate(self.contents):
+            if content:
+                self.by_content.setdefault(content, []).append(i)
+
+    def row(self, i, decision="", new_label=""):
+        """The Decision about image i."""
+        ids, given = self.data.ids, self.data.label_names[self.data.train.labels[i]]
+        return Decision(ids[i] if ids else "", self.paths[i], self.contents[i], given, decision, new_label)
+
+    def find(self, row):
+        """(indices, "") of the images that a Decision is about, or ([], why there is none).
+
+        Files are one image each; equal pictures of an array with one label are the same to a person, and go together.
+        """
+        found = self.by_id.get(row.id) or self.by_path.get(row.path)
+        if found and row.content and self.contents[found[0]] not in ("", row.content):
+            return [], "changed since"
+        found = found or self.by_content.get(row.content) or []
+        same = [i for i in found if self.data.label_names[self.data.train.labels[i]] == row.given_label]
+        return same, "" if same else "labelled differently now" if found else "gone"
+
+
+def read_decisions(path, classes):
+    """The Decisions of a CSV file, as the report saves it, or of a run's log (.jsonl), in the order of the file.
+
+    UserError for a row that says neither right nor wrong, or a new label that is no class.
+    """
+    path, rows = Path(path), []
+    is_log = path.suffix == ".jsonl"
+    for line, fields in _log_lines(path) if is_log else read_csv(path):
+        where = f"{path}: line {line}"
+        row = Decision(
+            *(str(fields.get(k, "")) for k in ("id", "path", "content", "given_label", "decision", "new_label")), where
+        )
+        if not (row.id or row.path or row.content):
+            raise UserError(f"{where} names no image; expected an id, a path or a content.")
+        if row.decision not in ("right", "wrong") and not (is_log and not row.decision):
+            raise UserError(
+                f"{where} has the decision '{row.decision}', expected right or wrong."
+                f"{nearest(row.decision, ['right', 'wrong'])}"
+            )
+        if row.new_label and row.new_label not in classes:
+            raise UserError(f"{where}: the new_label '{row.new_label}' is no class.{nearest(row.new_label, classes)}")
+        if row.new_label and (row.decision == "right") != (row.new_label == row.given_label):
+            raise UserError(
+                f"{where} calls the label '{row.given_label}' {row.decision} and the new_label is '{row.new_label}'."
+            )
+        rows.append(row)
+    return rows
+
+
+def _log_lines(path):
+    """[(line number, fields)] of a log; a last line that a kill left without its end is not there."""
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+        return [(number, json.loads(line)) for number, line in enumerate(lines, 1)]
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not a log of decisions ({error}).") from None
+
+
+def by_image(rows, images, last_counts=False):
+    """{index: Decision} of Decisions about Images, and {why: [Decision …]} of those whose image is not there.
+
+    Two rows that contradict each other are a UserError, unless last_counts, as in a log, where "" takes back.
+    """
+    found, missing = {}, {}
+    for row in rows:
+        indices, reason = images.find(row)
+        if not indices:
+            missing.setdefault(reason, []).append(row)
+        for i in indices:
+            before = found.get(i)
+            if before and not last_counts and said(before) != said(row):
+                raise UserError(
+                    f"{before.where} says {' '.join(said(before))}, {row.where.rsplit(': ')[-1]} says "
+                    f"{' '.join(said(row))} of the same image ({row.id or row.path or row.content})."
+                )
+            found[i] = row
+    return {i: row for i, row in found.items() if row.decision}, missing
+
+
+def said(row):
+    """(decision, new label) of a Decision, to compare."""
+    return row.decision, row.new_label if row.decision == "wrong" else ""
+
+
+class Log:
+    """The log of decisions in a run's folder, to read and to add to."""
+
+    def __init__(self, folder):
+        self.path = Path(folder) / LOG
+
+    def rows(self, classes):
+        """Its Decisions, [] where there is no log."""
+        return read_decisions(self.path, classes) if self.path.is_file() else []
+
+    def add(self, rows):
+        """Append Decisions; they are on the disk when this returns. UserError where they cannot be written."""
+        lines = [json.dumps({k: v for k, v in asdict(row).items() if k != "where"}) for row in rows]
+        try:
+            with self.path.open("a+b") as file:
+                file.seek(0)
+                rest = file.read().rpartition(b"\n")[2]  # of a line that was being written when a kill came
+                file.truncate(file.tell() - len(rest))
+                file.write("".join(line + "\n" for line in lines).encode())
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise UserError(f"{self.path}: {error.strerror}; the decisions were not saved.") from None
+
+
+def settle(folder, data, file=None):
+    """{index: Decision} that counts for a Dataset, by the log in the run's folder; what happened is printed.
+
+    file: a CSV of decisions, which are first added to the log and take the place of earlier ones.
+    """
+    images, log = Images(data), Log(folder)
+    decided, missing = by_image(log.rows(data.label_names), images, last_counts=True)
+    source = log.path
+    if file:
+        source = file
+        new, missing = by_image(read_decisions(file, data.label_names), images, Path(file).suffix == ".jsonl")
+        changed = {i: row for i, row in new.items() if i not in decided or said(decided[i]) != said(row)}
+        replaced = len(changed.keys() & decided.keys())
+        if changed:
+            log.add(images.row(i, *said(row)) for i, row in changed.items())
+            print(
+                f"{len(changed)} decisions of {file} kept in {log.path}"
+                + (f", {replaced} in place of earlier ones" if replaced else "")
+            )
+        decided |= new
+    for reason, rows in missing.items():
+        names = shortened([row.id or row.path or row.content for row in rows], 5)
+        print(f"{source}: {len(rows)} decisions are of images {reason}, not used: {names}")
+    if decided:
+        counts = Counter(row.decision for row in decided.values())
+        relabelled = sum(bool(said(row)[1]) for row in decided.values())
+        print(
+            f"decided by a person: {counts['right']} labels right, {counts['wrong']} wrong, {relabelled} of them put right"
+        )
+    return decided
+
+
+def as_arrays(decided, data):
+    """decision (N,) int8, one of UNDECIDED, RIGHT, WRONG, and new_labels (N,) int64, -1 where none was given."""
+    decision = np.zeros(len(data.train.labels), dtype=np.int8)
+    new_labels, number = np.full(len(decision), -1), {name: k for k, name in enumerate(data.label_names)}
+    for i, row in decided.items():
+        decision[i] = RIGHT if row.decision == "right" else WRONG
+        if row.decision == "wrong" and row.new_label:
+            new_labels[i] = number[row.new_label]
+    return decision, new_labels
+
+
+def followed(mask, labels, decision, new_labels):
+    """(mask (N,) bool, labels (N,)) to train on: what a person called right, or put right, is in; what is wrong is out."""
+    relabelled = new_labels >= 0
+    return (mask & (decision != WRONG)) | (decision == RIGHT) | relabelled, np.where(relabelled, new_labels, labels)

@@ -1,0 +1,85 @@
+"""Images of a run made small: for the page, and the picture of the first suspects."""
+
+import base64
+import io
+import os
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from dataloader.transforms import open_image
+from report.suspects import to_review
+from utils.config import UserError
+from utils.files import write_whole
+
+THUMBNAIL = 160  # pixels of their longer side
+
+
+def thumbnail(images, i, size):
+    """Sample i as an RGB Pillow image of at most size x size pixels; a JPEG is decoded no larger than needed."""
+    if isinstance(images, np.ndarray):
+        image = Image.fromarray(images[i])
+    else:
+        try:
+            image = open_image(images[i], size)
+        except Exception as error:  # Pillow's plugins raise anything on a damaged file
+            raise UserError(f"{images[i]}: not a readable image ({error}).") from None
+    image.thumbnail((size, size))
+    return image
+
+
+def data_uri(image):
+    kind = "PNG" if max(image.size) <= 48 else "JPEG"
+    file = io.BytesIO()
+    image.save(file, kind, quality=80, optimize=True)
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def thumbnails(images, order):
+    """Thumbnails of the samples `order` as data: addresses, which a page holds in place of files."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        uris = pool.map(lambda i: data_uri(thumbnail(images, i, THUMBNAIL)), order)
+        return list(tqdm(uris, "pictures", len(order), leave=False, disable=None))
+
+
+def draw_suspects(data, arrays, path, count=40, columns=10):
+    """Write a PNG of the `count` samples of lowest p_clean that nobody has reviewed: given label → the detector's, and the truth where known."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    number = int(np.sum(~arrays["mask"]))
+    order = to_review(arrays)[:count]
+    rows = max(1, -(-len(order) // columns))
+    names = [name if len(name) <= 16 else name[:15] + "…" for name in data.true_names]
+    arrow = " → " if max(map(len, names)) <= 8 else "\n→ "
+    headline = f"{number} of {len(arrays['mask'])} labels look wrong; the most suspect: given label → the detector's"
+    with matplotlib.rc_context({"text.parse_math": False}), warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", "Glyph"
+        )  # the picture shows boxes for letters its font lacks; the page does not
+        figure = Figure(figsize=(1.15 * columns, 1.62 * rows + 0.6))
+        axes, right = figure.subplots(rows, columns, squeeze=False), 0
+        for ax, i in zip(axes.flat, order):
+            given, believed = arrays["labels"][i], arrays["predicted"][i]
+            title, colour = f"{names[given]}{arrow}{names[believed]}", "black"
+            if data.true_labels is not None:
+                truth = data.true_labels[i]
+                right += truth == believed
+                colour = "tab:green" if truth == believed else "tab:orange" if truth != given else "tab:red"
+                title += f"\nis {names[truth]}"
+            ax.imshow(thumbnail(data.train.images, i, THUMBNAIL))
+            ax.set_title(f"{title}\n{arrays['p_clean'][i]:.3f}", fontsize=7, color=colour)
+        for ax in axes.flat:
+            ax.axis("off")
+        if data.true_labels is not None:
+            headline += (
+                f", the truth (green: {right} of {len(order)} put right; orange: wrong label, but another truth; "
+                "red: the label was right)"
+            )
+        figure.suptitle(headline + ", p_clean", fontsize=8)
+        figure.tight_layout(rect=(0, 0, 1, 0.98))
+        with write_whole(path) as file:
+            figure.savefig(file, format="png", dpi=130)

@@ -1,0 +1,116 @@
+"""The plots of the report, as SVG inside the page."""
+
+import io
+from html import escape
+
+import numpy as np
+
+from methods.selection import precision_recall
+
+INK, BLUE, ORANGE, GREEN = "#010203", "#3f87c8", "#d9742b", "#3c9a5f"  # INK becomes the colour of the page's text
+STYLE = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "",
+    "text.parse_math": False,
+    "font.size": 9,
+    "text.color": INK,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+}
+
+
+def _plot(caption, draw):
+    """A figure of the page: draw(axes) into an inline SVG whose text has the page's colour and letters."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(4.4, 2.7), layout="constrained")
+        draw(figure.subplots())
+        file = io.StringIO()
+        figure.savefig(
+            file, format="svg", transparent=True, metadata={key: None for key in ("Creator", "Date", "Format", "Type")}
+        )
+    svg = file.getvalue()
+    svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
+    svg = svg.replace("<svg", f'<svg role="img" aria-label="{escape(caption)}"', 1)
+    return f"<figure>{svg}<figcaption>{escape(caption)}</figcaption></figure>"
+
+
+def plot_scores(arrays):
+    """The histogram of p_clean, of the samples kept and of the suspects, with the threshold."""
+
+    def draw(ax):
+        parts = [arrays["p_clean"][~mask], arrays["p_clean"][mask]]
+        ax.hist(parts, np.linspace(0, 1, 41), stacked=True, color=[ORANGE, BLUE], label=["suspect", "kept"])
+        if cut:
+            ax.axvline(0.5, color=INK, linestyle="--", linewidth=1)
+        ax.set(xlabel="p_clean", ylabel="images", xlim=(0, 1))
+        ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(0.12, 1))
+
+    mask = arrays["by_detector"]
+    only = np.array_equal(arrays["p_clean"] > 0.5, mask)
+    cut = not (mask & (arrays["p_clean"] <= 0.5)).any()
+    return _plot(
+        "p_clean of all training images; suspect is what lies "
+        + (
+            "at 0.5 (dashed) or below."
+            if only
+            else "below 0.5 (dashed), and what this detector leaves out for other reasons."
+            if cut
+            else "outside this detector’s selection, which is not cut at one value."
+        ),
+        draw,
+    )
+
+
+def threshold_curve(p_clean, is_clean, thresholds):
+    """Precision, recall and F1, (T,) each, of the samples with p_clean (N,) above each threshold (T,); cf. selection."""
+    rows = [precision_recall(p_clean > t, is_clean) for t in thresholds]
+    return {key: np.array([row[key] for row in rows]) for key in ("precision", "recall", "f1")}
+
+
+def plot_thresholds(arrays, is_clean):
+    """Precision, recall and F1 of the clean labels over the threshold on p_clean."""
+
+    def draw(ax):
+        thresholds = np.linspace(0, 1, 101)[:-1]
+        curve = threshold_curve(arrays["p_clean"], is_clean, thresholds)
+        for (key, values), colour, style in zip(curve.items(), (BLUE, ORANGE, GREEN), ("--", ":", "-")):
+            ax.plot(thresholds, values, style, color=colour, label="F1" if key == "f1" else key)
+        ax.axvline(0.5, color=INK, linestyle="--", linewidth=1, alpha=0.5)
+        ax.set(xlabel="kept where p_clean is above", xlim=(0, 1), ylim=(0, 1.02))
+        ax.legend(frameon=False, loc="lower left")
+
+    return _plot("Precision, recall and F1 of the labels kept, were the threshold on p_clean another one.", draw)
+
+
+def plot_history(history):
+    """Losses, test accuracies and the selection over the epochs, a figure each, of the lines of log.jsonl."""
+
+    def curves(keys, ylabel):
+        def draw(ax):
+            for key, colour in zip(keys, (BLUE, ORANGE, GREEN, INK, "#8a63b8")):
+                ax.plot(
+                    [line["epoch"] for line in history], [line[key] for line in history], ".-", color=colour, label=key
+                )
+            ax.set(xlabel="epoch", ylabel=ylabel)
+            ax.xaxis.get_major_locator().set_params(integer=True)
+            ax.legend(frameon=False)
+
+        return draw
+
+    groups = {
+        "loss": ("Mean training loss of each epoch.", lambda key: key.startswith("loss")),
+        "%": ("Accuracy on the test images after each epoch.", lambda key: key.startswith("acc_")),
+        "share": (
+            "Share of the training labels selected in each epoch, and where the truth is known its quality.",
+            lambda key: key in ("selected", "precision", "recall", "f1"),
+        ),
+    }
+    found = {unit: [key for key in history[0] if test(key)] for unit, (_, test) in groups.items()}
+    return "".join(_plot(groups[unit][0], curves(keys, unit)) for unit, keys in found.items() if keys)

@@ -1,0 +1,322 @@
+"""What a person decides about labels: it stays with its image, is kept in the run, and report, export and training follow."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import main_detect
+import main_real_phase2
+import report.page as report
+from dataloader.load import load_data
+from methods.decisions import LOG, Images, Log, read_decisions
+from report import export
+from report.suspects import fixed_labels, read_run, to_review
+from tests.helpers import write_digits
+from utils.config import UserError, load_config
+
+FLAGS = ["--backbone", "tiny-clip-digits", "--test_fraction", "0", "--device", "cpu"]
+HERE = Path(__file__).parents[1]
+OWN = ["--cfg", str(HERE / "config/PEFT/own.yaml"), *FLAGS]
+
+
+def rows_of(path):
+    with Path(path).open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def write(path, *rows):
+    with Path(path).open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def detect(root, out="runs"):
+    main_detect.main([*OWN, "--data_path", str(root / "data"), "--output_dir", str(root / out)])
+    return next((root / out).glob("*/none/seed0/label-match"))
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """A folder with digits, a third of them mislabelled, and a finished run of label-match on them."""
+    root = tmp_path_factory.mktemp("source")
+    write_digits(root / "data", 0.3, every=9)
+    detect(root)
+    return root
+
+
+@pytest.fixture
+def root(source, tmp_path):
+    return Path(shutil.copytree(source, tmp_path / "root"))
+
+
+@pytest.fixture
+def run(root):
+    """The run of `root`, whose images lie beside it."""
+    folder = next((root / "runs").glob("*/none/seed0/label-match"))
+    summary = json.loads((folder / "summary.json").read_text())
+    (folder / "summary.json").write_text(json.dumps(summary | {"root": str(root / "data")}))
+    return folder
+
+
+def decided(folder, **flags):
+    """{path: (decision, new label)} of a run."""
+    _, arrays, data, _ = read_run(folder, **flags)
+    names = [*data.label_names, ""]
+    return {
+        data.path(i): ("", "right", "wrong")[arrays["decision"][i]] + " " + names[arrays["new_labels"][i]]
+        for i in np.flatnonzero(arrays["decision"])
+    }
+
+
+# --- a decision stays with its image
+
+
+def test_a_decision_stays_with_its_image_when_a_file_is_deleted(root, run, tmp_path, capsys):
+    suspects = rows_of(run / "suspects.csv")[:5]
+    first = min(suspects, key=lambda row: int(row["index"]))
+    (root / "data" / first["path"]).unlink()  # so all behind it move up
+    again = detect(root, "again")
+    ticks = write(tmp_path / "ticks.csv", *(row | {"decision": "wrong"} for row in suspects))
+    found = decided(again, decisions=ticks)
+    assert found == {row["path"]: "wrong " for row in suspects if row is not first}
+    assert f"1 decisions are of images gone, not used: {first['path']}" in capsys.readouterr().out
+
+
+def test_what_became_of_an_image_decides(root, run, tmp_path, capsys):
+    """Renamed: found by its content. Changed, or moved to another class: not used."""
+    renamed, changed, moved, *_ = suspects = rows_of(run / "suspects.csv")[:4]
+    files = [root / "data" / row["path"] for row in suspects]
+    files[0].rename(files[0].with_name("another name.png"))
+    shutil.copy(next(f for f in sorted((root / "data").rglob("*.png")) if f not in files), files[1])
+    other = next(d for d in sorted((root / "data").iterdir()) if d.name != moved["given_label"])
+    files[2].rename(other / "moved.png")
+    again = detect(root, "again")
+    ticks = write(tmp_path / "ticks.csv", *(row | {"decision": "right"} for row in suspects))
+    found = decided(again, decisions=ticks)
+    assert found == {f"{renamed['given_label']}/another name.png": "right ", suspects[3]["path"]: "right "}
+    printed = capsys.readouterr().out
+    assert f"1 decisions are of images changed since, not used: {changed['path']}" in printed
+    assert f"1 decisions are of images labelled differently now, not used: {moved['path']}" in printed
+
+
+def test_ids_come_before_paths(tmp_path):
+    """A table whose files were all renamed, with its rows in another order: the ids still hold."""
+    write_digits(tmp_path / "data", 0.3, every=12, table=True)
+    table = tmp_path / "data" / "labels.csv"
+    before = tmp_path / "before"
+    main_detect.main([*OWN, "--data_path", str(table), "--output_dir", str(before)])
+    row = rows_of(next(before.rglob("suspects.csv")))[0]
+    ticks = write(tmp_path / "ticks.csv", row | {"decision": "right", "path": "elsewhere.png", "content": ""})
+    lines = table.read_text().splitlines()
+    table.write_text("\n".join([lines[0], *reversed(lines[1:]), ""]))
+    main_detect.main([*OWN, "--data_path", str(table), "--output_dir", str(tmp_path / "after")])
+    assert decided(next((tmp_path / "after").rglob("label-match")), decisions=ticks) == {row["path"]: "right "}
+
+
+def test_images_of_an_array_are_known_by_their_pixels(cell, tmp_path):
+    folder = shutil.copytree(cell[0] / "digits/sym-0.4/seed0/label-match", tmp_path / "label-match")
+    suspect = rows_of(folder / "suspects.csv")[0]
+    assert suspect["path"] == "" and len(suspect["content"]) == 32
+    ticks = write(tmp_path / "ticks.csv", suspect | {"decision": "right", "index": "0", "rank": "1"})
+    _, arrays, data, _ = read_run(folder, decisions=ticks)
+    assert [data.digests[i] for i in np.flatnonzero(arrays["decision"])] == [suspect["content"]]
+    assert arrays["mask"][int(suspect["index"])]
+
+
+def test_rows_that_contradict_each_other(run, tmp_path):
+    a, b = rows_of(run / "suspects.csv")[:2]
+    same = [a | {"decision": "wrong"}, b | {"decision": "right"}, a | {"decision": "wrong"}]
+    assert len(decided(run, decisions=write(tmp_path / "same.csv", *same))) == 2
+    ticks = write(tmp_path / "ticks.csv", *same[:2], a | {"decision": "right"})
+    with pytest.raises(UserError, match=f"ticks.csv: line 2 says wrong.*, line 4 says right.*{a['path']}"):
+        read_run(run, decisions=ticks)
+    assert len(decided(run)) == 2  # nothing of it was kept
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"decision": "wrogn"}, "line 2 has the decision 'wrogn', expected right or wrong. Did you mean wrong?"),
+        ({"new_label": "sevn"}, "line 2: the new_label 'sevn' is no class. Did you mean seven?"),
+        ({"given_label": "two", "new_label": "two"}, "line 2 calls the label 'two' wrong and the new_label is 'two'"),
+        ({"decision": "right", "given_label": "two", "new_label": "six"}, "line 2 calls the label 'two' right and"),
+        ({"path": "", "content": "", "id": ""}, "line 2 names no image; expected an id, a path or a content"),
+    ],
+)
+def test_rows_that_cannot_be(run, tmp_path, change, message):
+    row = rows_of(run / "suspects.csv")[0] | {"decision": "wrong", "new_label": ""}
+    with pytest.raises(UserError, match="ticks.csv: " + message.replace("?", r"\?")):
+        read_run(run, decisions=write(tmp_path / "ticks.csv", row | change))
+    with pytest.raises(UserError, match="none.csv"):
+        read_run(run, decisions=tmp_path / "none.csv")
+
+
+# --- the run keeps decisions
+
+
+def test_report_and_export_follow_decisions_from_then_on(run, tmp_path, capsys):
+    """Right is kept; wrong alone is in no list; wrong with another label is put right. Also without --decisions, later."""
+    suspects = rows_of(run / "suspects.csv")
+    sure = next(row for row in suspects if float(row["predicted_probability"]) > 0.9)
+    right, wrong, new = [row for row in suspects if row is not sure][:3]
+    kept = next(row for row in rows_of(run / "scores.csv") if row["is_label_issue"] == "False")
+    label = next(name for name in ("one", "two", "three") if name not in (new["given_label"], new["predicted_label"]))
+    ticks = write(
+        tmp_path / "ticks.csv",
+        right | {"decision": "right", "new_label": ""},
+        *(row | {"decision": "wrong", "new_label": ""} for row in (wrong, kept, sure)),
+        new | {"decision": "wrong", "new_label": label},
+    )
+    scores = (run / "scores.csv").read_bytes()
+    report.main([str(run), "--decisions", str(ticks)])
+    first = {name: (run / name).read_text() for name in ("labels_clean.csv", "labels_fixed.csv", "suspects.csv")}
+    assert f"5 decisions of {ticks} kept in {run / LOG}" in capsys.readouterr().out
+    report.main([str(run)])
+    assert "decided by a person: 1 labels right, 4 wrong, 1 of them put right" in capsys.readouterr().out
+    assert first == {name: (run / name).read_text() for name in first}
+    assert scores == (run / "scores.csv").read_bytes()  # what the detector says stays
+
+    clean, fixed = ({row["index"]: row for row in rows_of(run / f"labels_{name}.csv")} for name in ("clean", "fixed"))
+    assert clean[right["index"]]["label"] == fixed[right["index"]]["label"] == right["given_label"]
+    assert clean[right["index"]]["trusted_by"] == fixed[new["index"]]["trusted_by"] == "person"
+    assert sum(row["trusted_by"] == "person" for row in fixed.values()) == 2
+    assert fixed[new["index"]]["label"] == label and new["index"] not in clean
+    assert not {row["index"] for row in (wrong, kept, sure)} & (clean.keys() | fixed.keys())
+
+    export.main([str(run), "--to", str(tmp_path / "fixed"), "--fixed"])
+    names = {str(p.relative_to(tmp_path / "fixed")) for p in (tmp_path / "fixed").rglob("*.png")}
+    assert f"{label}/{Path(new['path']).name}" in names and len(names) == len(fixed)
+    report.main([str(run), "--decisions", str(write(ticks, wrong | {"decision": "right", "new_label": ""}))])
+    assert "1 decisions of" in (printed := capsys.readouterr().out) and "1 in place of earlier ones" in printed
+    assert wrong["index"] in {row["index"] for row in rows_of(run / "labels_clean.csv")}
+
+
+def test_reviewed_ones_leave_the_list(run, tmp_path):
+    suspects = rows_of(run / "suspects.csv")
+    ticks = write(tmp_path / "ticks.csv", *(row | {"decision": d} for row, d in zip(suspects, ["right", "wrong"] * 2)))
+    _, arrays, _, _ = read_run(run, decisions=ticks)
+    assert to_review(arrays).tolist() == [int(row["index"]) for row in suspects[4:]]
+
+
+def test_a_log_that_a_kill_cut_off(run):
+    _, _, data, _ = read_run(run)
+    a, b, *_ = rows_of(run / "suspects.csv")
+    log = Log(run)
+    images = Images(data)
+    log.add([images.row(int(a["index"]), "wrong"), images.row(int(b["index"]), "right")])
+    log.add([images.row(int(b["index"]))])  # taken back
+    with log.path.open("a") as file:
+        file.write('{"id": "", "path": "half a li')
+    assert decided(run) == {a["path"]: "wrong "}
+    log.add([images.row(int(a["index"]), "wrong", a["predicted_label"])])  # over what was cut off
+    assert decided(run) == {a["path"]: f"wrong {a['predicted_label']}"}
+    assert len(read_decisions(log.path, data.label_names)) == 4
+
+
+# --- images that are gone or elsewhere
+
+
+def test_report_and_export_go_on_without_a_deleted_image(root, run, tmp_path, capsys):
+    suspects, kept = rows_of(run / "suspects.csv"), rows_of(run / "scores.csv")
+    kept = next(row for row in kept if row["is_label_issue"] == "False")
+    for row in (suspects[0], kept):
+        (root / "data" / row["path"]).unlink()
+    shutil.copy(root / "data" / suspects[2]["path"], root / "data" / suspects[1]["path"])
+    report.main([str(run)])
+    printed = capsys.readouterr().out
+    gone = ", ".join(row["path"] for row in sorted((suspects[0], kept), key=lambda row: int(row["index"])))
+    total = len(rows_of(run / "scores.csv"))
+    assert f"2 of {total} images are gone, and left out: {gone}" in printed
+    assert f"1 of {total} images are not the same as in the run, and left out: {suspects[1]['path']}" in printed
+    assert kept["index"] not in {row["index"] for row in rows_of(run / "labels_clean.csv")}
+    assert suspects[0]["path"] not in (run / "report.html").read_text()
+    export.main([str(run), "--to", str(tmp_path / "clean")])
+    assert len(list((tmp_path / "clean").rglob("*.png"))) == len(rows_of(run / "labels_clean.csv"))
+    assert len(rows_of(run / "scores.csv")) == total  # the record stays whole
+    shutil.rmtree(root / "data")
+    with pytest.raises(UserError, match=r"data_path: of the 200 images of the run 200 are gone from .*--data_path DIR"):
+        report.main([str(run)])
+
+
+def test_lists_can_be_moved_with_their_images(root, run, tmp_path):
+    suspect = rows_of(run / "suspects.csv")[0]
+    assert (root / "data" / suspect["path"]).is_file() and not suspect["path"].startswith(("/", "."))
+    root.rename(tmp_path / "elsewhere")
+    folder = tmp_path / "elsewhere" / run.relative_to(root)
+    report.main([str(folder), "--data_path", str(tmp_path / "elsewhere/data")])
+    row = rows_of(folder / "labels_clean.csv")[0]
+    assert Path(row["path"]).is_file() and row["path"].startswith(str(tmp_path / "elsewhere"))
+
+
+# --- from detection to training on the corrected labels
+
+
+PHASE2 = ["--cfg", str(HERE / "config/FFT/own.yaml"), *FLAGS, "--epochs", "1", "--mask"]
+
+
+def test_training_follows_decisions_by_the_runs_mask(root, run, tmp_path, monkeypatch):
+    """detect -> review -> phase 2 on the same folder: the mask and the labels are those of the review."""
+    suspects = rows_of(run / "suspects.csv")
+    new, right = suspects[:2]
+    label = next(name for name in ("one", "two") if name != new["given_label"])
+    ticks = write(
+        tmp_path / "ticks.csv",
+        new | {"decision": "wrong", "new_label": label},
+        right | {"decision": "right", "new_label": ""},
+    )
+    report.main([str(run), "--decisions", str(ticks)])
+    _, arrays, data, _ = read_run(run)
+    seen = {}
+
+    def trains(cfg, data, run, method, mask):
+        seen.update(labels=[data.label_names[k] for k in data.train.labels], mask=mask)
+        return {}, None
+
+    monkeypatch.setattr("main_phase2.fine_tune", trains)
+    main_real_phase2.main(
+        [*PHASE2, "label-match", "--data_path", str(root / "data"), "--output_dir", str(root / "runs")]
+    )
+    expected = arrays["mask"].copy()
+    expected[int(new["index"])] = True
+    assert np.array_equal(seen["mask"], expected) and seen["mask"][int(right["index"])]
+    assert seen["labels"][int(new["index"])] == label
+    assert seen["labels"][int(right["index"])] == right["given_label"]
+
+
+def test_training_on_corrected_labels_without_a_mask(root, run, tmp_path):
+    """detect -> review -> labels_fixed.csv -> a classifier, in a folder that holds nothing else."""
+    new = rows_of(run / "suspects.csv")[0]
+    label = next(name for name in ("one", "two") if name != new["given_label"])
+    report.main(
+        [str(run), "--decisions", str(write(tmp_path / "t.csv", new | {"decision": "wrong", "new_label": label}))]
+    )
+    table = run / "labels_fixed.csv"
+    flags = ["--data_path", str(table), "--output_dir", str(tmp_path / "fresh")]
+    summary = main_real_phase2.main([*PHASE2[:-1], *flags])
+    assert summary["mask"] == "all" and summary["selected"] == 1 and summary["name"] == "phase2-all-tiny-clip-digits"
+    data, rows = load_data(load_config([*PHASE2[:-1], *flags])), rows_of(table)
+    assert summary["num_train"] == len(rows) and label == next(r["label"] for r in rows if r["index"] == new["index"])
+    assert [data.label_names[k] for k in data.train.labels] == [row["label"] for row in rows]
+    with pytest.raises(UserError, match="mask: no clean mask at .*or --mask all to trust every label"):
+        main_real_phase2.main(
+            [*PHASE2[:-1], "--data_path", str(root / "data"), "--output_dir", str(tmp_path / "fresh2")]
+        )
+
+
+def test_only_sure_suspects_are_put_right_and_a_person_comes_first():
+    arrays = {
+        "mask": np.array([True, False, False, False, False, False]),
+        "confidence": np.array([0.99, 0.9, 0.89, 0.99, 0.99, 0.99]),
+        "predicted": np.array([1, 1, 1, 0, 1, 1]),
+        "labels": np.zeros(6, dtype=int),
+        "decision": np.array([0, 0, 0, 0, 2, 2]),
+        "new_labels": np.array([-1, -1, -1, -1, -1, 2]),
+    }
+    labels, sure = fixed_labels(arrays, 0.9)
+    assert labels.tolist() == [0, 1, 0, 0, 0, 2] and sure.tolist() == [False, True, False, False, False, True]

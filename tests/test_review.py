@@ -1,0 +1,327 @@
+"""Going through suspects in a real browser: the page as a file, and the page that `python -m report.review` serves."""
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+import report.page as report
+from report.review import Review, serve
+from report.suspects import read_run
+from utils.config import UserError
+
+By = pytest.importorskip("selenium.webdriver.common.by").By
+Keys = pytest.importorskip("selenium.webdriver.common.keys").Keys
+Select = pytest.importorskip("selenium.webdriver.support.ui").Select
+
+
+def rows_of(path):
+    with Path(path).open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    """Headless Chromium that logs its console and its network; `downloads` is where it saves files."""
+    program, driver = (
+        next((p for name in names if (p := shutil.which(name))), None)
+        for names in (("chromium", "google-chrome"), ("chromedriver",))
+    )
+    if not (program and driver):
+        pytest.skip("needs Chromium and chromedriver")
+    from selenium import webdriver
+    from selenium.webdriver.chrome.service import Service
+
+    folder, options = tmp_path_factory.mktemp("browser"), webdriver.ChromeOptions()
+    options.binary_location = program
+    for flag in (
+        "headless=new",
+        "no-sandbox",
+        "disable-gpu",
+        "disable-quic",
+        "no-first-run",
+        "disable-background-networking",
+        "disable-component-update",
+        "disable-sync",
+        f"user-data-dir={folder / 'profile'}",
+    ):
+        options.add_argument("--" + flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    chrome = webdriver.Chrome(options=options, service=Service(executable_path=driver))
+    chrome.downloads = folder / "downloads"
+    where = {"behavior": "allow", "downloadPath": str(chrome.downloads)}
+    chrome.execute_cdp_cmd("Browser.setDownloadBehavior", where)
+    yield chrome
+    chrome.quit()
+
+
+def show(browser, address, width=1280):
+    size = {"width": width, "height": 844, "deviceScaleFactor": 1, "mobile": width < 600}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    browser.get(address if isinstance(address, str) else address.as_uri())
+
+
+def requests(browser):
+    """Addresses asked for since the last call, without local files and the images inside the page."""
+    events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    urls = [e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"]
+    return [url for url in urls if not url.startswith(("file:", "data:", "blob:", "chrome:"))]  # chrome: its start page
+
+
+def wait_for(what, seconds=20):
+    deadline = time.time() + seconds
+    while not (result := what()) and time.time() < deadline:
+        time.sleep(0.02)
+    return result
+
+
+def text(browser, name):
+    return browser.find_element(By.ID, name).text
+
+
+def cards(browser):
+    return browser.find_elements(By.CSS_SELECTOR, "#cards article")
+
+
+def names(browser):
+    script = "return [...document.querySelectorAll('#cards article')].map((card) => card.getAttribute('aria-label'))"
+    return browser.execute_script(script)
+
+
+def labels(row):
+    return f"{row['path'].split('/')[-1]}: {row['given_label']} → {row['predicted_label']}"
+
+
+def press(browser, *keys):
+    for key in keys:
+        browser.switch_to.active_element.send_keys(key)
+
+
+def choose(browser, which, value):
+    Select(browser.find_element(By.ID, which)).select_by_value(value)
+
+
+def saved_csv(browser):
+    before = set(browser.downloads.glob("*.csv"))
+    browser.find_element(By.ID, "export").click()
+    return wait_for(lambda: set(browser.downloads.glob("*.csv")) - before).pop()
+
+
+# --- the page as a file
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_page_opens_whole_and_filters(browser, nasty_run, width):
+    show(browser, nasty_run / "report.html", width)
+    suspects = rows_of(nasty_run / "suspects.csv")
+    assert names(browser) == [labels(row) for row in suspects] and len(suspects) > 10
+    ready = "return [...document.images].every((image) => image.id === 'picture' || image.naturalWidth > 0)"
+    browser.execute_script("for (const image of document.images) image.loading = 'eager'")
+    assert wait_for(lambda: browser.execute_script(ready))
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    choose(browser, "given", "=<script>")
+    shown = [row for row in suspects if row["given_label"] == "<script>"]
+    assert names(browser) == [labels(row) for row in shown] and 0 < len(shown) < len(suspects)
+    choose(browser, "given", "")
+    choose(browser, "order", "given")
+    given = [name.rsplit(": ", 1)[1].split(" → ")[0] for name in names(browser)]
+    assert sorted(given, key=given.index) == given and len(set(given)) > 1  # each class in one piece
+    choose(browser, "order", "pair")
+    pairs = [name.rsplit(": ", 1)[1] for name in names(browser)]
+    sizes = [pairs.count(pair) for pair in pairs]
+    assert sizes == sorted(sizes, reverse=True)
+    choose(browser, "order", "sure")
+    first = next(row for row in suspects if labels(row) == names(browser)[0])
+    apart = [float(r["predicted_probability"]) - float(r["label_score"]) for r in suspects]
+    assert float(first["predicted_probability"]) - float(first["label_score"]) == max(apart)
+    assert browser.get_log("browser") == [] and requests(browser) == []
+
+
+def test_decisions_by_mouse_and_keyboard_end_in_a_file(browser, nasty_run, tmp_path):
+    run = shutil.copytree(nasty_run, tmp_path / "nasty")
+    report.main([str(run)])
+    show(browser, run / "report.html")
+    suspects = rows_of(run / "suspects.csv")
+    assert not browser.find_element(By.ID, "export").is_enabled()
+
+    def button(i, value):
+        return cards(browser)[i].find_element(By.CSS_SELECTOR, f"button[value={value}]")
+
+    button(0, "wrong").click()
+    button(1, "wrong").click()
+    button(1, "right").send_keys(Keys.SPACE)  # by keyboard; takes the place of the other
+    button(2, "wrong").click()
+    button(2, "wrong").click()  # taken back
+    pressed = [button(1, value).get_attribute("aria-pressed") for value in ("wrong", "right")]
+    assert pressed == ["false", "true"]
+    assert f"reviewed: 2 of {len(suspects)}, 1 wrong, 1 right" in text(browser, "count")
+
+    cards(browser)[2].find_element(By.CLASS_NAME, "open").click()  # one at a time, from here on
+    other = next(name for name in ("ends<", "<script>") if name != suspects[4]["given_label"])
+    assert text(browser, "is-given") == suspects[2]["given_label"]
+    press(browser, "w", "u", "s")  # wrong, taken back, the suggestion
+    assert text(browser, "is-given") == suspects[3]["given_label"] and "3 reviewed" in text(browser, "place")
+    press(browser, "k", "/")  # to the end of the list; the search box
+    press(browser, other[:3].upper(), Keys.ENTER)
+    press(browser, "n", "p", "r", Keys.ESCAPE)
+    assert text(browser, "count").endswith(f"reviewed: 5 of {len(suspects)}, 3 wrong, 2 right")
+    assert len(cards(browser)) == len(suspects) - 5  # reviewed ones have left the list
+
+    browser.refresh()  # they are still there
+    assert len(cards(browser)) == len(suspects) - 5
+    decided = {0: ("wrong", ""), 1: ("right", ""), 2: ("wrong", suspects[2]["predicted_label"]), 4: ("wrong", other)}
+    decided[5] = ("right", "")
+    expected = [suspects[i] | {"decision": d, "new_label": n} for i, (d, n) in sorted(decided.items())]
+    saved = saved_csv(browser)
+    assert rows_of(saved) == expected and saved.name == "own-none-seed0-nasty-decisions.csv"
+    assert browser.get_log("browser") == [] and requests(browser) == []
+
+    report.main([str(run), "--decisions", str(saved)])  # the run takes them over
+    assert len(rows_of(run / "suspects.csv")) == len(suspects) - 2
+    show(browser, run / "report.html")
+    assert names(browser) == [labels(row) for i, row in enumerate(suspects) if i not in decided]
+    assert f"reviewed: 5 of {len(suspects)}, 3 wrong, 2 right" in text(browser, "count")
+
+
+def test_decisions_of_one_run_do_not_show_in_another(browser, nasty_run, tmp_path):
+    """The same name, labels and places: but other images."""
+    run = Path(shutil.copytree(nasty_run, tmp_path / "a" / "run"))
+    report.main([str(run)])
+    show(browser, run / "report.html")
+    cards(browser)[0].find_element(By.CSS_SELECTOR, "button[value=wrong]").click()
+    other = Path(shutil.copytree(run, tmp_path / "b" / "run"))
+    _, arrays, data, summary = read_run(other)
+    data.train.digests = [digest[::-1] for digest in data.digests]
+    (other / "report.html").write_text(report.page_html(other, data, arrays, summary, [("overview", "", "")]))
+    show(browser, other / "report.html")
+    assert "reviewed: 0 of" in text(browser, "count")
+    show(browser, run / "report.html")
+    assert "reviewed: 1 of" in text(browser, "count")
+
+
+def test_images_come_as_they_are_needed(browser, nasty_run, tmp_path):
+    """Of many suspects the page makes sixty cards, and more where they come into sight; a class is there whole."""
+    run = Path(shutil.copytree(nasty_run, tmp_path / "run"))
+    _, arrays, data, summary = read_run(run)
+    order = report.to_show(arrays)
+    html = report.page_html(run, data, arrays, summary, [("overview", "", "")])
+    rows = json.loads(html.split('id="rows">')[1].split("</script>")[0])
+    many = 3000
+    rows["rows"] = [[*row[:3], f"{k}/{row[3]}", *row[4:]] for k, row in enumerate((rows["rows"] * many)[:many])]
+    uris = [uri for uri in html.split() if uri.startswith("data:image")]
+    piece = (uris * report.PIECE)[: report.PIECE]
+    pieces = "".join(
+        f'<script type="text/plain" id="images-{k}">{chr(10).join(piece)}</script>' for k in range(many // report.PIECE)
+    )
+    head, tail = html.split('<script type="application/json" id="rows">')
+    tail = tail.split("</script>", 1)[1].split('<script type="text/plain"', 1)[1].split("</script>", 1)[1]
+    text_rows = json.dumps(rows).replace("<", "\\u003c")
+    page = run / "many.html"
+    page.write_text(f'{head}<script type="application/json" id="rows">{text_rows}</script>{pieces}{tail}')
+    show(browser, page)
+    assert len(order) < 60 == len(cards(browser)) and text(browser, "count").startswith("3000 shown")
+    browser.execute_script("document.getElementById('end').scrollIntoView()")
+    assert wait_for(lambda: len(cards(browser)) >= 120)
+
+
+# --- the page that is served
+
+
+def opened(review):
+    """A running server and its address; the caller shuts it down."""
+    server, address = serve(review)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return server, address
+
+
+def decide(address, **body):
+    request = urllib.request.Request(address + "decide", json.dumps(body).encode(), method="POST")
+    return urllib.request.urlopen(request).read()
+
+
+def status(address, **headers):
+    try:
+        return urllib.request.urlopen(urllib.request.Request(address, headers=headers)).status
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def test_a_review_on_the_server(browser, nasty_run, tmp_path):
+    """Every decision is in the run's folder as soon as the page says so; a reload, and the report, go on from there."""
+    run = Path(shutil.copytree(nasty_run, tmp_path / "run"))
+    suspects = rows_of(run / "suspects.csv")
+    server, address = opened(Review(run))
+    show(browser, address)
+    requests(browser)
+    assert names(browser) == [labels(row) for row in suspects]
+    browser.find_element(By.ID, "start").click()
+    wide = "const picture = document.getElementById('picture'); return picture.complete && picture.naturalWidth"
+    assert wait_for(lambda: browser.execute_script(wide)) == 8
+    press(browser, "r", "w", "s")
+    assert wait_for(lambda: text(browser, "review-saved") == "all decisions are saved")
+    log = [json.loads(line) for line in (run / "decisions.jsonl").read_text().splitlines()]
+    assert [row["decision"] for row in log] == ["right", "wrong", "wrong"]
+    assert [row["path"] for row in log] == [row["path"] for row in suspects[:3]]
+    assert log[2]["new_label"] == suspects[2]["predicted_label"]
+    press(browser, "u")
+    assert wait_for(lambda: len((run / "decisions.jsonl").read_text().splitlines()) == 4)
+    press(browser, Keys.ESCAPE)
+    browser.refresh()
+    assert names(browser) == [labels(row) for row in suspects[2:]]
+    assert browser.get_log("browser") == [] and all(url.startswith(address) for url in requests(browser))
+    server.shutdown()
+    server.server_close()
+    browser.get("about:blank")
+    report.main([str(run)])
+    assert len(rows_of(run / "suspects.csv")) == len(suspects) - 1
+
+
+def test_a_kill_loses_no_decision(nasty_run, tmp_path):
+    run = Path(shutil.copytree(nasty_run, tmp_path / "run"))
+    command = [sys.executable, "-m", "report.review", str(run)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1])
+    address = next(line for line in process.stdout if "http://" in line).split()[1]
+    suspects = rows_of(run / "suspects.csv")
+    for row in suspects[:2]:
+        assert decide(address, image=f"path {row['path']}", decision="wrong", new_label="") == b"saved"
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    _, arrays, _, _ = read_run(run)
+    assert set(arrays["decision"].nonzero()[0]) == {int(row["index"]) for row in suspects[:2]}
+
+
+def test_the_server_answers_this_machine_and_the_token_only(nasty_run, tmp_path):
+    run = Path(shutil.copytree(nasty_run, tmp_path / "run"))
+    review = Review(run)
+    server, address = opened(review)
+    image = next(iter(review.index))
+    host, token = address.rsplit("/", 2)[0], address.rsplit("/", 2)[1]
+    assert server.server_address[0] == "127.0.0.1" and len(token) >= 20
+    assert status(address) == 200
+    picture = address + "image?of=" + urllib.request.quote(image)
+    assert urllib.request.urlopen(picture).read().startswith((b"\x89PNG", b"\xff\xd8"))
+    for wrong in (f"{host}/", f"{host}/x/", f"{host}/x/image?of={urllib.request.quote(image)}", address + "log"):
+        assert status(wrong) == 404
+    assert status(address, Host="elsewhere.example") == 404
+    assert status(address + "image?of=path%20/etc/passwd") == 404
+    for body in ({"image": image, "decision": "maybe", "new_label": ""}, {"image": image}, {"image": "no"}):
+        with pytest.raises(urllib.error.HTTPError, match="400"):
+            decide(address, **{"decision": "wrong", **body} if "no" in body.values() else body)
+    with pytest.raises(urllib.error.HTTPError, match="404"):
+        decide(f"{host}/x/", image=image, decision="right", new_label="")
+    assert not review.log.path.exists()
+    with pytest.raises(UserError, match="--port: .* cannot be used"):
+        serve(review, server.server_address[1])
+    server.shutdown()
+    server.server_close()
