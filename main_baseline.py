@@ -3,11 +3,13 @@
 python main_baseline.py --cfg config/FFT/cifar100.yaml --noise_mode sym --noise_ratio 0.2 --lnl_methods CE
 """
 
+from dataclasses import replace
+
 from dataloader.dataset import label_hash
 from dataloader.load import load_data
 from methods.baselines import METHODS
 from methods.fine_tuning import fine_tune
-from methods.masks import find_mask, load_mask, mask_name
+from methods.masks import mask_name, trusted_samples
 from report.record import finish
 from utils.config import UserError, load_config, pick, refuse_score, settle_epochs
 from utils.distributed import run_main
@@ -26,12 +28,12 @@ def main(argv=None, method=None, **settings):
     settle_epochs(cfg, len(data.train.labels))
     name, identity, mask, numbers = [cfg.lnl_methods.lower()], data.identity, None, {}
     if build.takes_mask:
-        path = find_mask(cfg.mask, seed_folder(cfg, data.place))
-        mask = load_mask(path, data, cfg.seed)
+        path, mask, labels = trusted_samples(cfg, data, seed_folder(cfg, data.place))
+        data.train = replace(data.train, labels=labels)
         name, identity, numbers = (
             [*name, mask_name(cfg.mask)],
-            {**identity, "mask": label_hash(mask)},
-            {"mask": str(path)},
+            {**data.identity, "mask": label_hash(mask)},
+            {"mask": str(path or cfg.mask)},
         )
     run = Run(cfg, data.place, "-".join(filter(None, [*name, backbone_name(cfg), cfg.adaptation])), identity)
     if run.summary:

@@ -9,7 +9,7 @@ from dataloader.dataset import label_hash
 from dataloader.load import load_data
 from methods.baselines import METHODS
 from methods.fine_tuning import fine_tune
-from methods.masks import default_mask, mask_name, trusted_samples
+from methods.masks import mask_name, trusted_samples
 from methods.pseudo_labels import PseudoLabels, pseudo_labels
 from methods.selection import precision_recall
 from report.record import finish, recorded_accuracies
@@ -25,7 +25,6 @@ def main(argv=None, **settings):
     refuse_score(cfg)
     data = load_data(cfg)
     settle_epochs(cfg, len(data.train.labels))
-    cfg.mask = cfg.mask or default_mask(cfg.data_path)
     path, mask, labels = trusted_samples(cfg, data, seed_folder(cfg, data.place))
     data.train = replace(data.train, labels=labels)
     others = "" if cfg.noisy_samples == "discard" or path is None else cfg.noisy_samples + "-soft" * cfg.soft_labels

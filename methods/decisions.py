@@ -6,7 +6,7 @@ A decision is of one image and its given label: `right`, or `wrong`, with what i
 import json
 import os
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -176,7 +176,14 @@ def settle(folder, data, file=None):
                 + (f", {replaced} in place of earlier ones" if replaced else "")
             )
         decided |= new
+    held_out = Images(replace(data, train=data.test)) if data.test else None
+    for row in list(missing.get("gone", [])):
+        if held_out and held_out.find(row)[0]:
+            missing["gone"].remove(row)
+            missing.setdefault("held out for testing", []).append(row)
     for reason, rows in missing.items():
+        if not rows:
+            continue
         names = shortened([row.id or row.path or row.content for row in rows], 5)
         print(f"{source}: {len(rows)} decisions are of images {reason}, not used: {names}")
     if decided:

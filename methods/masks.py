@@ -99,12 +99,13 @@ def default_mask(data_path):
 
 
 def trusted_samples(cfg, data, seed_folder):
-    """(path of the clean mask, mask (N,) bool, labels (N,)) that `cfg.mask` means for a Dataset.
+    """(path of the clean mask, mask (N,) bool, labels (N,)) that `cfg.mask` means for a Dataset; fills in an empty one.
 
     What a person decided about labels, in the log beside a run's mask, counts for more than the mask. The path is None
     where the mask is `all`. UserError where there is no mask, or it is one of other data.
     """
     labels = data.train.labels
+    cfg.mask = cfg.mask or default_mask(cfg.data_path)
     if cfg.mask == "all":
         return None, np.ones(len(labels), dtype=bool), labels
     path = find_mask(cfg.mask, seed_folder)
