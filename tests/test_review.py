@@ -183,7 +183,7 @@ def test_decisions_by_mouse_and_keyboard_end_in_a_file(browser, nasty_run, tmp_p
     decided[5] = ("right", "")
     expected = [suspects[i] | {"decision": d, "new_label": n} for i, (d, n) in sorted(decided.items())]
     saved = saved_csv(browser)
-    assert rows_of(saved) == expected and saved.name == "own-none-seed0-nasty-decisions.csv"
+    assert rows_of(saved) == expected and saved.name == "own-data-none-seed0-nasty-decisions.csv"
     assert browser.get_log("browser") == [] and requests(browser) == []
 
     report.main([str(run), "--decisions", str(saved)])  # the run takes them over
