@@ -1,7 +1,6 @@
 """What a person decides about labels: it stays with its image, is kept in the run, and report, export and training follow."""
 
 import csv
-import json
 import shutil
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from report import export
 from report.suspects import fixed_labels, read_run, to_review
 from tests.helpers import write_digits
 from utils.config import UserError, load_config
+from utils.summaries import read_summary, with_checksum, write_summary
 
 FLAGS = ["--backbone", "tiny-clip-digits", "--test_fraction", "0", "--device", "cpu"]
 HERE = Path(__file__).parents[1]
@@ -59,8 +59,8 @@ def root(source, tmp_path):
 def run(root):
     """The run of `root`, whose images lie beside it."""
     folder = next((root / "runs").glob("*/none/seed0/label-match"))
-    summary = json.loads((folder / "summary.json").read_text())
-    (folder / "summary.json").write_text(json.dumps(summary | {"root": str(root / "data")}))
+    summary = read_summary(folder / "summary.json") | {"root": str(root / "data")}
+    write_summary(folder / "summary.json", with_checksum(summary))
     return folder
 
 
