@@ -127,7 +127,7 @@ def _recorded(folder, summary, labels, data_path):
 def _file(root, text):
     """The image file that a list calls `text`; its name may be no UTF-8, see as_text."""
     path = os.path.normpath(os.path.join(root, text))
-    return path if text.isascii() and "\\udc" not in text or os.path.exists(path) else as_path(path)
+    return path if "\\udc" not in text or os.path.exists(path) else as_path(path)
 
 
 def _still_there(data, cfg):
