@@ -18,7 +18,7 @@ from utils.config import UserError
 from utils.distributed import run_main
 from utils.memory import keep_freed_memory
 
-NOISES = (("sym", 0.2), ("sym", 0.4), ("sym", 0.6), ("asym", 0.4), ("idn", 0.4))
+NOISES = ("sym-0.2", "sym-0.4", "sym-0.6", "asym-0.4", "idn-0.4")
 PEFT, FFT = (["--cfg", f"config/{kind}/digits.yaml"] for kind in ("PEFT", "FFT"))
 END = "tiny-clip-digits"
 
@@ -33,6 +33,17 @@ ROWS = {
     "zero-shot CLIP": ("label-match", main_detect, PEFT),
     "DeFT, phase 1's text classifier": ("deft", main_phase1, PEFT),
     "DeFT, phase 2": (f"phase2-deft-{END}", main_phase2, FFT),
+    "DeFT, phase 2 with GCE": (f"phase2-deft-{END}-gce", main_phase2, [*FFT, "--phase2_loss", "GCE"]),
+    "DeFT, phase 2, others labelled by the detector": (
+        f"phase2-deft-{END}-detector",
+        main_phase2,
+        [*FFT, "--noisy_samples", "detector"],
+    ),
+    "DeFT, phase 2, others labelled where confident": (
+        f"phase2-deft-{END}-confidence",
+        main_phase2,
+        [*FFT, "--noisy_samples", "confidence"],
+    ),
     "CE": baseline("CE"),
     "GMM": baseline("GMM"),
     "ELR": baseline("ELR"),
@@ -50,18 +61,19 @@ ROWS = {
 }
 
 
-def train(rows, seeds, out):
+def train(rows, noises, seeds, out):
     """Run what is not finished yet, row by row of a seed and noise; UserError at the end that names what failed."""
     failed = []
     for seed in seeds:
-        for mode, ratio in NOISES:
+        for noise in noises:
+            mode, ratio = noise.split("-")
             for row in rows:
                 _, script, flags = ROWS[row]
                 try:
-                    cell = ["--noise_mode", mode, "--noise_ratio", str(ratio), "--seed", str(seed), "--output_dir", out]
+                    cell = ["--noise_mode", mode, "--noise_ratio", ratio, "--seed", str(seed), "--output_dir", out]
                     script.main([*flags, *cell])
                 except UserError as error:
-                    failed.append(f"{row}, {mode} {ratio}, seed {seed}: {error}")
+                    failed.append(f"{row}, {noise}, seed {seed}: {error}")
     if failed:
         raise UserError(" | ".join(failed))
 
@@ -71,11 +83,11 @@ def table(out):
     found = {}
     for summary in read_summaries([Path(out) / "digits"]):
         found.setdefault((summary["name"], summary["noise"]), []).append(summary)
-    lines = [["method", *(f"{mode} {ratio}" for mode, ratio in NOISES), "seeds"]]
+    lines = [["method", *NOISES, "seeds"]]
     for row, (name, *_) in ROWS.items():
         cells, counts = [], []
-        for mode, ratio in NOISES:
-            runs = found.get((name, f"{mode}-{ratio}"), [])
+        for noise in NOISES:
+            runs = found.get((name, noise), [])
             counts.append(len(runs))
             cells.append(" / ".join(_mean(runs, key) for key in ("acc_last", "acc_best")) if runs else "not run")
         if any(counts):
@@ -93,11 +105,12 @@ def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     p.add_argument("--rows", nargs="*", choices=ROWS, default=list(ROWS), metavar="ROW", help=", ".join(ROWS))
+    p.add_argument("--noises", nargs="*", choices=NOISES, default=list(NOISES), metavar="NOISE")
     p.add_argument("--output_dir", default="runs")
     args = p.parse_args()
     keep_freed_memory()
     try:
-        train(args.rows, args.seeds, args.output_dir)
+        train(args.rows, args.noises, args.seeds, args.output_dir)
     finally:
         print("\n" + table(args.output_dir))
 
