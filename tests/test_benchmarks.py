@@ -84,15 +84,15 @@ def test_commands_print_a_table(tmp_path, monkeypatch, capsys):
 
 def test_the_table_of_the_digits_says_what_was_not_run(tmp_path):
     for seed, last in enumerate((90.0, 92.0)):
-        for name, noise in (
+        for name, kind in (
             ("deft", "sym-0.4"),
             ("ce-tiny-clip-digits", "sym-0.4"),
             ("ce-tiny-clip-digits", "idn-0.4"),
         ):
-            run = tmp_path / "digits" / noise / f"seed{seed}" / name
-            if (noise, seed) != ("idn-0.4", 1):
+            run = tmp_path / "digits" / kind / f"seed{seed}" / name
+            if (kind, seed) != ("idn-0.4", 1):
                 run.mkdir(parents=True)
-                summary = {"name": name, "noise": noise, "acc_last": last, "acc_best": 95.0}
+                summary = {"name": name, "noise": kind, "acc_last": last, "acc_best": 95.0}
                 (run / "summary.json").write_text(json.dumps(summary))
     text = digits.table(tmp_path)
     (row,) = (line for line in text.splitlines() if line.startswith("| CE "))
