@@ -1,7 +1,7 @@
 """Every detector on the digits with seven label noises and five seeds: results/detectors.csv and .md.
 
     OMP_NUM_THREADS=1 python -m scripts.detector_table
-    OMP_NUM_THREADS=1 python -m scripts.detector_table --deft      # adds DeFT and its settings, which train
+    OMP_NUM_THREADS=1 python -m scripts.detector_table --rows deft ctx      # adds DeFT and its settings, which train
 
 A row is one detector on one noise and seed; rows that are there are not made again, so a stopped command goes on.
 `seconds` are those of the detector alone, on cached features, in one thread of a machine that others use as well.
@@ -63,13 +63,20 @@ DEFT = {
     "deft, mask_by threshold": {"mask_by": "threshold"},
     "deft, agree_with knn": {"agree_with": "knn"},
     "deft, agree_with lemon": {"agree_with": "lemon"},
+    "deft, ctx_init": {},
+    "deft, ctx_init, mask_by margin": {"mask_by": "margin"},
 }
-DEFT_CTX = {"deft, ctx_init": {}, "deft, ctx_init, mask_by margin": {"mask_by": "margin"}}
+# what --rows makes, each group in one go
+ROWS = {
+    "features": [*DETECTORS, *VARIANTS],
+    "deft": [name for name in DEFT if "ctx_init" not in name],
+    "ctx": [name for name in DEFT if "ctx_init" in name],
+}
 INTRODUCTION = """# Detectors on the digits
 
 1,437 real 8 x 8 digits of scikit-learn, the embedded `tiny-clip-digits`, seven label noises; mean ± standard deviation over
-five seeds, which draw the noise, the split and the initial values. `python -m scripts.detector_table`, and with `--deft` for
-the rows that train (10 epochs, `config/PEFT/digits.yaml`); every row of every seed is in `detectors.csv`.
+five seeds, which draw the noise, the split and the initial values. `python -m scripts.detector_table`, and with `--rows deft ctx`
+for the rows that train (10 epochs, `config/PEFT/digits.yaml`); every row of every seed is in `detectors.csv`.
 
 The settings of `auto`, of `mask_by` and of `clip-margin`, `confident-learning` and the linear probe were chosen on these
 very digits, which flatters them; LEMoN's and CLIPCleaner's were not. `auto, no texts` is `auto` with the texts withheld,
@@ -89,10 +96,10 @@ def measures(selection, is_clean):
     }
 
 
-def feature_rows(cfg, data, _):
-    """(name, Detection, seconds) of every detector on frozen features, one after the other."""
+def feature_rows(names, cfg, data):
+    """(name, Detection, seconds) of detectors on frozen features, one after the other."""
     device = torch.device("cpu")
-    for name in [*DETECTORS, *VARIANTS]:
+    for name in names:
         settings = SimpleNamespace(**vars(cfg) | VARIANTS.get(name, {}))
         inputs, _ = load_inputs(settings, data, device)  # anew: nothing is shared, so that seconds are those of one
         if name.endswith("no texts"):
@@ -102,36 +109,35 @@ def feature_rows(cfg, data, _):
         yield name, found, time.perf_counter() - start
 
 
-def deft_rows(cfg, data, runs):
-    """(name, selection, seconds) of phase 1 with each of its settings: all from one training, but for ctx_init."""
-    device = torch.device("cpu")
+def deft_rows(names, cfg, data):
+    """(name, selection, seconds) of phase 1 with settings that concern the mask alone: all from one training."""
+    device, start_words = torch.device("cpu"), {"ctx_init": "a photo of a", "tag": "ctx"}
+    settings = SimpleNamespace(**vars(cfg) | {"mask_epochs": 5} | (start_words if "ctx_init" in names[0] else {}))
+    run = Run(settings, data.place, "deft", data.identity)
+    records, _ = train_with_records(settings, data, run)
+    seconds = sum(line["seconds"] for line in run.history)
+    model = build_detector(settings, data.classnames, device)
+    load_checkpoint(run.folder / "checkpoint.pt", model)
+    plain = score_records(model.eval(), settings, data, device)
     inputs, _ = load_inputs(cfg, data, device)
-    for changes, more in ((DEFT, {}), (DEFT_CTX, {"ctx_init": "a photo of a", "tag": "ctx"})):
-        settings = SimpleNamespace(**vars(cfg) | {"mask_epochs": 5, "output_dir": str(runs)} | more)
-        run = Run(settings, data.place, "deft", data.identity)
-        records, _ = train_with_records(settings, data, run)
-        seconds = sum(line["seconds"] for line in run.history)
-        model = build_detector(settings, data.classnames, device)
-        load_checkpoint(run.folder / "checkpoint.pt", model)
-        plain = score_records(model.eval(), settings, data, device)
-        for name, change in changes.items():
-            rule = SimpleNamespace(**vars(cfg) | change)
-            seen = {k: v[None].numpy() for k, v in plain.items()} if rule.mask_view == "eval" else records
-            selection = final_selection({k: v[-rule.mask_epochs :] for k, v in seen.items()}, data.train.labels, rule)
-            if rule.agree_with:
-                selection = agreement(selection, DETECTORS[rule.agree_with].find(inputs)._asdict())
-            yield name, selection, seconds
+    for name in names:
+        rule = SimpleNamespace(**vars(cfg) | DEFT[name])
+        seen = {k: v[None].numpy() for k, v in plain.items()} if rule.mask_view == "eval" else records
+        selection = final_selection({k: v[-rule.mask_epochs :] for k, v in seen.items()}, data.train.labels, rule)
+        if rule.agree_with:
+            selection = agreement(selection, DETECTORS[rule.agree_with].find(inputs)._asdict())
+        yield name, selection, seconds
 
 
-def make_rows(make, noises, seeds, out, runs):
-    """Add the rows of `make` to the table, cell by cell; a cell whose rows are there is left out."""
+def make_rows(names, seeds, out, runs):
+    """Add the rows `names` to the table, cell by cell; a cell whose rows are there is left out."""
     path, table = out / "detectors.csv", []
     if path.is_file():
         with path.open(newline="", encoding="utf-8") as file:
             table = [tuple(row.values()) for row in csv.DictReader(file)]
-    names = {deft_rows: [*DEFT, *DEFT_CTX], feature_rows: [*DETECTORS, *VARIANTS]}[make]
+    make = deft_rows if names[0] in DEFT else feature_rows
     for seed in seeds:
-        for mode, ratio in noises:
+        for mode, ratio in NOISES:
             noise = f"{mode} {ratio:g}"
             there = {row[2] for row in table if row[:2] == (noise, str(seed))}
             if there >= set(names):
@@ -150,7 +156,7 @@ def make_rows(make, noises, seeds, out, runs):
                         *(f"{v:.6f}" for v in measures(found, is_clean).values()),
                         f"{seconds:.2f}",
                     )
-                    for name, found, seconds in make(cfg, data, runs)
+                    for name, found, seconds in make(names, cfg, data)
                 ]
             table = sorted([row for row in table if row[:2] != (noise, str(seed)) or row[2] not in names] + new)
             out.mkdir(parents=True, exist_ok=True)
@@ -161,7 +167,7 @@ def make_rows(make, noises, seeds, out, runs):
 
 def write_tables(table, out):
     """results/detectors.md: a table a measure, mean and standard deviation over the seeds there are."""
-    names = [n for n in [*DETECTORS, *VARIANTS, *DEFT, *DEFT_CTX] if any(row[2] == n for row in table)]
+    names = [n for group in ROWS.values() for n in group if any(row[2] == n for row in table)]
     noises = [f"{mode} {ratio:g}" for mode, ratio in NOISES]
     text = [INTRODUCTION]
     for column, title in METRICS.items():
@@ -186,7 +192,7 @@ def write_tables(table, out):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--deft", action="store_true", help="phase 1 and its settings, instead of the other detectors")
+    parser.add_argument("--rows", nargs="*", default=["features"], choices=ROWS, help="deft and ctx train phase 1")
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2, 3, 4])
     parser.add_argument("--out", type=Path, default=Path("results"))
     parser.add_argument(
@@ -194,8 +200,8 @@ def main():
     )
     args = parser.parse_args()
     torch.set_num_threads(1)
-    table = make_rows(deft_rows if args.deft else feature_rows, NOISES, args.seeds, args.out, args.runs)
-    write_tables(table, args.out)
+    for group in args.rows:
+        write_tables(make_rows(ROWS[group], args.seeds, args.out, args.runs), args.out)
 
 
 if __name__ == "__main__":
