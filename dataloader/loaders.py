@@ -204,10 +204,10 @@ class Loader:
             images = augment(images, draws.ops[where], draws.levels[where])
         return normalise(images, self.mean, self.std)
 
-    def eval(self):
-        """The un-augmented batches of the split, in order; each process gets its share of every batch."""
-        index = np.arange(len(self))
-        splits = [index[i : i + self.batch_size][rank() :: world_size()] for i in range(0, len(self), self.batch_size)]
+    def eval(self, rows=None):
+        """The un-augmented batches of the split, or of the range `rows`, in order; each process gets its share of each."""
+        index = np.arange(len(self)) if rows is None else np.asarray(rows)
+        splits = [index[i : i + self.batch_size][rank() :: world_size()] for i in range(0, len(index), self.batch_size)]
         splits = [split for split in splits if len(split)]  # the last batch may be too small for all processes
         return _Sized(len(splits), self._batches(splits, None))
 

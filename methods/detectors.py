@@ -299,6 +299,11 @@ def run_detector(cfg, data, device):
     """
     detector = pick(DETECTORS, cfg.detector, "detector")
     inputs, tests = load_inputs(cfg, data, device)
+    if detector.needs_text and inputs.text_features is None:
+        others = [name for name, other in DETECTORS.items() if not other.needs_text]
+        raise UserError(
+            f"detector: {cfg.detector} needs texts, which {cfg.backbone} has not; {', '.join(others)} need none."
+        )
     accuracy = {}
     for name, logits in tests.items():
         batches = [(torch.from_numpy(logits), torch.from_numpy(data.tests[name].labels), None)]

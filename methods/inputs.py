@@ -9,7 +9,8 @@ import yaml
 from scipy.special import softmax
 
 from methods import clipcleaner, dynamics, neighbours
-from model.clip import cosine_logits, load_clip
+from model.clip import cosine_logits
+from model.encoder import load_encoder
 from model.features import image_features
 from model.prompts import spoken, text_features, zero_shot_features
 from utils.config import DEFAULTS, UserError, nearest
@@ -112,26 +113,16 @@ def read_descriptions(path, classnames):
 
 
 def load_inputs(cfg, data, device):
-    """Inputs of the training images of a Dataset, and {name: zero-shot logits (N, K)} of its test sets."""
-    clip, tokenizer = load_clip(cfg.backbone, cfg.pretrained)
-    clip.to(device)
-    text = zero_shot_features(clip, tokenizer, data.classnames, cfg.templates)
-    descriptions, path = None, cfg.descriptions or DEFAULTS.parent / "descriptions" / f"{cfg.dataset}.yaml"
-    if cfg.descriptions or path.is_file():
-        texts = read_descriptions(path, data.classnames)
-        owner = np.repeat(np.arange(len(texts)), [len(t) for t in texts.values()])
-        features = text_features(clip, tokenizer, [t for of_class in texts.values() for t in of_class])
-        descriptions = features.cpu().numpy(), owner
+    """Inputs of the training images of a Dataset, and {name: zero-shot logits (N, K)} of its test sets, if there are texts."""
+    encoder = load_encoder(cfg, device)
+    features = image_features(encoder, data.train, data.view, cfg, device)
+    if encoder.clip is None:
+        return Inputs(features.numpy(), data.train.labels, data.num_classes, cfg, seed=cfg.seed), {}
+    text = zero_shot_features(encoder.clip, encoder.tokenizer, data.classnames, cfg.templates)
 
     def logits(features):
-        return cosine_logits(clip, features.to(device), text).detach().cpu().numpy()
+        return cosine_logits(encoder.clip, features.to(device), text).detach().cpu().numpy()
 
-    features, tests = image_features(clip, data.train, data.view, cfg, device), {}
-    for name, split in data.tests.items():
-        if data.all_judged and len(split.labels) == len(data.held_out):
-            tests[name] = logits(features[data.held_out])
-        else:
-            tests[name] = logits(image_features(clip, split, data.view, cfg, device))
     inputs = Inputs(
         features.numpy(),
         data.train.labels,
@@ -139,7 +130,23 @@ def load_inputs(cfg, data, device):
         cfg,
         text.cpu().numpy(),
         logits(features),
-        descriptions,
+        _descriptions(encoder, cfg, data.classnames),
         cfg.seed,
     )
+    tests = {}
+    for name, split in data.tests.items():
+        if data.all_judged and len(split.labels) == len(data.held_out):
+            tests[name] = logits(features[data.held_out])
+        else:
+            tests[name] = logits(image_features(encoder, split, data.view, cfg, device))
     return inputs, tests
+
+
+def _descriptions(encoder, cfg, classnames):
+    """Features (P, D) of the descriptions of `cfg`, and whose each is (P,); None where there are none."""
+    path = cfg.descriptions or DEFAULTS.parent / "descriptions" / f"{cfg.dataset}.yaml"
+    if not cfg.descriptions and not path.is_file():
+        return None
+    texts = read_descriptions(path, classnames)
+    features = text_features(encoder.clip, encoder.tokenizer, [t for of_class in texts.values() for t in of_class])
+    return features.cpu().numpy(), np.repeat(np.arange(len(texts)), [len(t) for t in texts.values()])

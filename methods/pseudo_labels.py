@@ -13,7 +13,8 @@ from methods.deft import build_detector
 from methods.loops import progress
 from methods.losses import one_hot, soft_cross_entropy
 from methods.method import Method
-from model.clip import cosine_logits, input_pixels, load_clip
+from model.clip import cosine_logits, input_pixels
+from model.encoder import load_encoder
 from model.features import image_features
 from model.prompts import zero_shot_features
 from model.saved import load_classifier
@@ -102,11 +103,11 @@ def zero_shot_probabilities(cfg, data, folder, device):
         raise UserError(
             f"noisy_samples: {cfg.backbone} has no zero-shot classifier, and no run of a CLIP lies in {folder}."
         )
-    clip, tokenizer = load_clip(cfg.backbone, cfg.pretrained)
-    text_features = zero_shot_features(clip.to(device), tokenizer, data.classnames, cfg.templates)
-    features = image_features(clip, data.train, data.view, cfg, device)
+    encoder = load_encoder(cfg, device)
+    text_features = zero_shot_features(encoder.clip, encoder.tokenizer, data.classnames, cfg.templates)
+    features = image_features(encoder, data.train, data.view, cfg, device)
     with torch.no_grad():
-        return cosine_logits(clip, features.to(device), text_features).softmax(1).cpu().numpy()
+        return cosine_logits(encoder.clip, features.to(device), text_features).softmax(1).cpu().numpy()
 
 
 @torch.no_grad()

@@ -1,22 +1,16 @@
 """The classifiers of phase 2 and the baselines: an image encoder with a linear head, or with text prompts."""
 
-from pathlib import Path
-
-import timm
 import torch
 import torch.nn as nn
 
-from dataloader.transforms import Pixels
 from model.blocks import in_pieces
-from model.clip import input_pixels, load_clip
+from model.clip import input_pixels, load_clip, takes_prompts
 from model.detector import Detector
-from model.preact_resnet import PreActResNet18
+from model.encoder import load_timm
 from model.prompts import DualPrompts
 from model.tuners import tune
-from utils.config import BACKBONES, UserError, nearest
+from utils.config import BACKBONES, UserError
 from utils.distributed import in_order
-
-OWN_NETWORKS = {"preact_resnet18": PreActResNet18}
 
 
 class Classifier(nn.Module):
@@ -64,6 +58,11 @@ def build_classifier(cfg, data, generator=None):
     if cfg.backbone in BACKBONES or cfg.backbone.startswith("timm:"):
         return _timm_classifier(cfg, data.num_classes, generator)
     clip, tokenizer = load_clip(cfg.backbone, cfg.pretrained)
+    if not cfg.is_coop and not takes_prompts(clip.visual):
+        raise UserError(
+            f"backbone: the image encoder of {cfg.backbone} is no ViT with a class token, which a linear head on CLIP "
+            "needs; is_coop classifies by its texts, timm:NAME trains a network of timm's."
+        )
     tune(clip.visual, cfg, generator)
     if cfg.is_coop:
         prompts = DualPrompts(clip, tokenizer, data.classnames, cfg.n_ctx, cfg.class_token_position, cfg.csc, generator)
@@ -73,19 +72,8 @@ def build_classifier(cfg, data, generator=None):
     return model, input_pixels(clip, cfg)
 
 
-def timm_name(cfg):
-    """timm's name of the backbone."""
-    return BACKBONES[cfg.backbone][0] if cfg.backbone in BACKBONES else cfg.backbone.removeprefix("timm:")
-
-
 def _timm_classifier(cfg, num_classes, generator):
-    """A timm network with a new head, fully trained; weights from timm, from a file (`pretrained`), or none.
-
-    Or one of OWN_NETWORKS, which have no weights.
-    """
-    name = timm_name(cfg)
-    if name not in OWN_NETWORKS and not timm.is_model(name):
-        raise UserError(f"backbone: timm has no model '{name}'.{nearest(name, timm.list_models())}")
+    """A timm network with a new head, fully trained; see load_timm."""
     ignored = [
         k
         for k in (
@@ -103,42 +91,7 @@ def _timm_classifier(cfg, num_classes, generator):
     ]
     if ignored:
         raise UserError(f"{ignored[0]}: works with CLIP backbones only, not with {cfg.backbone}.")
-    is_file = bool(cfg.pretrained) and cfg.pretrained != "none"
-    if is_file and not Path(cfg.pretrained).is_file():
-        raise UserError(
-            f"pretrained: there is no weight file {cfg.pretrained}; for {cfg.backbone} it is a file, none, or "
-            "empty to let timm fetch the weights."
-        )
-    with torch.random.fork_rng(devices=[]):  # the same initial weights whenever the run is started
-        torch.manual_seed(generator.initial_seed() if generator else cfg.seed)
-        try:
-            model = (
-                untrained(name, num_classes)
-                if name in OWN_NETWORKS
-                else timm.create_model(
-                    name,
-                    pretrained=cfg.pretrained != "none",
-                    num_classes=num_classes,
-                    pretrained_cfg_overlay={"file": cfg.pretrained} if is_file else None,
-                )
-            )
-        except Exception as error:  # missing networks and unsuitable files raise many exceptions
-            raise UserError(
-                f"backbone: the weights of {name} could not be loaded ({error}). Without a network, download timm's "
-                f"{name} elsewhere, copy the file to this machine and pass --pretrained FILE."
-            ) from None
-    needs = model.pretrained_cfg
-    pixels = needs["input_size"][1]
-    if cfg.resolution not in (0, pixels) and needs.get("fixed_input_size", True):
-        raise UserError(f"resolution: is {cfg.resolution}, but {name} takes images of {pixels} pixels.")
-    return model, Pixels(cfg.resolution or pixels, needs["mean"], needs["std"])
-
-
-def untrained(name, num_classes):
-    """The network of a name, timm's or our own, without pre-trained weights."""
-    if name in OWN_NETWORKS:
-        return OWN_NETWORKS[name](num_classes)
-    return timm.create_model(name, pretrained=False, num_classes=num_classes)
+    return load_timm(cfg, num_classes, generator.initial_seed() if generator else cfg.seed)
 
 
 def linear_head(model):

@@ -14,7 +14,8 @@ from open_clip.pretrained import (
     get_pretrained_cfg,
     list_pretrained_tags_by_model,
 )
-from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
+from open_clip.tokenizer import SimpleTokenizer
+from open_clip.transformer import QuickGELU, ResidualAttentionBlock, VisionTransformer
 
 from dataloader.transforms import Pixels
 from model.blocks import speed_up
@@ -135,21 +136,43 @@ def _first_sentence(error):
     return str(error).split(". ")[0].rstrip(".")
 
 
-def _check_supported(clip, backbone):
-    """UserError unless the image tower is a ViT with a class token and the text tower is causal."""
-    visual, text = clip.visual, getattr(clip, "text", clip)
-    if not isinstance(visual, VisionTransformer) or visual.attn_pool is not None or visual.pool_type != "tok":
-        raise UserError(f"backbone: {backbone} has no ViT with a class token as its image tower; prompts need one.")
-    pool = getattr(text, "pool_type", getattr(clip, "text_pool_type", None))
-    if getattr(text, "attn_mask", None) is None or getattr(text, "cls_emb", None) is not None or pool != "argmax":
+def takes_prompts(visual):
+    """Whether an image encoder is a ViT with a class token and CLIP's blocks, as visual prompts and adapters need."""
+    return (
+        isinstance(visual, VisionTransformer)
+        and visual.attn_pool is None
+        and visual.pool_type == "tok"
+        and _has_clip_blocks(visual)
+    )
+
+
+def check_text_encoder(clip, tokenizer):
+    """UserError unless learned contexts can stand in the text encoder's input, with exactly its own result.
+
+    It must be a transformer of CLIP's blocks, causal or not, that reads one token: at the end of the text, or the first or
+    last of all; and the tokenizer CLIP's.
+    """
+    text = getattr(clip, "text", clip)
+    if getattr(text, "cls_emb", None) is not None or text_pool(clip) not in ("argmax", "first", "last"):
         raise UserError(
-            f"backbone: the text tower of {backbone} is not causal with an end-of-text token; "
-            "learned contexts need one."
+            "backbone: its text encoder does not read one of the text's own tokens; learned contexts need that."
         )
-    if any(
-        type(block) is not ResidualAttentionBlock for tower in (visual, text) for block in tower.transformer.resblocks
-    ):
-        raise UserError(f"backbone: {backbone} has transformer blocks of its own make; prompts need CLIP's.")
+    if not _has_clip_blocks(text):
+        raise UserError(
+            "backbone: its text encoder has transformer blocks of its own make; learned contexts need CLIP's."
+        )
+    if not isinstance(tokenizer, SimpleTokenizer):
+        raise UserError("backbone: its tokenizer is not CLIP's; learned contexts need to know where a text starts.")
+
+
+def text_pool(clip):
+    """Which token a text encoder reads: argmax (the end of the text), first, last, or anything else."""
+    return getattr(getattr(clip, "text", clip), "pool_type", getattr(clip, "text_pool_type", None))
+
+
+def _has_clip_blocks(tower):
+    blocks = getattr(getattr(tower, "transformer", None), "resblocks", [None])
+    return all(isinstance(block, ResidualAttentionBlock) for block in blocks)
 
 
 @contextlib.contextmanager
@@ -174,7 +197,8 @@ def load_clip(backbone, pretrained=""):
     untrained model; empty takes what the backbone implies.
     The model has QuickGELU where its weights were trained with it: by name, by tag, or because the file is OpenAI's.
     Of a file that says nothing of itself, only the name or the tag can tell; which it is is printed.
-    Raises UserError for unknown names, weights that cannot be had or do not fit, and towers that prompts do not suit.
+    Raises UserError for unknown names and weights that cannot be had or do not fit. Which prompts suit the model, say
+    `takes_prompts` and `check_text_encoder`.
     """
     try:
         with _quiet():
@@ -186,22 +210,29 @@ def load_clip(backbone, pretrained=""):
                 tokenizer = open_clip.get_tokenizer(name)
     except UserError:
         raise
+    except ImportError as error:
+        raise UserError(
+            f"backbone: {backbone} needs a package that is missing ({error}); pip install transformers."
+        ) from None
     except (RuntimeError, OSError, ValueError) as error:
         raise UserError(
             f"backbone: {backbone} could not be loaded ({_first_sentence(error)}). Without a network, copy the "
             "model's folder (open_clip_config.json and weights) here and pass --backbone FOLDER."
         ) from None
-    _check_supported(clip, backbone)
-    gelu = type(clip.visual.transformer.resblocks[0].mlp.gelu).__name__
-    config = open_clip.get_model_config(name)
+    config, text = open_clip.get_model_config(name), getattr(clip, "text", clip)
+    quick = any(isinstance(module, QuickGELU) for module in clip.visual.modules())
     clip.visual.config = {
         "embed_dim": config["embed_dim"],
         "vision_cfg": config["vision_cfg"],
-        "quick_gelu": gelu == "QuickGELU",
+        "quick_gelu": quick,
     }  # what rebuilds this tower (model/saved.py)
-    print(f"CLIP {name.removeprefix('local-dir:')}, weights {pretrained or 'its own'}, {gelu}")
-    speed_up(getattr(clip, "text", clip).transformer)
-    speed_up(clip.visual.transformer, class_token=True)
+    print(
+        f"CLIP {name.removeprefix('local-dir:')}, weights {pretrained or 'its own'}, {'QuickGELU' if quick else 'GELU'}"
+    )
+    if _has_clip_blocks(text) and text_pool(clip) in ("argmax", "first", "last"):
+        speed_up(text.transformer)
+    if takes_prompts(clip.visual):
+        speed_up(clip.visual.transformer, class_token=True)
     return clip.eval().requires_grad_(False), tokenizer
 
 

@@ -28,6 +28,12 @@ class Detector(nn.Module):
         self.clip, self.prompts = clip, prompts
         self.micro_batch, self.checkpoint_text = micro_batch, checkpoint_text
 
+    def train(self, mode=True):
+        """CLIP stays in eval mode: batch statistics of a frozen ResNet, drop path and patch dropout must not act."""
+        super().train(mode)
+        self.clip.eval()
+        return self
+
     def image_features(self, images):
         """Unit-length image features (B, D)."""
         return F.normalize(in_pieces(self.clip.encode_image, self.micro_batch, images).float(), dim=-1)

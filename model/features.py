@@ -1,4 +1,4 @@
-"""CLIP's features of a set of images, computed once and kept on disk for whoever asks next."""
+"""An encoder's features of a set of images, computed once and kept on disk for whoever asks next."""
 
 import hashlib
 from pathlib import Path
@@ -10,52 +10,71 @@ from tqdm import tqdm
 
 from dataloader.files import images_identity
 from dataloader.loaders import make_loader
-from model.clip import input_pixels
+from utils.config import UserError
 from utils.device import autocast, precision
 from utils.distributed import gather_parts, in_order, rank
 from utils.files import write_whole
 
+PIECE = 10_000  # images of one file: what a stop may lose
+
 
 @torch.no_grad()
-def image_features(clip, split, view, cfg, device):
-    """Unit-length features (N, D) float32, on the CPU, of the un-augmented images of a split, in order.
+def image_features(encoder, split, view, cfg, device):
+    """Unit-length features (N, D) float32, on the CPU, of the un-augmented images of a split, in order; of any Encoder.
 
-    Kept in <output_dir>/cache/, in a file named after all they depend on: the images, the image tower and its weights,
-    the view and the precision. A file that is damaged or of another shape is made anew.
+    Kept in <output_dir>/cache/, PIECE images a file, named after all they depend on: the images, the encoder and its
+    weights, the view and the precision. Files that are missing, damaged or of another shape are made anew, alone. UserError
+    for features that are not finite.
     """
-    pixels = input_pixels(clip, cfg)
     what = (
         images_identity(split.images),
         *([split.noise] if split.noise else []),  # files made before images had noise keep their names
-        _weights_identity(clip.visual),
-        clip.visual.config,
-        pixels,
+        _weights_identity(encoder.module),
+        encoder.config,
+        encoder.pixels,
         view,
         precision(device, cfg.prec),
         device.type,
     )
-    identity = hashlib.sha256(repr(what).encode()).hexdigest()[:16]
-    path = Path(cfg.output_dir) / "cache" / f"features-{identity}.npz"
-    features = _kept(path, len(split.labels))
-    if all(gather_parts(features is not None)):  # else all processes compute them, each its share
-        print(f"image features: {path}")
-        return features
-    loader = make_loader(split, view, cfg, pixels, device, augmented=False)
+    name = f"features-{hashlib.sha256(repr(what).encode()).hexdigest()[:16]}"
+    folder, loader, pieces = Path(cfg.output_dir) / "cache", None, []
+    starts = range(0, len(split.labels), PIECE)
+    for start in tqdm(starts, "image features", leave=False, disable=None if len(starts) > 1 else True):
+        rows = range(start, min(start + PIECE, len(split.labels)))
+        path = folder / (f"{name}.npz" if len(starts) == 1 else f"{name}-{start}.npz")
+        features = _kept(path, len(rows))
+        if not all(gather_parts(features is not None)):  # all processes compute them, each its share
+            loader = loader or make_loader(split, view, cfg, encoder.pixels, device, augmented=False)
+            features = _compute(encoder, loader, rows, cfg, device)
+            if rank() == 0:
+                with write_whole(path, shared=True) as file:
+                    np.savez(file, features=features.numpy())
+        pieces.append(features)
+    if loader is None:
+        print(f"image features: {folder / name}*")
+    return torch.cat(pieces)
+
+
+def _compute(encoder, loader, rows, cfg, device):
+    """Features (M, D) of the images in the range `rows`; UserError where one is not finite."""
     with autocast(device, cfg.prec):
         (features,) = in_order(
             [
-                (index, F.normalize(clip.encode_image(images).float(), dim=-1).cpu())
-                for images, _, index in tqdm(loader.eval(), "image features", leave=False, disable=None)
+                (index, F.normalize(encoder.encode(images).float(), dim=-1).cpu())
+                for images, _, index in tqdm(loader.eval(rows), "images", leave=False, disable=None)
             ]
         )
-    if rank() == 0:
-        with write_whole(path, shared=True) as file:
-            np.savez(file, features=features.numpy())
+    bad = ~features.isfinite().all(1)
+    if bad.any():
+        raise UserError(
+            f"backbone: {cfg.backbone} gives features that are not finite for {int(bad.sum())} images, the first is image "
+            f"{rows[int(bad.nonzero()[0])]}; --prec fp32 may help."
+        )
     return features
 
 
 def _kept(path, num_images):
-    """The features in a file, (N, D) float32; None where there is none, or it is damaged."""
+    """The features in a file, (num_images, D) float32; None where there is none, or it is damaged."""
     try:
         with np.load(path, allow_pickle=False) as file:
             features = file["features"]  # the zip's checksum is checked here

@@ -4,6 +4,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+from model.clip import check_text_encoder, text_pool
 from utils.config import UserError
 
 
@@ -15,8 +16,8 @@ def text_tower(clip):
 def encode_prompts(clip, prompts, eos):
     """Text features (P, D), not normalised, of token embeddings `prompts` (P, L, width) read at `eos` (P,).
 
-    Equal to open_clip's encode_text when the embeddings are those of real tokens. L may be shorter than the context
-    length: attention is causal, so nothing behind the last end-of-text token is ever looked at.
+    Equal to open_clip's encode_text when the embeddings are those of real tokens. Where attention is causal, L may be
+    shorter than the context length: nothing behind the last end-of-text token is ever looked at.
     """
     text, length = text_tower(clip), prompts.shape[1]
     x = prompts + text.positional_embedding[:length]  # (P, L, width)
@@ -24,6 +25,8 @@ def encode_prompts(clip, prompts, eos):
     for block in blocks:
         x = block(x, text.attn_mask)
     x = text.ln_final(last(x, text.attn_mask, read=eos)[:, 0])  # (P, width)
+    if text.text_projection is None:
+        return x
     if isinstance(text.text_projection, nn.Linear):
         return text.text_projection(x)
     return x @ text.text_projection
@@ -60,11 +63,13 @@ class DualPrompts(nn.Module):
 
     pos_ctx and neg_ctx have shape (n_ctx, width), shared by all classes, or (K, n_ctx, width) with `csc`, and are
     initialised with N(0, 0.02). The class name is at the `end`, in the `middle` of the context or at the `front`. The
-    features are read at the position of [EOS], `eos` (K,), which is the same for all three.
+    features are read at the position of [EOS], `eos` (K,), which is the same for all three; or at the first or last
+    token, where the text encoder does so. UserError for text encoders that take no contexts.
     """
 
     def __init__(self, clip, tokenizer, classnames, n_ctx=16, class_token_position="end", csc=False, generator=None):
         super().__init__()
+        check_text_encoder(clip, tokenizer)
         text = text_tower(clip)
         names = [spoken(name) for name in classnames]
         # tokenise name and full stop together: the tokenizer may merge them (`).` is a single token)
@@ -77,7 +82,12 @@ class DualPrompts(nn.Module):
                 f"n_ctx: {n_ctx} context vectors and the class name '{longest}' do not fit into the "
                 f"{tokens.shape[1]} tokens that this CLIP reads."
             )
-        length = int(eos.max()) + 1
+        # behind the end of the last text nothing is looked at, if attention is causal
+        length = int(eos.max()) + 1 if text.attn_mask is not None else tokens.shape[1]
+        pool = text_pool(clip)
+        if pool != "argmax":
+            length = tokens.shape[1]
+            eos = torch.full_like(eos, 0 if pool == "first" else length - 1)
         order = torch.stack([_layout(n_ctx, int(n), length, class_token_position) for n in name_lens])  # (K, L)
         device = text.token_embedding.weight.device
         self.n_ctx = n_ctx

@@ -15,7 +15,8 @@ from safetensors.torch import save as to_bytes
 from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
 
 from model.blocks import speed_up
-from model.classifier import Classifier, TextClassifier, timm_name, untrained
+from model.classifier import Classifier, TextClassifier
+from model.encoder import timm_name, untrained
 from model.ensemble import Networks
 from model.tuners import tune
 from utils.config import UserError

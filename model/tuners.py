@@ -11,7 +11,10 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch.nn.utils.parametrize import register_parametrization
 
+from model.clip import takes_prompts
 from utils.config import UserError
+
+TUNERS = ("finetune", "vpt_deep", "vpt_shallow", "lora", "adapter", "adaptformer", "ssf", "bias_tuning", "partial")
 
 
 def tune(visual, cfg, generator=None):
@@ -22,6 +25,14 @@ def tune(visual, cfg, generator=None):
     bias of the tower, regardless of `partial`.
     """
     visual.requires_grad_(False)
+    if not takes_prompts(visual):
+        asked = [key for key in TUNERS if getattr(cfg, key)]
+        if asked:
+            raise UserError(
+                f"{asked[0]}: the image encoder of {cfg.backbone} is no ViT with a class token, so that it can be used "
+                f"only as it is; --{asked[0]} false learns the text prompts alone."
+            )
+        return
     blocks = visual.transformer.resblocks
     if cfg.finetune:
         blocks.requires_grad_(True)

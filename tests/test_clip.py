@@ -179,7 +179,6 @@ def test_openai_name_means_openai_weights_and_quickgelu(monkeypatch):
         ("ViT-B/17", "", "there is no CLIP named 'ViT-B/17'. Did you mean ViT-B/1"),
         ("ViT-B-16", "", "pretrained: which weights of ViT-B-16"),
         ("ViT-B-16", "laion2b_s34b_b88", "Did you mean laion2b_s34b_b88k"),
-        ("RN50", "none", "RN50 has no ViT with a class token"),
         ("roberta-ViT-B-32", "none", "roberta-ViT-B-32"),
     ],
 )

@@ -1,6 +1,7 @@
 """Digits written out as files with wrong labels, through the detectors and both phases; detect() and --score."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -23,7 +24,8 @@ from methods.detectors import clip_margin, out_of_fold
 from methods.masks import load_mask
 from methods.selection import clean_probability, detection_quality, precision_recall
 from model import features
-from model.clip import image_statistics, load_clip
+from model.clip import image_statistics
+from model.encoder import load_encoder
 from report import tables
 from tests.helpers import DIGITS, phase1, write_digits
 from utils.checkpoint import load_checkpoint
@@ -89,12 +91,12 @@ def test_what_looks_different_is_never_taken_for_the_same(tmp_path):
     assert images_identity([image]) != images_identity([other])
     assert images_identity([image]) == images_identity([image.copy()])
     assert images_identity(np.zeros((2, 3, 4, 3), np.uint8)) != images_identity(np.zeros((2, 4, 3, 3), np.uint8))
-    clip, _ = load_clip("tiny-clip-digits")
     split = Split(np.zeros((1, 32, 32, 3), dtype=np.uint8), np.zeros(1, dtype=np.int64))
     cfg = load_config([*TINY, "--output_dir", str(tmp_path)])
-    features.image_features(clip, split, View(), cfg, torch.device("cpu"))
-    clip.visual.config = clip.visual.config | {"quick_gelu": True}
-    features.image_features(clip, split, View(), cfg, torch.device("cpu"))
+    encoder = load_encoder(cfg, torch.device("cpu"))
+    features.image_features(encoder, split, View(), cfg, torch.device("cpu"))
+    other = replace(encoder, config=encoder.config | {"quick_gelu": True})
+    features.image_features(other, split, View(), cfg, torch.device("cpu"))
     assert len(list((tmp_path / "cache").glob("features-*"))) == 2
 
 

@@ -1,0 +1,96 @@
+"""Image encoders of any kind, for their features: open_clip's models, with texts, and timm's, without."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import timm
+import torch
+import torch.nn as nn
+
+from dataloader.transforms import Pixels
+from model.clip import input_pixels, load_clip
+from model.preact_resnet import PreActResNet18
+from utils.config import BACKBONES, UserError, nearest
+
+OWN_NETWORKS = {"preact_resnet18": PreActResNet18}
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A frozen image encoder: encode(images (B, 3, H, W)) -> features (B, D), not normalised.
+
+    module holds its weights; `config` is what else tells it apart. clip and tokenizer are None where it has no texts.
+    """
+
+    encode: Callable
+    module: nn.Module
+    pixels: Pixels
+    config: object
+    clip: nn.Module | None = None
+    tokenizer: Callable | None = None
+
+
+def load_encoder(cfg, device):
+    """The Encoder that `backbone` and `pretrained` name, in eval mode on the device: see load_clip and load_timm."""
+    if cfg.backbone in BACKBONES or cfg.backbone.startswith("timm:"):
+        if timm_name(cfg) in OWN_NETWORKS:
+            raise UserError(f"backbone: {cfg.backbone} has no pre-trained weights, so that its features tell nothing.")
+        model, pixels = load_timm(cfg, num_classes=0, seed=0)
+        model.eval().requires_grad_(False).to(device)
+        print(f"{cfg.backbone}: an image encoder without texts")
+        return Encoder(model, model, pixels, timm_name(cfg))
+    clip, tokenizer = load_clip(cfg.backbone, cfg.pretrained)
+    clip.to(device)
+    return Encoder(clip.encode_image, clip.visual, input_pixels(clip, cfg), clip.visual.config, clip, tokenizer)
+
+
+def timm_name(cfg):
+    """timm's name of the backbone."""
+    return BACKBONES[cfg.backbone][0] if cfg.backbone in BACKBONES else cfg.backbone.removeprefix("timm:")
+
+
+def load_timm(cfg, num_classes, seed):
+    """A timm network, or one of OWN_NETWORKS, and its input format (Pixels); with num_classes 0 timm's give the feature.
+
+    Weights from timm, from a file (`pretrained`), or none, then drawn from `seed`. Raises UserError.
+    """
+    name = timm_name(cfg)
+    if name not in OWN_NETWORKS and not timm.is_model(name):
+        raise UserError(f"backbone: timm has no model '{name}'.{nearest(name, timm.list_models())}")
+    is_file = bool(cfg.pretrained) and cfg.pretrained != "none"
+    if is_file and not Path(cfg.pretrained).is_file():
+        raise UserError(
+            f"pretrained: there is no weight file {cfg.pretrained}; for {cfg.backbone} it is a file, none, or "
+            "empty to let timm fetch the weights."
+        )
+    with torch.random.fork_rng(devices=[]):  # the same initial weights whenever the run is started
+        torch.manual_seed(seed)
+        try:
+            model = (
+                untrained(name, num_classes)
+                if name in OWN_NETWORKS
+                else timm.create_model(
+                    name,
+                    pretrained=cfg.pretrained != "none",
+                    num_classes=num_classes,
+                    pretrained_cfg_overlay={"file": cfg.pretrained} if is_file else None,
+                )
+            )
+        except Exception as error:  # missing networks and unsuitable files raise many exceptions
+            raise UserError(
+                f"backbone: the weights of {name} could not be loaded ({error}). Without a network, download timm's "
+                f"{name} elsewhere, copy the file to this machine and pass --pretrained FILE."
+            ) from None
+    needs = model.pretrained_cfg
+    pixels = needs["input_size"][1]
+    if cfg.resolution not in (0, pixels) and needs.get("fixed_input_size", True):
+        raise UserError(f"resolution: is {cfg.resolution}, but {name} takes images of {pixels} pixels.")
+    return model, Pixels(cfg.resolution or pixels, needs["mean"], needs["std"])
+
+
+def untrained(name, num_classes):
+    """The network of a name, timm's or our own, without pre-trained weights."""
+    if name in OWN_NETWORKS:
+        return OWN_NETWORKS[name](num_classes)
+    return timm.create_model(name, pretrained=False, num_classes=num_classes)
