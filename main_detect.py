@@ -41,17 +41,20 @@ def main(argv=None, **settings):
 def detect(images, labels, classnames=None, detector="label-match", **settings):
     """p_clean (N,), the chance that a label is right, and the suggested labels (N,): the given one where it is trusted.
 
-    images: a list of N paths or Pillow images, or a uint8 array (N, H, W, 3). labels: N strings, or whole numbers.
+    images: N paths or Pillow images, as a list, array, pandas column or generator, or a uint8 array (N, H, W, 3). labels:
+    N strings, or whole numbers. With skip_broken=True, files that cannot be read have p_clean NaN and keep their label.
     classnames: the words CLIP reads, in the order of the sorted labels, or of the numbers; empty for the labels.
     detector: a name in DETECTORS, or deft, which trains (phase 1). `settings` are keys of config/default.yaml, e.g.
-    backbone, device, epochs; with output_dir the run and the features are kept. Raises UserError.
+    backbone, device, epochs; with output_dir the run and the features are kept, and images that are no files, as PNG, for
+    its report. Raises UserError.
     """
     pick({**DETECTORS, "deft": None}, detector, "detector")
-    data = in_memory(images, labels, classnames)
+    labels = list(labels)
     with tempfile.TemporaryDirectory() as folder:
         flags = {"output_dir": folder, **settings, "detector": detector}
         yaml = str(DEFAULTS.parent / "PEFT" / "own.yaml")
         cfg = load_config(["--cfg", yaml, *(f"--{k}={v}" for k, v in flags.items())], **REAL_WORLD)
+        data, values, rows = in_memory(images, labels, classnames, cfg, keep="output_dir" in settings)
         with contextlib.redirect_stdout(io.StringIO()):  # which speaks of files; progress goes on
             settle_epochs(cfg, len(data.train.labels))
             run = Run(cfg, data.place, detector, data.identity)
@@ -62,7 +65,9 @@ def detect(images, labels, classnames=None, detector="label-match", **settings):
                 finish(run, data, numbers, selection)
         with np.load(run.folder / "clean_mask.npz", allow_pickle=False) as file:
             mask, p_clean, predicted = (file[k] for k in ("mask", "p_clean", "predicted"))
-    return p_clean, np.array(data.label_names)[np.where(mask, data.train.labels, predicted)]
+    everyone, suggested = np.full(len(labels), np.nan), np.array(labels)
+    everyone[rows], suggested[rows] = p_clean, values[np.where(mask, data.train.labels, predicted)]
+    return everyone, suggested
 
 
 if __name__ == "__main__":

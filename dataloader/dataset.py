@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 
-from dataloader.files import below, file_identity
+from dataloader.files import below, file_identity, pixel_digests
 from dataloader.image_noise import ImageNoise
 from utils.files import as_text, slug
 
@@ -248,6 +248,18 @@ def source_identity(data, keys):
         rows ^= rows >> np.uint64(32)
     names = "\n".join(map(str, data.true_names)).encode("utf-8", "backslashreplace")
     return hashlib.sha256(names + np.sort(rows).astype("<u8").tobytes()).hexdigest()[:8]
+
+
+def identified(data, root):
+    """The Dataset with what tells its images from others; root: the folder that its files lie in."""
+    splits = [data.train, *data.given_tests.values()]
+    is_files = isinstance(data.train.images[0], str)
+    for split in splits:
+        if not is_files:
+            split.digests = split.digests or pixel_digests(split.images)
+    keys = np.concatenate([image_keys(split, root) for split in splits])
+    source = data.source or source_identity(data, keys)
+    return replace(data, root=root if is_files else "", fingerprint=fingerprint(keys), source=source)
 
 
 def hold_out(labels, fraction, seed):

@@ -15,9 +15,9 @@ from dataloader.cifar import SOURCE as CIFAR
 from dataloader.cifar import cifar10, cifar100
 from dataloader.clothing1m import clothing1m
 from dataloader.cub import cub_200_2011
-from dataloader.dataset import fingerprint, image_keys, label_hash, source_identity
+from dataloader.dataset import identified, label_hash
 from dataloader.digits import digits
-from dataloader.files import below, data_root, inspect_files, inspection_cache, pixel_digests
+from dataloader.files import below, data_root, inspect_files, inspection_cache
 from dataloader.food101n import food101n
 from dataloader.image_noise import image_noise_name, image_noise_of
 from dataloader.imagenet import imagenet
@@ -124,7 +124,7 @@ def load_data(cfg):
     if dataset.trusted:
         for split in dataset.given_tests.values():
             split.true_labels = split.labels
-    dataset = _identified(dataset, data_root(cfg.data_path))
+    dataset = identified(dataset, data_root(cfg.data_path))
     is_folder = not isinstance(dataset.train.images, np.ndarray)
     noisy = make_noise(cfg, dataset.train.labels, K, is_folder, lambda: raw_pixels(dataset.train.images))
     if cfg.noise_mode not in ("", "none"):
@@ -156,7 +156,7 @@ def _scored(cfg, data):
             "duplicates": find_duplicates(rows),
         }
     scored = replace(data, train=split, test=None, more_tests={}, held_out=None, **rest)
-    return _identified(scored, scored.root)
+    return identified(scored, scored.root)
 
 
 def _list_images(cfg, data):
@@ -166,18 +166,6 @@ def _list_images(cfg, data):
         content = {below(data.root, p): digest for split in splits for p, digest in zip(split.images, split.digests)}
         with write_whole(path, shared=True) as file:
             file.write(json.dumps(content).encode())
-
-
-def _identified(data, root):
-    """The Dataset with what tells its images from others; root: the folder that its files lie in."""
-    splits = [data.train, *data.given_tests.values()]
-    is_files = isinstance(data.train.images[0], str)
-    for split in splits:
-        if not is_files:
-            split.digests = split.digests or pixel_digests(split.images)
-    keys = np.concatenate([image_keys(split, root) for split in splits])
-    source = data.source or source_identity(data, keys)
-    return replace(data, root=root if is_files else "", fingerprint=fingerprint(keys), source=source)
 
 
 def _classnames(cfg, dataset):

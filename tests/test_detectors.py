@@ -1,6 +1,8 @@
 """Digits written out as files with wrong labels, through the detectors and both phases; detect() and --score."""
 
+import csv
 import json
+import os
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -26,7 +28,7 @@ from methods.selection import clean_probability, detection_quality, precision_re
 from model import features
 from model.clip import image_statistics
 from model.encoder import load_encoder
-from report import tables
+from report import page, tables
 from tests.helpers import DIGITS, phase1, write_digits
 from utils.checkpoint import load_checkpoint
 from utils.config import UserError, load_config
@@ -175,19 +177,77 @@ def test_detect_in_a_notebook(tmp_path):
     numbers = [DIGITS.index(name) for name in labels]
     again, suggested_numbers = detect(paths, numbers, classnames=DIGITS, **settings, output_dir=tmp_path / "runs")
     assert np.allclose(again, p_clean) and [DIGITS[k] for k in suggested_numbers] == suggested.tolist()
-    assert (tmp_path / "runs/own/none/seed0/label-match/clean_mask.npz").is_file()
+    assert (tmp_path / "runs/own-notebook/none/seed0/label-match/clean_mask.npz").is_file()
     p_clean, suggested = detect(paths, labels, detector="deft", n_ctx=2, vpt_len=1, epochs=1, **settings)
     assert p_clean.shape == suggested.shape == (200,) and ((0 <= p_clean) & (p_clean <= 1)).all()
     for args, message in [
         ((paths[:5], labels), "labels: expected 5 strings or whole numbers"),
         ((paths, numbers, DIGITS[:9]), "labels: 10 classes, .* of which there are 9"),
         ((np.zeros((2, 8, 8), dtype=np.uint8), ["a", "b"]), r"images: expected uint8 \(N, H, W, 3\)"),
+        ((paths, [None, *labels[1:]]), "labels: number 0 is missing"),
+        ((paths, [*labels[:-1], float("nan")]), "labels: number 199 is missing"),
+        ((paths, [*numbers[:-1], 2.0]), "labels: number 199 is 2.0; expected strings or whole numbers"),
+        ((paths, [*labels[:-1], 3]), "labels: expected 200 .*, found 1 numbers and 199 strings"),
+        (([3, *paths[1:]], labels), "images: expected paths or Pillow images"),
+        (([*paths[:-1], Image.new("RGB", (8, 8))], labels), "images: some are paths and some are Pillow images"),
+        (
+            ([*paths[:-1], "gone.png"], labels),
+            r"images: 1 of 200 files cannot be read, first .*gone.png \(missing\); skip_",
+        ),
         ((paths, labels, None, "deftt"), "detector: there is no 'deftt'.*Did you mean deft"),
     ]:
         with pytest.raises(UserError, match=message):
             detect(*args, **settings)
     with pytest.raises(UserError, match="--epoch=3: no such flag. Did you mean --epochs"):
         detect(paths, labels, epoch=3)
+
+
+def test_detect_takes_what_a_notebook_has(tmp_path, monkeypatch):
+    """Pandas columns, arrays of paths and generators give what lists give; broken files can be left out."""
+    pd = pytest.importorskip("pandas")
+    _, _, given = write_digits(tmp_path / "data", 0.3, every=30)
+    paths, labels, settings = list(given), list(given.values()), {"backbone": "tiny-clip-digits", "device": "cpu"}
+    p_clean, suggested = detect(paths, labels, **settings)
+    frame = pd.DataFrame({"path": paths, "label": labels}, index=range(100, 100 + len(paths)))
+    frame["label"] = frame["label"].astype("string")
+    for images, given_labels in (
+        (frame["path"], frame["label"]),
+        (np.array(paths), frame["label"].astype("category")),
+        (np.array(paths, dtype=object), np.array(labels, dtype=object)),
+        ((path for path in paths), (label for label in labels)),
+    ):
+        again, same = detect(images, given_labels, **settings)
+        assert np.array_equal(again, p_clean) and same.tolist() == suggested.tolist()
+    with pytest.raises(UserError, match="labels: number 2 is missing"):
+        detect(frame["path"], frame["label"].mask(np.arange(len(frame)) == 2), **settings)
+    bad = tmp_path / "bad.png"
+    bad.write_text("no image")
+    again, same = detect(
+        [paths[0], str(bad), *paths[1:]], [labels[0], "nine", *labels[1:]], skip_broken=True, **settings
+    )
+    assert np.isnan(again[1]) and same[1] == "nine" and np.array_equal(np.delete(again, 1), p_clean)
+    assert np.delete(same, 1).tolist() == suggested.tolist()
+
+
+@pytest.mark.parametrize("kind", ["paths", "images", "array"])
+def test_a_kept_run_of_a_notebook_is_reported(tmp_path, kind):
+    _, _, given = write_digits(tmp_path / "data", 0.3, every=30)
+    images = {
+        "paths": list(given),
+        "images": [Image.open(path) for path in given],
+        "array": np.stack([np.asarray(Image.open(path)) for path in given]),
+    }[kind]
+    labels = [DIGITS.index(name) for name in given.values()]  # numbers
+    out = tmp_path / "runs"
+    settings = {"backbone": "tiny-clip-digits", "device": "cpu", "output_dir": out, "classnames": DIGITS}
+    p_clean, suggested = detect(images, labels, **settings)
+    assert np.array_equal(detect(images, labels, **settings)[0], p_clean)  # the kept run
+    (run,) = [path.parent for path in out.rglob("clean_mask.npz")]
+    page.main([str(run)])
+    rows = list(csv.DictReader((run / "labels_clean.csv").open()))
+    kept = np.flatnonzero(suggested == labels)
+    assert (run / "report.html").is_file() and {int(row["label"]) for row in rows} <= set(range(10))
+    assert len(rows) <= len(kept) and all(os.path.isfile(run / row["path"]) for row in rows)
 
 
 # --- --score
