@@ -60,6 +60,8 @@ def draw_operations(policy, n, rng):
 
 def augment(images, ops, levels):
     """Apply OPS[ops[i, 0]], OPS[ops[i, 1]], … at their levels (B, n) to image i; uint8 (B, 3, S, S) -> uint8."""
+    if not len(images):  # a process's share of a batch may be empty
+        return images
     x = images.float()
     for op, level in zip(ops.unbind(1), levels.unbind(1)):
         x = _one_each(x, op, level).round().clamp(0, 255)

@@ -72,6 +72,7 @@ def test_every_image_gets_its_own_operation():
     assert len({x.numpy().tobytes() for x in together}) == len(OPS)
     twice = augment(images[:1], torch.tensor([[OPS.index("Invert")] * 2]), torch.zeros(1, 2))
     assert torch.equal(twice[0], images[0])
+    assert augment(images[:0], ops[:0], levels[:0]).shape == (0, 3, S, S)
 
 
 @pytest.mark.parametrize("policy", POLICIES)
