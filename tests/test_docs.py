@@ -89,11 +89,12 @@ def test_settings_that_the_documentation_names_exist():
     assert len(keys) > 20 and keys <= default_values().keys(), keys - default_values().keys()
 
 
-def test_every_method_is_documented():
+def test_every_method_and_detector_is_documented():
     from methods.baselines import METHODS
+    from methods.detectors import DETECTORS
 
     text = Path("docs/methods.md").read_text(encoding="utf-8")
-    missing = [name for name in METHODS if f"`{name}`" not in text]
+    missing = [name for name in [*METHODS, *DETECTORS] if f"`{name}`" not in text]
     assert not missing
 
 
