@@ -15,10 +15,11 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from model import blocks
-from model.clip import load_clip
+from model.clip import EMBEDDED, load_clip
 from model.prompts import zero_shot_features
 
 ROOT = Path(__file__).resolve().parents[1]
+DATA = ROOT.parent / "shared" / "data"
 sys.path.insert(0, str(ROOT / "scripts"))
 import make_tiny_clip_photos  # noqa: E402
 import prepare_photos  # noqa: E402
@@ -160,3 +161,22 @@ def test_captions_say_what_is_in_the_image():
         spoken = " ".join(tokenizer.decoder[i] for i in tokenizer.encode(captions.terms[term]))
         assert spoken in text
     assert (rows == captions.CONTEXT).any() and (rows.gather(1, eos[:, None]) == captions.eos).all()
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason="the images are not here")
+@pytest.mark.parametrize(
+    "file, bar",
+    [("cifar10_train10k_test2k", 65), ("cifar100_train10k_test2k", 35), ("tiny_imagenet_train20k_val2k", 20)],
+)
+def test_embedded_clip_knows_photographs_zero_shot(file, bar, capsys):
+    make_tiny_clip_photos.evaluate("tiny-clip-photos", [DATA / f"{file}.npz"])
+    said = capsys.readouterr().out
+    assert float(said.split("zero-shot ")[1].split(" %")[0]) >= bar
+    assert float(said.split("random context ")[1].split(" %")[0]) >= bar - 5
+
+
+def test_embedded_clip_is_small():
+    folder = EMBEDDED["tiny-clip-photos"]
+    assert (folder / "open_clip_model.safetensors").stat().st_size <= 16e6
+    clip, _ = load_clip("tiny-clip-photos")
+    assert sum(p.numel() for p in clip.visual.parameters()) <= 8e6
