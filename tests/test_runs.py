@@ -100,6 +100,8 @@ def test_other_data_under_the_same_settings_are_refused(tmp_path):
     flags = [
         "--dataset",
         "own",
+        "--name",
+        "photos",  # else a folder that was renamed is another data set
         "--backbone",
         "tiny-clip-digits",
         "--output_dir",
