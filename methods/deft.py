@@ -11,7 +11,7 @@ from dataloader.loaders import EpochRandomness, make_loader, make_loaders
 from methods.detectors import DETECTORS, run_detector
 from methods.loops import check_finite, evaluate_all, learning_rate, progress, run_batch, watched
 from methods.losses import batch_mean, cross_entropy, negative_prompt_loss, symmetric_cross_entropy
-from methods.selection import clean_probability, margins, precision_recall, select_clean, two_groups
+from methods.selection import clean_probability, histograms, margins, precision_recall, select_clean, two_groups
 from model.classifier import build_optimizer
 from model.clip import input_pixels, load_clip
 from model.detector import Detector
@@ -187,6 +187,7 @@ def train_with_records(cfg, data, run):
                 **result,
                 "selected": float(mask.mean()),
                 **quality,
+                "p_clean": histograms(records["p_clean"].numpy(), known),
                 **accuracy["accs"],
                 "lr": optimizer.param_groups[0]["lr"],
             },

@@ -5,6 +5,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from dataloader.loaders import make_loaders
 from methods.loops import evaluate_all, learning_rate
 from methods.method import Training
+from methods.selection import histograms
 from model.classifier import build_optimizer, frozen
 from model.saved import save_classifier
 from utils.checkpoint import trained_state
@@ -67,6 +68,7 @@ def fine_tune(cfg, data, run, method, clean_mask=None):
                 "epoch": epoch,
                 "images": result.pop("samples"),
                 **result,
+                **({"p_clean": histograms(selection["p_clean"].numpy(), data.known())} if method.selects else {}),
                 **accuracy["accs"],
                 "lr": optimizer.param_groups[0]["lr"],
             },

@@ -40,6 +40,19 @@ def precision_recall(mask, is_clean):
     return {"precision": hits / max(kept, 1), "recall": hits / max(clean, 1), "f1": 2 * hits / max(kept + clean, 1)}
 
 
+def histograms(p_clean, known, bins=20):
+    """Counts of p_clean (N,), numpy, in equal bins of [0, 1], of the labels that are right and wrong, for a log.
+
+    known: what Dataset.known gives; where it is None all labels are `not known`.
+    """
+    if known is None:
+        parts = {"not known": p_clean}
+    else:
+        index, is_clean = known
+        parts = {"right": p_clean[index[is_clean]], "wrong": p_clean[index[~is_clean]]}
+    return {name: np.histogram(part, bins, (0, 1))[0].tolist() for name, part in parts.items()}
+
+
 def detection_quality(mask, p_clean, is_clean):
     """How well labels were told apart, for a summary; (N,) bool, float and bool, numpy.
 

@@ -17,6 +17,7 @@ from utils.distributed import rank, wait_for_all
 from utils.files import listed_changes, slug, write_csv, write_text
 from utils.memory import peak_gb
 from utils.summaries import read_summary, with_checksum, write_summary
+from utils.tensorboard import summary_writer, write_epoch
 
 # where and on what a run is made, not what it is: may change between start and resume
 FREE_KEYS = {
@@ -35,6 +36,7 @@ FREE_KEYS = {
     "compile",
     "download",
     "check_data",
+    "tensorboard",
 }
 FRACTIONS = ("noise_rate", "precision", "recall", "f1", "auroc", "auprc_mislabelled", "selected")
 
@@ -91,7 +93,9 @@ class Run:
         there = next(p for p in self.folder.absolute().parents if p.exists())
         if not (there.is_dir() and os.access(there, os.W_OK)):
             raise UserError(f"output_dir: {there} cannot be written to.")
-        self.history, self.summary, self.identity = [], None, identity
+        self.history, self.summary, self.identity, self.events = [], None, identity, None
+        if cfg.tensorboard:
+            summary_writer()  # fails before training rather than after its first epoch
         if (self.folder / "config.yaml").is_file():
             self._check_same_settings()
         if (self.folder / "summary.json").is_file():
@@ -163,6 +167,10 @@ class Run:
             **extra,
         )
         self._write_log()
+        if self.cfg.tensorboard:
+            if self.events is None:  # what an interrupted epoch wrote is hidden
+                self.events = summary_writer()(str(self.folder / "tensorboard"), purge_step=line["epoch"])
+            write_epoch(self.events, line)
         print(f"epoch {line['epoch']}/{self.cfg.epochs}: {in_words(line)}", flush=True)
 
     def finish(self, facts, numbers, tables):

@@ -1,0 +1,150 @@
+"""How a run trained: `python -m report.training RUN` draws its epochs and names the words nearest to its learned prompts.
+
+    python -m report.training RUN [--tensorboard]
+
+Written into RUN: training.png (losses, test accuracy, selection, histograms of p_clean for right and wrong labels), of a
+DeFT detector words.csv (the tokens nearest to each learned context vector), with --tensorboard the folder tensorboard/.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import matplotlib
+import numpy as np
+import torch
+import torch.nn.functional as F
+import yaml
+from matplotlib.figure import Figure
+
+from model.clip import load_clip
+from model.prompts import text_tower
+from report.tables import format_table
+from utils.config import UserError, default_values, parse_flags
+from utils.distributed import run_main
+from utils.files import write_csv, write_whole
+from utils.tensorboard import write_epochs
+
+matplotlib.use("Agg")
+QUALITY = ("precision", "recall", "f1", "selected")
+COLOURS = {"right": "tab:blue", "wrong": "tab:orange", "not known": "tab:grey"}
+PANELS = 6  # histograms, of epochs evenly spread
+
+
+def read_log(folder):
+    """The epochs of a run, one dict each, and its settings."""
+    folder = Path(folder)
+    for name in ("config.yaml", "log.jsonl"):
+        if not (folder / name).is_file():
+            raise UserError(f"{folder}: no {name} there; expected the folder of a run that trains.")
+    try:
+        log = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+        settings = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    except (ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{folder}: its record cannot be read ({error}).") from None
+    return log, SimpleNamespace(**default_values() | settings)
+
+
+def plot_training(log, path):
+    """Curves over the epochs of a log, and histograms of p_clean where it has them, as a PNG."""
+    epochs, drawn = [line["epoch"] for line in log], [line for line in log if "p_clean" in line]
+    chosen = np.unique(np.linspace(0, len(drawn) - 1, min(PANELS, len(drawn))).round().astype(int)) if drawn else []
+    figure = Figure(figsize=(12, 6.4 if drawn else 3.4), layout="constrained")
+    rows = figure.subfigures(2 if drawn else 1, 1, squeeze=False)[:, 0]
+    curves = {
+        "loss": {key: [line[key] for line in log] for key in log[0] if key.startswith("loss")},
+        "test accuracy, %": {key[4:]: [line[key] for line in log] for key in log[0] if key.startswith("acc_")},
+        "selection, %": {key: [100 * line[key] for line in log] for key in QUALITY if key in log[0]},
+    }
+    curves = {title: lines for title, lines in curves.items() if lines}
+    for axis, (title, lines) in zip(rows[0].subplots(1, len(curves), squeeze=False)[0], curves.items()):
+        for name, values in lines.items():
+            axis.plot(epochs, values, marker=".", label=name)
+        axis.set(title=title, xlabel="epoch")
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.legend(fontsize="small")
+    if drawn:
+        for axis, i in zip(rows[1].subplots(1, len(chosen), sharey=True, squeeze=False)[0], chosen):
+            for name, counts in drawn[i]["p_clean"].items():
+                axis.stairs(
+                    counts, np.linspace(0, 1, len(counts) + 1), fill=True, alpha=0.6, color=COLOURS[name], label=name
+                )
+            axis.axvline(0.5, color="black", linestyle="--", linewidth=1)
+            axis.set(title=f"epoch {drawn[i]['epoch']}", xlabel="p_clean", yscale="symlog", ylim=(0, None))
+        rows[1].axes[0].set_ylabel("labels")
+        rows[1].axes[0].legend(fontsize="small")
+    with write_whole(Path(path)) as file:
+        figure.savefig(file, format="png", dpi=110)
+
+
+@torch.no_grad()
+def nearest_words(contexts, clip, tokenizer, count=3):
+    """[(token, cosine), …], `count` of them, nearest to each context vector of contexts (M, width)."""
+    table = F.normalize(text_tower(clip).token_embedding.weight.detach().float().cpu(), dim=1)
+    similarity, tokens = (F.normalize(contexts.float(), dim=1) @ table.T).topk(count)  # (M, count)
+    return [
+        [(tokenizer.decode([token]).strip(), value) for token, value in zip(of_one, values)]
+        for of_one, values in zip(tokens.tolist(), similarity.tolist())
+    ]
+
+
+def prompt_words(folder, cfg):
+    """Rows (prompt, class, position, rank, word, cosine) of the learned contexts of a DeFT detector; None of other runs.
+
+    The class is empty where all classes share the contexts.
+    """
+    path = Path(folder) / "checkpoint.pt"
+    try:
+        weights = torch.load(path, map_location="cpu", weights_only=True)["model"] if path.is_file() else {}
+    except Exception as error:  # a damaged file fails in many ways
+        raise UserError(f"{path}: not a checkpoint ({error}).") from None
+    if "prompts.pos_ctx" not in weights:
+        return None
+    clip, tokenizer = load_clip(cfg.backbone, cfg.pretrained)
+    rows = []
+    for prompt in ("positive", "negative"):
+        contexts = weights[f"prompts.{prompt[:3]}_ctx"]  # (M, width) or (K, M, width)
+        for k, of_class in enumerate(contexts if contexts.dim() == 3 else contexts[None]):
+            for position, words in enumerate(nearest_words(of_class, clip, tokenizer), 1):
+                name = str(k) if contexts.dim() == 3 else ""
+                rows += [(prompt, name, position, i, word, f"{value:.3f}") for i, (word, value) in enumerate(words, 1)]
+    return rows
+
+
+def words_table(rows):
+    """The nearest words as rows of text: one row for each position, the two prompts side by side."""
+    table = {}
+    for prompt, name, position, _, word, value in rows:
+        table.setdefault((name, position), {}).setdefault(prompt, []).append(f"{word} {value}")
+    heads = ["context vector", "positive", "negative"]
+    body = [
+        [f"{name} {position}".strip(), *(", ".join(of[p]) for p in heads[1:])] for (name, position), of in table.items()
+    ]
+    return [heads, *body]
+
+
+def main(argv=None):
+    """Draw a run's training and write its prompts' nearest words; returns the folder."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", help="folder of a run that trains, finished or not")
+    parser.add_argument("--tensorboard", action="store_true", help="write RUN/tensorboard/ too")
+    args = parse_flags(parser, argv)
+    folder = Path(args.run)
+    log, cfg = read_log(folder)
+    plot_training(log, folder / "training.png")
+    print(f"epochs: {folder / 'training.png'}")
+    rows = prompt_words(folder, cfg)
+    if rows:
+        write_csv(folder / "words.csv", [("prompt", "class", "position", "rank", "word", "cosine"), *rows])
+        if not cfg.csc:
+            print(format_table(words_table(rows), words=3))
+        print(f"words nearest to the learned prompts: {folder / 'words.csv'}")
+    if args.tensorboard:
+        write_epochs(folder / "tensorboard", log)
+        print(f"tensorboard --logdir {folder / 'tensorboard'}")
+    return folder
+
+
+if __name__ == "__main__":
+    run_main(main)
