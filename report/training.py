@@ -65,13 +65,16 @@ def plot_training(log, path):
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.legend(fontsize="small")
     if drawn:
+        most = max(max(counts) for line in drawn for counts in line["p_clean"].values())
         for axis, i in zip(rows[1].subplots(1, len(chosen), sharey=True, squeeze=False)[0], chosen):
             for name, counts in drawn[i]["p_clean"].items():
                 axis.stairs(
                     counts, np.linspace(0, 1, len(counts) + 1), fill=True, alpha=0.6, color=COLOURS[name], label=name
                 )
             axis.axvline(0.5, color="black", linestyle="--", linewidth=1)
-            axis.set(title=f"epoch {drawn[i]['epoch']}", xlabel="p_clean", yscale="symlog", ylim=(0, None))
+            axis.set(
+                title=f"epoch {drawn[i]['epoch']}", xlabel="p_clean", yscale="symlog", ylim=(0, 1.5 * max(most, 1))
+            )
         rows[1].axes[0].set_ylabel("labels")
         rows[1].axes[0].legend(fontsize="small")
     with write_whole(Path(path)) as file:
