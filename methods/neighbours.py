@@ -30,8 +30,9 @@ class Neighbours:
 def find_neighbours(features, labels, k):
     """Neighbours of each image, itself left out. Exact up to EXACT_UP_TO images, in blocks, with less than 2 GB.
 
-    k is cut to the number of other images. Beyond EXACT_UP_TO, faiss finds them (Malkov and Yashunin's HNSW graph);
-    `same` and `other` are then those among the neighbours, or where there are none, the cosine of the last neighbour.
+    k is cut to the number of other images. Beyond EXACT_UP_TO, faiss finds most of them (Malkov and Yashunin's HNSW graph);
+    `same` and `other` are then looked up among the neighbours. Where there is none with the same label, `same` is found
+    exactly within the class; where there is none with another, `other` is the cosine of the last neighbour, a bound.
     """
     k = min(k, len(features) - 1)
     if k < 1:
@@ -73,23 +74,34 @@ def _indexed(features, labels, k, links=32):
     for part in tqdm(np.array_split(features, 100), "index", leave=False, disable=None):
         index.add(np.ascontiguousarray(part))
     cosine, found = index.search(np.ascontiguousarray(features), k + 1)
+    short = np.flatnonzero((found < 0).any(1))  # the graph may have no way to them past many identical images
+    if len(short):
+        cosine[short], found[short] = faiss.knn(features[short], features, k + 1, metric=faiss.METRIC_INNER_PRODUCT)
     itself = found == np.arange(len(features))[:, None]
     itself[:, -1] |= ~itself.any(1)  # identical images may crowd it out: then the last one goes
     cosine, found = (x[~itself].reshape(len(features), k) for x in (cosine, found))
-    lost = found < 0  # parts of the graph may be out of reach, behind many identical images
-    cosine, found = np.where(lost, cosine[:, :1], cosine), np.where(lost, found[:, :1], found)
     agree = labels[found] == labels[:, None]
-    same, other = (np.where(a.any(1), np.where(a, cosine, -2).max(1), cosine[:, -1]) for a in (agree, ~agree))
+    same = np.where(agree, cosine, -2).max(1)
+    for label in np.unique(labels[~agree.any(1)]):
+        own = np.flatnonzero(labels == label)
+        lonely = np.flatnonzero(~agree[own].any(1))  # positions within the class
+        for rows in np.array_split(lonely, 1 + len(lonely) * len(own) // BLOCK):
+            among = features[own[rows]] @ features[own].T
+            among[np.arange(len(rows)), rows] = -1
+            same[own[rows]] = among.max(1)
+    other = np.where(agree.all(1), cosine[:, -1], np.where(~agree, cosine, -2).max(1))
     return Neighbours(cosine, found, same, other)
 
 
 def label_shares(weights, neighbour_labels, num_classes):
     """Share (N, K) of each class among the neighbours, by their weights (N, k); uniform where all weights are 0."""
     N, k = neighbour_labels.shape
-    shares = np.zeros((N, num_classes), dtype=np.float64)
+    shares = np.zeros((N, num_classes), dtype=np.float32)
     np.add.at(shares, (np.arange(N)[:, None], neighbour_labels), np.maximum(weights, 0))
-    total = shares.sum(1, keepdims=True)
-    return np.where(total > 0, shares / np.where(total > 0, total, 1), 1 / num_classes)
+    total = shares.sum(1)
+    shares[total == 0] = 1
+    shares /= np.where(total > 0, total, num_classes)[:, None]
+    return shares
 
 
 def weighted_knn(neighbours, labels, num_classes, trusted=None, temperature=0.07):
@@ -186,7 +198,7 @@ def lemon_score(neighbours, features, labels, text_features, beta=5.0, gamma=5.0
     d(their text, own text) exp(-tau_1 d(images)) exp(-tau_2 d_mm of the neighbour); s_m the mean over the images of the
     nearest texts of d(images) exp(-tau_1 d(texts)) exp(-tau_2 d_mm). Texts of one label are equal, so all other images
     of that label are nearest, and the mean is taken over all of them. The paper fits the four numbers to checked labels;
-    where there are none these are ours.
+    the defaults, with 30 neighbours, are those of its variant without any (released code, notebooks/hparam_drop.ipynb).
     """
     own_text = text_features[labels]
     d_mm = 1 - (features * own_text).sum(1)  # (N,)

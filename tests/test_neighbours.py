@@ -56,11 +56,34 @@ def test_index_beyond_the_exact_size(monkeypatch, capsys):
     assert "HNSW index of faiss" in capsys.readouterr().out
     assert (found.index != np.arange(600)[:, None]).all() and found.index.shape == (600, 10)
     assert np.mean([len(set(a) & set(b)) for a, b in zip(exact.index[50:], found.index[50:])]) > 9
-    for ours, true in ((found.same, exact.same), (found.other, exact.other)):
-        assert (np.isclose(ours, true, atol=1e-5) | (ours == found.cosine[:, -1])).mean() > 0.95
+    assert (np.isclose(found.other, exact.other, atol=1e-5) | (found.other == found.cosine[:, -1])).mean() > 0.95
+    without = (labels[found.index] != labels[:, None]).all(1)  # any neighbour of their label: looked for in the class
+    assert without.sum() > 10 and np.allclose(found.same[without], exact.same[without], atol=1e-5)
+    assert np.isclose(found.same, exact.same, atol=1e-5).mean() > 0.95
+    alone = np.where(np.arange(600) == 599, 4, labels)
+    assert neighbours.find_neighbours(features, alone, 10).same[599] == -1
     monkeypatch.setitem(sys.modules, "faiss", None)
     with pytest.raises(UserError, match="more than 100 images need faiss; pip install faiss-cpu"):
         neighbours.find_neighbours(features, labels, 10)
+
+
+def test_images_that_an_index_does_not_reach(monkeypatch):
+    faiss = pytest.importorskip("faiss")
+    features, labels, _, _ = clusters(n=300)
+    exact = neighbours.find_neighbours(features, labels, 10)
+    monkeypatch.setattr(neighbours, "EXACT_UP_TO", 100)
+    search = faiss.IndexHNSWFlat.search
+
+    def cut_off(index, queries, k):
+        cosine, found = search(index, queries, k)
+        found[3], found[7, 4:], cosine[3], cosine[7, 4:] = -1, -1, -3.4e38, -3.4e38  # as faiss fills them up
+        return cosine, found
+
+    monkeypatch.setattr(faiss.IndexHNSWFlat, "search", cut_off)
+    found = neighbours.find_neighbours(features, labels, 10)
+    for i in (3, 7):
+        assert np.allclose(found.cosine[i], exact.cosine[i], atol=1e-5) and set(found.index[i]) == set(exact.index[i])
+    assert found.index.min() >= 0 and found.cosine.min() > -1.01
 
 
 def test_few_images_and_small_classes():
