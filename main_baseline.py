@@ -5,22 +5,21 @@ python main_baseline.py --cfg config/FFT/cifar100.yaml --noise_mode sym --noise_
 
 from dataclasses import replace
 
-from dataloader.dataset import label_hash
-from dataloader.load import load_data
-from methods.baselines import METHODS
-from methods.fine_tuning import fine_tune
-from methods.masks import mask_name, trusted_samples
-from report.record import finish
-from utils.config import UserError, load_config, pick, refuse_score, settle_epochs
-from utils.distributed import run_main
-from utils.runs import Run, backbone_name, seed_folder
+from utils.config import UserError, load_config, pick, settle_epochs
+from utils.start import run_main
 
 
-def main(argv=None, method=None, **settings):
-    """Train with `method`, or with the one in the flags, and return the summary. `settings` are the script's defaults."""
-    cfg = load_config(argv, __doc__, **settings)
-    refuse_score(cfg)
-    cfg.lnl_methods = method or cfg.lnl_methods
+def main(argv=None, description=__doc__, script="main_baseline", **settings):
+    """Train with the method in the flags and return the summary. `settings` are the script's own defaults."""
+    cfg = load_config(argv, description, script, **settings)
+    from dataloader.dataset import label_hash
+    from dataloader.load import load_data
+    from methods.baselines import METHODS
+    from methods.fine_tuning import fine_tune
+    from methods.masks import mask_name, trusted_samples
+    from report.record import finish
+    from utils.runs import Run, backbone_name, seed_folder
+
     if cfg.adaptation == "none":
         raise UserError("adaptation: none is for phase 2 only; a baseline needs peft or fft.")
     build = pick(METHODS, cfg.lnl_methods, "lnl_methods")

@@ -8,16 +8,8 @@ any detector and any mask.
 
 from types import SimpleNamespace
 
-from dataloader.dataset import label_hash
-from dataloader.load import load_data
-from methods.detectors import run_detector
-from methods.fine_tuning import fine_tune
-from methods.masks import load_mask
-from methods.semi_supervised import MixFix
-from report.record import finish
-from utils.config import default_values, load_config, refuse_score, settle_epochs
-from utils.distributed import run_main
-from utils.runs import Run, backbone_name
+from utils.config import default_values, load_config, settle_epochs
+from utils.start import run_main
 
 # settings of the training, which the selection does not depend on
 TRAINING = """resolution epochs warmup batch_size lr optimizer momentum weight_decay schedule milestones ema finetune networks
@@ -26,8 +18,16 @@ strong_view theta_r theta_r2 mixup_beta lnl_methods mask tag""".split()
 
 def main(argv=None, **settings):
     """Select and train; returns the summary of the training. `settings` are the script's own defaults."""
-    cfg = load_config(argv, __doc__, **{"detector": "clipcleaner", "lnl_methods": "MixFix", **settings})
-    refuse_score(cfg)
+    own = {"detector": "clipcleaner", "lnl_methods": "MixFix"}
+    cfg = load_config(argv, __doc__, "main_clipcleaner", **own | settings)
+    from dataloader.dataset import label_hash
+    from dataloader.load import load_data
+    from methods.fine_tuning import fine_tune
+    from methods.masks import load_mask
+    from methods.semi_supervised import MixFix
+    from report.record import finish
+    from utils.runs import Run, backbone_name
+
     data = load_data(cfg)
     settle_epochs(cfg, len(data.train.labels))
     path = select(cfg, data)
@@ -43,6 +43,10 @@ def main(argv=None, **settings):
 
 def select(cfg, data):
     """Run the detector, if it has not run yet; returns the path of its clean mask."""
+    from methods.detectors import run_detector
+    from report.record import finish
+    from utils.runs import Run
+
     defaults = default_values()
     own = {key: defaults[key] for key in TRAINING} | {"backbone": cfg.clip_backbone, "pretrained": cfg.clip_pretrained}
     cfg = SimpleNamespace(**vars(cfg) | own)

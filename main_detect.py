@@ -9,22 +9,18 @@ import contextlib
 import io
 import tempfile
 
-import numpy as np
-
-from dataloader.load import load_data
-from dataloader.own import in_memory
-from methods.deft import REAL_WORLD, train_detector
-from methods.detectors import DETECTORS, run_detector
-from report.record import finish, say_where
-from utils.config import DEFAULTS, load_config, pick, settle_epochs
-from utils.distributed import run_main
-from utils.runs import Run
+from utils.config import DEFAULTS, REAL_WORLD, load_config, pick, settle_epochs
+from utils.start import run_main
 
 
-def main(argv=None, **settings):
-    """Run the detector that the flags name; returns the summary. `settings` are the script's own defaults."""
-    cfg = load_config(argv, __doc__, **settings)
-    pick(DETECTORS, cfg.detector, "detector")
+def main(argv=None):
+    """Run the detector that the flags name; returns the summary."""
+    cfg = load_config(argv, __doc__, "main_detect")
+    from dataloader.load import load_data
+    from methods.detectors import run_detector
+    from report.record import finish, say_where
+    from utils.runs import Run
+
     data = load_data(cfg)
     if cfg.dataset == "own" and data.noise_name == "none":  # noise that we made is in the training labels alone
         data = data.whole()
@@ -48,20 +44,32 @@ def detect(images, labels, classnames=None, detector="label-match", **settings):
     backbone, device, epochs; with output_dir the run and the features are kept, and images that are no files, as PNG, for
     its report. Raises UserError.
     """
+    import numpy as np
+
+    from dataloader.own import in_memory
+    from methods.deft import train_detector
+    from methods.detectors import DETECTORS, run_detector
+    from report.record import finish
+    from utils.runs import Run
+
     pick({**DETECTORS, "deft": None}, detector, "detector")
     labels = list(labels)
     with tempfile.TemporaryDirectory() as folder:
-        flags = {"output_dir": folder, **settings, "detector": detector}
-        yaml = str(DEFAULTS.parent / "PEFT" / "own.yaml")
-        cfg = load_config(["--cfg", yaml, *(f"--{k}={v}" for k, v in flags.items())], **REAL_WORLD)
+        flags = ["--cfg", str(DEFAULTS.parent / "PEFT" / "own.yaml")]
+        flags += [f"--{key}={value}" for key, value in ({"output_dir": folder} | settings).items()]
+        trains = detector == "deft"
+        cfg = (
+            load_config(flags, script="main_phase1", **REAL_WORLD)
+            if trains
+            else load_config([*flags, f"--detector={detector}"], script="main_detect")
+        )
         data, values, rows = in_memory(images, labels, classnames, cfg, keep="output_dir" in settings)
         with contextlib.redirect_stdout(io.StringIO()):  # which speaks of files; progress goes on
-            settle_epochs(cfg, len(data.train.labels))
+            if trains:
+                settle_epochs(cfg, len(data.train.labels))
             run = Run(cfg, data.place, detector, data.identity)
             if not run.summary:
-                selection, numbers = (
-                    train_detector(cfg, data, run) if detector == "deft" else run_detector(cfg, data, run.device)
-                )
+                selection, numbers = train_detector(cfg, data, run) if trains else run_detector(cfg, data, run.device)
                 finish(run, data, numbers, selection)
         with np.load(run.folder / "clean_mask.npz", allow_pickle=False) as file:
             mask, p_clean, predicted = (file[k] for k in ("mask", "p_clean", "predicted"))

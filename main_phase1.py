@@ -3,20 +3,21 @@
 python main_phase1.py --cfg config/PEFT/cifar100.yaml --noise_mode sym --noise_ratio 0.2
 """
 
-from dataloader.load import load_data
-from methods.deft import score_labels, train_detector
-from report.record import finish, say_where
 from utils.config import load_config, settle_epochs
-from utils.distributed import run_main
-from utils.runs import Run
+from utils.start import run_main
 
 
-def main(argv=None, **settings):
+def main(argv=None, description=__doc__, **settings):
     """Train the detector described by the flags and return its summary. `settings` are the script's own defaults.
 
     With `score`, the finished detector scores other labels, and the summary describes these.
     """
-    cfg = load_config(argv, __doc__, **settings)
+    cfg = load_config(argv, description, "main_phase1", **settings)
+    from dataloader.load import load_data
+    from methods.deft import score_labels, train_detector
+    from report.record import finish, say_where
+    from utils.runs import Run
+
     score, cfg.score = cfg.score, ""
     data = load_data(cfg)
     settle_epochs(cfg, len(data.train.labels))

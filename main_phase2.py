@@ -5,24 +5,24 @@ python main_phase2.py --cfg config/FFT/cifar100.yaml --noise_mode sym --noise_ra
 
 from dataclasses import replace
 
-from dataloader.dataset import label_hash
-from dataloader.load import load_data
-from methods.baselines import METHODS
-from methods.fine_tuning import fine_tune
-from methods.masks import mask_name, trusted_samples
-from methods.pseudo_labels import PseudoLabels, pseudo_labels
-from methods.selection import precision_recall
-from report.record import finish, recorded_accuracies
-from utils.config import UserError, load_config, refuse_score, settle_epochs
-from utils.distributed import run_main
+from utils.config import UserError, load_config, settle_epochs
 from utils.files import slug
-from utils.runs import Run, backbone_name, seed_folder
+from utils.start import run_main
 
 
-def main(argv=None, **settings):
+def main(argv=None, description=__doc__, **settings):
     """Fine-tune on the clean mask given by the flags and return the summary. `settings` are the script's own defaults."""
-    cfg = load_config(argv, __doc__, **settings)
-    refuse_score(cfg)
+    cfg = load_config(argv, description, "main_phase2", **settings)
+    from dataloader.dataset import label_hash
+    from dataloader.load import load_data
+    from methods.baselines import METHODS
+    from methods.fine_tuning import fine_tune
+    from methods.masks import mask_name, trusted_samples
+    from methods.pseudo_labels import PseudoLabels, pseudo_labels
+    from methods.selection import precision_recall
+    from report.record import finish, recorded_accuracies
+    from utils.runs import Run, backbone_name, seed_folder
+
     data = load_data(cfg)
     settle_epochs(cfg, len(data.train.labels))
     path, mask, labels = trusted_samples(cfg, data, seed_folder(cfg, data.place))

@@ -6,12 +6,12 @@ main_baseline.py with the constant learning rate of the official real-world scri
 """
 
 from main_baseline import main as baseline
-from utils.distributed import run_main
+from utils.start import run_main
 
 
 def main(argv=None):
     """Baselines with the real-world settings, which a YAML file or a flag can override."""
-    return baseline(argv, schedule="constant")
+    return baseline(argv, __doc__, schedule="constant")
 
 
 if __name__ == "__main__":

@@ -7,13 +7,13 @@ the warm-up loss is SCE, pseudo-labels are used from epoch 2 on, the learning ra
 """
 
 from main_phase1 import main as phase1
-from methods.deft import REAL_WORLD
-from utils.distributed import run_main
+from utils.config import REAL_WORLD
+from utils.start import run_main
 
 
 def main(argv=None):
     """Phase 1 with the real-world settings, which a YAML file or a flag can override."""
-    return phase1(argv, **REAL_WORLD)
+    return phase1(argv, __doc__, **REAL_WORLD)
 
 
 if __name__ == "__main__":

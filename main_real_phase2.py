@@ -6,12 +6,12 @@ main_phase2.py with the settings of the official real-world script: five epochs,
 """
 
 from main_phase2 import main as phase2
-from utils.distributed import run_main
+from utils.start import run_main
 
 
 def main(argv=None):
     """Phase 2 with the real-world settings, which a YAML file or a flag can override."""
-    return phase2(argv, epochs=5, schedule="constant")
+    return phase2(argv, __doc__, epochs=5, schedule="constant")
 
 
 if __name__ == "__main__":

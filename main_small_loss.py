@@ -4,12 +4,12 @@ python main_small_loss.py --cfg config/PEFT/cifar100.yaml --noise_mode sym --noi
 """
 
 from main_baseline import main as baseline
-from utils.distributed import run_main
+from utils.start import run_main
 
 
 def main(argv=None):
     """main_baseline.py with the method small-loss, regardless of lnl_methods in the YAML file."""
-    return baseline(argv, method="small-loss")
+    return baseline(argv, __doc__, "main_small_loss", lnl_methods="small-loss")
 
 
 if __name__ == "__main__":

@@ -30,8 +30,8 @@ from pathlib import Path
 import yaml
 
 from utils.config import DEFAULTS, UserError, load_config, parse_flags, pick
-from utils.distributed import run_main
 from utils.files import slug
+from utils.start import run_main
 from utils.summaries import read_summary
 
 HERE = Path(__file__).resolve().parent

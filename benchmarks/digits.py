@@ -15,8 +15,8 @@ import main_phase2
 import main_small_loss
 from report.tables import format_table, mean_std, read_summaries
 from utils.config import UserError
-from utils.distributed import run_main
 from utils.memory import keep_freed_memory
+from utils.start import run_main
 
 NOISES = ("sym-0.2", "sym-0.4", "sym-0.6", "asym-0.4", "idn-0.4")
 PEFT, FFT = (["--cfg", f"config/{kind}/digits.yaml"] for kind in ("PEFT", "FFT"))

@@ -133,7 +133,7 @@ def load_data(cfg):
     dataset.train = replace(dataset.train, labels=noisy, true_labels=truth)
     for part, split in enumerate([dataset.train, *dataset.given_tests.values()]):
         split.noise = image_noise_of(cfg, part)
-    dataset = _scored(cfg, dataset) if cfg.score else dataset
+    dataset = _scored(cfg, dataset) if getattr(cfg, "score", "") else dataset
     _list_images(cfg, dataset)
     return dataset
 

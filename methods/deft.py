@@ -25,14 +25,6 @@ from utils.distributed import gather, in_order, parallel, total
 # per sample, recorded during the training pass; margin: the positive logit of the label minus the best other one
 RECORDS = ("mask", "p_clean", "predicted", "confidence", "margin")
 WARMUP_LOSS = {"ce": cross_entropy, "sce": symmetric_cross_entropy}
-# settings of the official script for real-world noise that differ from those for synthetic noise
-REAL_WORLD = {
-    "require_agreement": True,
-    "warmup": 5,
-    "warmup_loss": "sce",
-    "pseudo_from": 2,
-    "schedule": "constant",
-}
 
 
 @dataclass(frozen=True)

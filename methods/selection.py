@@ -1,13 +1,11 @@
 """Scores -> clean masks, and how good a mask is."""
 
 import numpy as np
-import torch
-from sklearn.metrics import average_precision_score, roc_auc_score
 
 
 def clean_probability(logits_pos, logits_neg):
     """p_yes (B, K): softmax over the pair (stop_grad(logits_pos), logits_neg), first entry (DeFT, section 3)."""
-    return torch.sigmoid(logits_pos.detach() - logits_neg)
+    return (logits_pos.detach() - logits_neg).sigmoid()
 
 
 def select_clean(p_yes, labels, require_agreement=False):
@@ -27,7 +25,7 @@ def select_clean(p_yes, labels, require_agreement=False):
 def margins(logits, labels):
     """Logit of the label minus the best other one, (B,), of logits (B, K) and labels (B,)."""
     own = labels[:, None]
-    return logits.gather(1, own)[:, 0] - logits.scatter(1, own, -torch.inf).amax(1)
+    return logits.gather(1, own)[:, 0] - logits.scatter(1, own, -float("inf")).amax(1)
 
 
 def precision_recall(mask, is_clean):
@@ -59,6 +57,8 @@ def detection_quality(mask, p_clean, is_clean):
     precision, recall, f1 are of the clean class, those that end in _mislabelled of the other; auroc and
     auprc_mislabelled are of p_clean as a score, None where there is only one class.
     """
+    from sklearn.metrics import average_precision_score, roc_auc_score
+
     wrong = precision_recall(~mask, ~is_clean)
     quality = precision_recall(mask, is_clean) | {f"{k}_mislabelled": v for k, v in wrong.items()}
     both = 0 < is_clean.sum() < len(is_clean)

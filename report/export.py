@@ -17,8 +17,8 @@ from tqdm import tqdm
 from dataloader.dataset import label_hash
 from report.suspects import add_run_flags, fixed_labels, read_run
 from utils.config import UserError, parse_flags
-from utils.distributed import run_main
 from utils.files import as_text, write_text, write_whole
+from utils.start import run_main
 
 UNFINISHED = ".unfinished-export.json"  # in DIR until the last file is written: what the export was to be
 

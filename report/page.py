@@ -31,8 +31,8 @@ from report.suspects import (
     write_suspects,
 )
 from utils.config import parse_flags
-from utils.distributed import run_main
 from utils.files import write_text
+from utils.start import run_main
 
 GALLERY = 5000  # images in the page; the server of report/review.py has no limit
 PIECE = 100  # thumbnails that the page unpacks at a time

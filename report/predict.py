@@ -12,21 +12,17 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
-import torch
-
-from dataloader.files import image_files, passed_over
-from dataloader.transforms import centre_crop, decode, normalise
-from model.saved import load_classifier
 from utils.config import UserError, parse_flags
-from utils.device import pick_device
-from utils.distributed import run_main
 from utils.files import as_text, write_csv
+from utils.start import run_main
 
 BATCH = 64
 
 
 def find_images(names):
     """The files among `names`, and all image files below the folders among them, sorted; UserError for what is neither."""
+    from dataloader.files import image_files, passed_over
+
     paths = []
     for path in map(Path, names):
         found, others = ([str(path)], {}) if path.is_file() else image_files(path)
@@ -40,6 +36,8 @@ def find_images(names):
 
 def _pixels(path, info):
     """uint8 (3, pixels, pixels) as the run saw its test images, or why the file cannot be read."""
+    from dataloader.transforms import centre_crop, decode
+
     try:
         image = decode(path, info["resize"], info["pixels"] if info["short_side"] else None)
     except UserError as error:
@@ -47,9 +45,12 @@ def _pixels(path, info):
     return centre_crop(image[None], info["pixels"])[0]
 
 
-@torch.no_grad()
 def predict(model, info, paths, device):
     """Yield (path, logits (K,) on the CPU) of each image; for a file that cannot be read, (path, its UserError)."""
+    import torch
+
+    from dataloader.transforms import normalise
+
     model.to(device)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         for start in range(0, len(paths), BATCH):
@@ -58,7 +59,9 @@ def predict(model, info, paths, device):
             good = [image for image in images if isinstance(image, torch.Tensor)]
             logits = iter(())
             if good:
-                logits = iter(model(normalise(torch.stack(good).to(device), info["mean"], info["std"])).float().cpu())
+                batch = normalise(torch.stack(good).to(device), info["mean"], info["std"])
+                with torch.no_grad():
+                    logits = iter(model(batch).float().cpu())
             yield from (
                 (path, next(logits) if isinstance(image, torch.Tensor) else image) for path, image in zip(part, images)
             )
@@ -76,6 +79,9 @@ def main(argv=None):
         "--csv", metavar="FILE", help="write a CSV file instead, with the columns path, label, probability"
     )
     flags = parse_flags(parser, argv)
+    from model.saved import load_classifier
+    from utils.device import pick_device
+
     paths = find_images(flags.images)
     model, info = load_classifier(flags.run)
     odd = next((name for name in [*paths, *info["classes"]] if re.search(r"[\t\r\n]", name)), None)

@@ -18,7 +18,7 @@ from report.page import all_sections, page_html
 from report.pictures import THUMBNAIL, thumbnail
 from report.suspects import add_run_flags, follow, read_run
 from utils.config import UserError, parse_flags
-from utils.distributed import run_main
+from utils.start import run_main
 
 LARGE = 1200  # pixels of the longer side of the large picture
 

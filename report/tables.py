@@ -6,12 +6,12 @@ Precision, recall and F1 are of the clean class: of the labels kept, against the
 AUPRC of p_clean as a score of the mislabelled class. summary.json has precision, recall and F1 of that class as well.
 """
 
+import argparse
 import math
-import sys
 from pathlib import Path
 
-from utils.config import UserError
-from utils.distributed import run_main
+from utils.config import UserError, parse_flags
+from utils.start import run_main
 from utils.summaries import read_summary
 
 COLUMNS = {  # heading: (key of the summary, factor, digits)
@@ -85,10 +85,11 @@ def format_table(rows, words=3):
 
 def main(argv=None):
     """Print the table of the runs below the folders given."""
-    folders = argv if argv is not None else sys.argv[1:]
-    if not folders or "-h" in folders or "--help" in folders:
-        raise UserError("expected folders with runs, e.g. `python -m report.tables runs`.")
-    print(format_table(make_table(read_summaries(folders))))
+    parser = argparse.ArgumentParser(
+        prog="python -m report.tables", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("runs", nargs="+", metavar="RUNS", help="folder; every summary.json below it is read")
+    print(format_table(make_table(read_summaries(parse_flags(parser, argv).runs))))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import main_phase2  # noqa: E402
 from model.clip import load_clip  # noqa: E402
 from report import page  # noqa: E402
 from tests import recipe  # noqa: E402
-from tests.helpers import NASTY, phase1, phase2, write_clip, write_folder  # noqa: E402
+from tests.helpers import NASTY, detection, phase1, phase2, write_clip, write_folder  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -35,7 +35,7 @@ def cell(tmp_path_factory):
     """One finished cell: label-match, phase 1, phase 2, CE."""
     out = tmp_path_factory.mktemp("runs")
     return out, {
-        "label-match": main_detect.main(phase1(out)),
+        "label-match": main_detect.main(detection(out)),
         "deft": main_phase1.main(phase1(out)),
         "phase2-deft-tiny-clip-digits": main_phase2.main(phase2(out)),
         "ce-tiny-clip-digits": main_baseline.main(phase2(out)),

@@ -113,6 +113,12 @@ def phase1(out, *flags):
     return ["--cfg", "config/PEFT/digits.yaml", *CELL, *FAST, "--output_dir", str(out), *flags]
 
 
+def detection(out, *flags):
+    """The flags of phase1() that main_detect.py reads as well."""
+    i = (given := phase1(out, *flags)).index("--epochs")
+    return given[:i] + given[i + 2 :]
+
+
 def phase2(out, *flags):
     return ["--cfg", "config/FFT/digits.yaml", *CELL, *FAST, "--output_dir", str(out), *flags]
 

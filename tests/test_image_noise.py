@@ -12,7 +12,7 @@ from dataloader.image_noise import ImageNoise, blur, jpeg, sample_normal
 from dataloader.load import load_data
 from dataloader.loaders import EpochRandomness, Loader
 from dataloader.transforms import Pixels
-from tests.helpers import phase1
+from tests.helpers import detection, phase1
 from utils.config import UserError, load_config
 
 PLAIN = Pixels(32, (0.0,) * 3, (1.0,) * 3)
@@ -117,7 +117,7 @@ def test_features_of_noisy_images_are_their_own(tmp_path):
     import main_detect
 
     summaries = [
-        main_detect.main(phase1(tmp_path, *flags))
+        main_detect.main(detection(tmp_path, *flags))
         for flags in ([], ["--image_noise", "gaussian", "--image_noise_level", "0.5"])
     ]
     assert (

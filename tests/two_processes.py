@@ -8,8 +8,9 @@ import main_phase1
 import main_phase2
 import main_small_loss
 from tests.helpers import phase1, phase2
-from utils.distributed import run_main, wait_for_all, world_size
+from utils.distributed import wait_for_all, world_size
 from utils.runs import Run
+from utils.start import run_main
 
 
 def train(out):

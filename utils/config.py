@@ -4,6 +4,8 @@ import argparse
 import difflib
 import math
 import re
+import sys
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,6 +27,14 @@ ADAPTATIONS = {
     "none": {},
     "peft": {"finetune": False, "vpt_deep": True, "lr": 0.03},
     "fft": {"finetune": True, "vpt_deep": False, "lr": 5e-4},
+}
+# settings of the official scripts for real-world noise, where they differ from those for synthetic noise
+REAL_WORLD = {
+    "require_agreement": True,
+    "warmup": 5,
+    "warmup_loss": "sce",
+    "pseudo_from": 2,
+    "schedule": "constant",
 }
 DEFAULTS = Path(__file__).resolve().parents[1] / "config" / "default.yaml"
 
@@ -59,16 +69,38 @@ def default_values():
     return yaml.safe_load(DEFAULTS.read_text(encoding="utf-8"))
 
 
-def _comments():
-    """{key: comment} of config/default.yaml."""
-    return {m[1]: m[2] for m in re.finditer(r"^(\w+):.*?\s#\s(.*)$", DEFAULTS.read_text(encoding="utf-8"), re.M)}
+@dataclass(frozen=True)
+class Key:
+    """What config/default.yaml says of a key: its group, the scripts that read it, its default and comment."""
+
+    group: str
+    scripts: tuple  # empty: all
+    default: object
+    comment: str
+
+    def read_by(self, script):
+        """Whether the script reads the key; script None reads all."""
+        return script is None or not self.scripts or script in self.scripts
 
 
-def _coerce(key, value, default, comment, where):
-    """`value` as the type of `default`, within the limits that the comment sets."""
+def known_keys():
+    """{key: Key} of config/default.yaml, in its order."""
+    text, keys, group, scripts = DEFAULTS.read_text(encoding="utf-8"), {}, "", ()
+    defaults = yaml.safe_load(text)
+    for line in text.splitlines():
+        if heading := re.match(r"# --- ([^(]*?)(?: \((.*)\))?$", line):
+            group, scripts = heading[1], tuple(heading[2].split(", ")) if heading[2] else ()
+        elif setting := re.match(r"(\w+):.*?\s# (.*)$", line):
+            keys[setting[1]] = Key(group, scripts, defaults[setting[1]], setting[2])
+    return keys
 
-    def fail(expected):
-        raise UserError(f"{where}: {key} must be {expected}, not {value!r}.")
+
+def _coerce(name, key, value, where):
+    """`value` of a Key as the type of its default, within the limits that its comment sets."""
+    default, comment = key.default, key.comment
+
+    def fail(expected, hint=""):
+        raise UserError(f"{where}: {name} must be {expected}, not {value!r}.{hint}")
 
     if isinstance(default, bool):
         words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
@@ -77,6 +109,8 @@ def _coerce(key, value, default, comment, where):
         value = [str(v) for v in value] if isinstance(value, list) else fail("a list")
     elif isinstance(default, str):
         value = "" if value is None else fail("text") if isinstance(value, (list, dict)) else str(value)
+        if "\0" in value:
+            fail("text without NUL bytes")
     else:
         kind, expected = (int, "a whole number") if isinstance(default, int) else (float, "a number")
         try:
@@ -91,8 +125,8 @@ def _coerce(key, value, default, comment, where):
     choices = re.match(r"\{([^}]*)\}", comment)
     span = re.match(r"\[([\d.]+), ([\d.]+)\]", comment)
     bound = re.match(r"(>=?) (-?[\d.]+)", comment)
-    if choices and not isinstance(default, bool) and value not in choices[1].split("|"):
-        fail("one of " + choices[1].replace("|", ", ") + nearest(value, choices[1].split("|")))
+    if choices and not isinstance(default, bool) and value not in (names := choices[1].split("|")):
+        fail(f"one of {', '.join(filter(None, names))}", nearest(value, names))
     if span and not float(span[1]) <= value <= float(span[2]):
         fail(f"between {span[1]} and {span[2]}")
     if bound and not (value > float(bound[2]) or (value == float(bound[2]) and bound[1] == ">=")):
@@ -100,23 +134,39 @@ def _coerce(key, value, default, comment, where):
     return value
 
 
+class _Loader(yaml.SafeLoader):
+    """yaml.SafeLoader, but a key that stands there twice is an error: it would win or lose in silence."""
+
+    def construct_mapping(self, node, deep=False):
+        lines = {}
+        for key, _ in node.value:
+            name, line = str(key.value).lower(), key.start_mark.line + 1
+            if name in lines:
+                raise UserError(f"{key.start_mark.name}: {key.value} stands in line {lines[name]} and in line {line}.")
+            lines[name] = line
+        return super().construct_mapping(node, deep)
+
+
 def _read_yaml(path):
+    """{key: value} of a YAML file, keys as they are written there."""
     path = Path(path)
     if not path.is_file():
         there = [str(p) for p in path.parent.glob("*.yaml")]
         raise UserError(f"--cfg: there is no file {path}.{nearest(path, there)}")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        with path.open(encoding="utf-8") as file:
+            content = yaml.load(file, _Loader) or {}  # noqa: S506  _Loader is a SafeLoader
+    except (yaml.YAMLError, OSError, ValueError) as error:
         raise UserError(f"{path}: not a YAML file ({error})") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected lines of the form `key: value`.")
     return content
 
 
-def _implied(backbone, adaptation):
-    """The settings that go with a backbone and with an adaptation."""
-    return BACKBONES.get(backbone, ("", {}))[1] | ADAPTATIONS.get(adaptation, {})
+def _implied(given, known):
+    """The settings, of `known` keys, that go with the backbone and the adaptation that are given, if any."""
+    implied = BACKBONES.get(given.get("backbone"), ("", {}))[1] | ADAPTATIONS.get(given.get("adaptation"), {})
+    return {name: value for name, value in implied.items() if name in known}
 
 
 def parse_flags(parser, argv=None):
@@ -132,50 +182,84 @@ def parse_flags(parser, argv=None):
     return flags
 
 
-def load_config(argv=None, description="", **settings):
-    """The resolved configuration as a namespace with one attribute per key of default.yaml.
+def _parser(keys, script, description, defaults):
+    """argparse's parser of --cfg and of the keys that a script reads, in the groups of config/default.yaml."""
+    parser = argparse.ArgumentParser(
+        usage="python SCRIPT --cfg YAML [--KEY VALUE …]",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--cfg", default="", metavar="YAML", help="file of keys that differ from config/default.yaml")
+    groups = {}
+    for name, key in keys.items():
+        if not key.read_by(script):
+            continue
+        if key.group not in groups:
+            groups[key.group] = parser.add_argument_group(key.group)
+        default, switch = defaults[name], isinstance(defaults[name], bool)
+        choices = re.match(r"\{([^}]*?)\|?\} ?", key.comment)
+        text = key.comment[choices.end() :] if choices else key.comment
+        text = text if switch or not choices else f"{choices[1].replace('|', ', ')}; {text}".rstrip("; ")
+        text += f" (default: {str(default).lower() if switch else default})" if default not in ("", []) else ""
+        groups[key.group].add_argument(
+            f"--{name}",
+            help=text.replace("%", "%%"),
+            metavar="true|false" if switch else "X",
+            **({"nargs": "?", "const": "true"} if switch else {}),
+        )
 
-    `argv` None means sys.argv; `settings` are the script's own defaults, between default.yaml and the YAML.
+    def fail(message):
+        raise UserError(message)
+
+    parser.error = fail
+    return parser
+
+
+def _refuse(word, keys, script):
+    """UserError for a flag that is none of this script's."""
+    word = word.split("=")[0]
+    key = keys.get(word.removeprefix("--")) if word.startswith("--") else None
+    if key:
+        others = " and ".join(f"{name}.py" for name in key.scripts if name != "none")
+        raise UserError(f"{word}: {script}.py does not read this{', but ' + others if others else ''}.")
+    hint = nearest(word, ["--cfg", *(f"--{name}" for name in keys)]) if word.startswith("--") else ""
+    raise UserError(f"{word}: no such flag.{hint}")
+
+
+def load_config(argv=None, description="", script=None, **settings):
+    """The resolved configuration as a namespace with one attribute for each key of default.yaml that `script` reads.
+
+    `argv` None means sys.argv; `script` None reads all keys; `settings` are the script's own defaults, between
+    default.yaml and the YAML, and stay as they are where it reads no such key. A key that the script does not read is
+    refused as a flag; in a YAML, which several scripts may share, it is checked and left out.
     Raises UserError for an unknown key, a wrong type, a value out of range or a missing file.
     """
-    defaults, comments = default_values(), _comments()
-    parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
-    parser.add_argument("--cfg", default="", help="YAML file with the keys that differ from config/default.yaml")
-    for key, value in defaults.items():
-        parser.add_argument(
-            f"--{key}",
-            help=f"{comments[key]} (default: {value})".replace("%", "%%"),
-            metavar="X",
-            **({"nargs": "?", "const": "true"} if isinstance(value, bool) else {}),
-        )
+    keys = known_keys()
+    resolved = {name: settings.get(name, key.default) for name, key in keys.items() if key.read_by(script)}
+    parser = _parser(keys, script, description, resolved)
+    if argv is None:
+        parser.usage = parser.usage.replace("SCRIPT", Path(sys.argv[0]).name)
     flags, unknown = parser.parse_known_args(argv)
-    for word in unknown:
-        hint = nearest(word, [f"--{k}" for k in ["cfg", *defaults]]) if word.startswith("--") else ""
-        raise UserError(f"{word}: no such flag.{hint}")
+    if unknown:
+        _refuse(unknown[0], keys, script)
 
-    resolved = {**defaults, **settings}
     if flags.cfg:
-        content = _read_yaml(flags.cfg)
-        plain = {str(key).lower(): value for key, value in content.items()}
-        resolved |= _implied(plain.get("backbone"), plain.get("adaptation"))
-        for key, value in content.items():
-            name = str(key).lower()
-            if name not in defaults:
-                raise UserError(f"{flags.cfg}: there is no key '{key}'.{nearest(key, defaults)}")
-            resolved[name] = _coerce(key, value, defaults[name], comments[name], flags.cfg)
-    resolved |= _implied(flags.backbone, flags.adaptation)
-    for key, default in defaults.items():
-        text = getattr(flags, key)
+        content = {}
+        for written, value in _read_yaml(flags.cfg).items():
+            name = str(written).lower()
+            if name not in keys:
+                raise UserError(f"{flags.cfg}: there is no key '{written}'.{nearest(written, keys)}")
+            content[name] = _coerce(name, keys[name], value, flags.cfg)
+        content = {name: value for name, value in content.items() if name in resolved}
+        resolved |= _implied(content, resolved) | content
+    given = {}
+    for name in resolved:
+        text = getattr(flags, name)
         if text is not None:
-            value = text.split(",") if isinstance(default, list) else text
-            resolved[key] = _coerce(key, value, default, comments[key], "--" + key)
-    return SimpleNamespace(**resolved)
-
-
-def refuse_score(cfg):
-    """UserError where a script that is no detector is asked to score labels."""
-    if cfg.score:
-        raise UserError("score: only a detector scores labels (main_phase1.py, main_detect.py).")
+            value = text.split(",") if isinstance(keys[name].default, list) else text
+            given[name] = _coerce(name, keys[name], value, f"--{name}")
+    return SimpleNamespace(**settings | resolved | _implied(given, resolved) | given)
 
 
 def settle_epochs(cfg, num_samples):
@@ -184,10 +268,12 @@ def settle_epochs(cfg, num_samples):
     Few images make few steps an epoch, and the prompts need steps: 1500, within 10 to 100 epochs; the warm-up a tenth of
     them, but 100 steps, before which the selection may start on nothing learnt, and half of the epochs at most.
     """
-    if cfg.epochs and cfg.warmup >= 0:
+    warmup = getattr(cfg, "warmup", 0)  # phase 2 has none
+    if cfg.epochs and warmup >= 0:
         return
     steps = math.ceil(num_samples / cfg.batch_size)
     cfg.epochs = cfg.epochs or min(max(math.ceil(1500 / steps), 10), 100)
-    if cfg.warmup < 0:
+    if warmup < 0:
         cfg.warmup = min(max(round(cfg.epochs / 10), math.ceil(100 / steps)), max(cfg.epochs // 2, 1))
-    print(f"{num_samples} images, {steps} steps of {cfg.batch_size} an epoch: epochs {cfg.epochs}, warmup {cfg.warmup}")
+    settled = f"epochs {cfg.epochs}" + (f", warmup {cfg.warmup}" if hasattr(cfg, "warmup") else "")
+    print(f"{num_samples} images, {steps} steps of {cfg.batch_size} an epoch: {settled}")

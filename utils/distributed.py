@@ -14,23 +14,6 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from utils.config import UserError
-from utils.memory import keep_freed_memory
-
-
-def run_main(main):
-    """Run a script's main(); a UserError becomes one line on stderr and exit code 2."""
-    if not torch.cuda.is_available():  # on CUDA, host memory is not reallocated in every step
-        keep_freed_memory()
-    try:
-        with processes():
-            sys.stdout.reconfigure(errors="backslashreplace")  # paths that are no UTF-8: see utils.files.as_text
-            main()
-    except UserError as error:
-        print("error: " + " ".join(str(error).split()), file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on after the last finished epoch", file=sys.stderr)
-        sys.exit(130)
 
 
 def world_size():

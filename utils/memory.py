@@ -4,8 +4,6 @@ import ctypes
 import resource
 import sys
 
-import torch
-
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # mallopt(3)
 _libc = ctypes.CDLL(None)
 glibc = _libc if hasattr(_libc, "gnu_get_libc_version") else None
@@ -34,6 +32,8 @@ def give_back_freed_memory():
 
 def peak_gb(device="cpu"):
     """Peak memory so far in GB, of the GPU or of this process."""
-    if torch.device(device).type == "cuda":
+    if str(device).startswith("cuda"):
+        import torch
+
         return torch.cuda.max_memory_allocated(device) / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)

@@ -88,8 +88,9 @@ class Run:
         self.cfg, self.device = cfg, pick_device(cfg)
         self.seed_folder = seed_folder(cfg, place)
         self.folder = self.seed_folder / (f"{name}-{slug(cfg.tag)}" if cfg.tag else name)
-        if cfg.score:  # a detector on other labels than those it was made from
-            self.folder /= f"score-{slug(Path(cfg.score).name)}"
+        self.score = getattr(cfg, "score", "")  # only detectors have it
+        if self.score:  # a detector on other labels than those it was made from
+            self.folder /= f"score-{slug(Path(self.score).name)}"
         there = next(p for p in self.folder.absolute().parents if p.exists())
         if not (there.is_dir() and os.access(there, os.W_OK)):
             raise UserError(f"output_dir: {there} cannot be written to.")
@@ -109,7 +110,7 @@ class Run:
             if before.get(what) == value:
                 continue
             changes = listed_changes(Path(self.cfg.output_dir), before.get(what), value) if what == "images" else ""
-            if self.cfg.score:
+            if self.score:
                 raise UserError(
                     f"score: {self.folder} holds the scores of other {what}{changes}; delete it to score these."
                 )
@@ -122,11 +123,11 @@ class Run:
     def _check_same_settings(self):
         path = self.folder / "config.yaml"
         before, now = {**default_values(), **yaml.safe_load(path.read_text(encoding="utf-8"))}, vars(self.cfg)
-        changed = [k for k in sorted(before.keys() | now.keys()) if k not in FREE_KEYS and before.get(k) != now.get(k)]
+        changed = [k for k in sorted(now) if k not in FREE_KEYS and before.get(k) != now[k]]
         if changed:
             key = changed[0]
             raise UserError(
-                f"{key}: the run {self.folder} was made with {before.get(key)!r}, not {now.get(key)!r}"
+                f"{key}: the run {self.folder} was made with {before.get(key)!r}, not {now[key]!r}"
                 f"{' (also ' + ', '.join(changed[1:]) + ')' if changed[1:] else ''}. --tag NAME makes "
                 "another run beside it; deleting the folder makes it anew."
             )
