@@ -22,8 +22,8 @@ from model.clip import load_clip
 from model.prompts import text_tower
 from report.tables import format_table
 from utils.config import UserError, default_values, parse_flags
-from utils.start import run_main
 from utils.files import write_csv, write_whole
+from utils.start import run_main
 from utils.tensorboard import write_epochs
 
 matplotlib.use("Agg")
