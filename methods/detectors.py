@@ -304,7 +304,7 @@ def run_detector(cfg, data, device):
         raise UserError(
             f"detector: {cfg.detector} needs texts, which {cfg.backbone} has not; {', '.join(others)} need none."
         )
-    accuracy = {}
+    accuracy = {"features": inputs.kept_as}
     for name, logits in tests.items():
         batches = [(torch.from_numpy(logits), torch.from_numpy(data.tests[name].labels), None)]
         result = evaluate(lambda x: x, batches, data.num_classes)

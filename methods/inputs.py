@@ -11,7 +11,7 @@ from scipy.special import softmax
 from methods import clipcleaner, dynamics, neighbours
 from model.clip import cosine_logits
 from model.encoder import load_encoder
-from model.features import image_features
+from model.features import features_name, image_features
 from model.prompts import spoken, text_features, zero_shot_features
 from utils.config import DEFAULTS, UserError, nearest
 
@@ -34,6 +34,7 @@ class Inputs:
     logits: np.ndarray | None = None
     descriptions: tuple[np.ndarray, np.ndarray] | None = None
     seed: int = 0
+    kept_as: str = ""  # name of the features in the cache, see model.features.features_name
 
     def __post_init__(self):
         N, D = self.features.shape
@@ -115,9 +116,10 @@ def read_descriptions(path, classnames):
 def load_inputs(cfg, data, device):
     """Inputs of the training images of a Dataset, and {name: zero-shot logits (N, K)} of its test sets, if there are texts."""
     encoder = load_encoder(cfg, device)
-    features = image_features(encoder, data.train, data.view, cfg, device)
+    name = features_name(encoder, data.train, data.view, cfg, device)
+    features = image_features(encoder, data.train, data.view, cfg, device, name)
     if encoder.clip is None:
-        return Inputs(features.numpy(), data.train.labels, data.num_classes, cfg, seed=cfg.seed), {}
+        return Inputs(features.numpy(), data.train.labels, data.num_classes, cfg, seed=cfg.seed, kept_as=name), {}
     text = zero_shot_features(encoder.clip, encoder.tokenizer, data.classnames, cfg.templates)
 
     def logits(features):
@@ -132,13 +134,14 @@ def load_inputs(cfg, data, device):
         logits(features),
         _descriptions(encoder, cfg, data.classnames),
         cfg.seed,
+        name,
     )
     tests = {}
-    for name, split in data.tests.items():
+    for test, split in data.tests.items():
         if data.all_judged and len(split.labels) == len(data.held_out):
-            tests[name] = logits(features[data.held_out])
+            tests[test] = logits(features[data.held_out])
         else:
-            tests[name] = logits(image_features(encoder, split, data.view, cfg, device))
+            tests[test] = logits(image_features(encoder, split, data.view, cfg, device))
     return inputs, tests
 
 

@@ -18,14 +18,8 @@ from utils.files import write_whole
 PIECE = 10_000  # images of one file: what a stop may lose
 
 
-@torch.no_grad()
-def image_features(encoder, split, view, cfg, device):
-    """Unit-length features (N, D) float32, on the CPU, of the un-augmented images of a split, in order; of any Encoder.
-
-    Kept in <output_dir>/cache/, PIECE images a file, named after all they depend on: the images, the encoder and its
-    weights, the view and the precision. Files that are missing, damaged or of another shape are made anew, alone. UserError
-    for features that are not finite.
-    """
+def features_name(encoder, split, view, cfg, device):
+    """What the features of a split are kept as: the images, the encoder and its weights, the view and the precision."""
     what = (
         images_identity(split.images),
         *([split.noise] if split.noise else []),  # files made before images had noise keep their names
@@ -36,12 +30,33 @@ def image_features(encoder, split, view, cfg, device):
         precision(device, cfg.prec),
         device.type,
     )
-    name = f"features-{hashlib.sha256(repr(what).encode()).hexdigest()[:16]}"
+    return f"features-{hashlib.sha256(repr(what).encode()).hexdigest()[:16]}"
+
+
+def _files(folder, name, num_images):
+    """{file: range of the images whose features it keeps}, PIECE images a file."""
+    starts = range(0, num_images, PIECE)
+    names = [f"{name}.npz" if len(starts) == 1 else f"{name}-{start}.npz" for start in starts]
+    return {folder / file: range(start, min(start + PIECE, num_images)) for file, start in zip(names, starts)}
+
+
+def read_features(folder, name, num_images):
+    """Features (num_images, D) float32, numpy, that are kept in a folder under a name; None unless all are there."""
+    pieces = [_kept(path, len(rows)) for path, rows in _files(folder, name, num_images).items()]
+    return None if any(piece is None for piece in pieces) else torch.cat(pieces).numpy()
+
+
+@torch.no_grad()
+def image_features(encoder, split, view, cfg, device, name=None):
+    """Unit-length features (N, D) float32, on the CPU, of the un-augmented images of a split, in order; of any Encoder.
+
+    Kept in <output_dir>/cache/, PIECE images a file, named after all they depend on (name: see features_name). Files that are missing, damaged or of another shape are made anew, alone. UserError
+    for features that are not finite.
+    """
+    name = name or features_name(encoder, split, view, cfg, device)
     folder, loader, pieces = Path(cfg.output_dir) / "cache", None, []
-    starts = range(0, len(split.labels), PIECE)
-    for start in tqdm(starts, "image features", leave=False, disable=None if len(starts) > 1 else True):
-        rows = range(start, min(start + PIECE, len(split.labels)))
-        path = folder / (f"{name}.npz" if len(starts) == 1 else f"{name}-{start}.npz")
+    files = _files(folder, name, len(split.labels))
+    for path, rows in tqdm(files.items(), "image features", leave=False, disable=None if len(files) > 1 else True):
         features = _kept(path, len(rows))
         if not all(gather_parts(features is not None)):  # all processes compute them, each its share
             loader = loader or make_loader(split, view, cfg, encoder.pixels, device, augmented=False)

@@ -21,6 +21,7 @@ from dataloader.dataset import label_hash
 from methods.decisions import RIGHT, UNDECIDED, Images
 from report.pictures import draw_suspects, thumbnails
 from report.sections import against_truth, by_class, confusions, overview, settings, training
+from report.similar import find_features, nearest_of_classes, similar_sections
 from report.suspects import (
     add_run_flags,
     ranking,
@@ -35,6 +36,7 @@ from utils.files import write_text
 from utils.start import run_main
 
 GALLERY = 5000  # images in the page; the server of report/review.py has no limit
+WITH_NEAREST = 200  # of them with the nearest images of their classes
 PIECE = 100  # thumbnails that the page unpacks at a time
 HERE = Path(__file__).parent
 KEPT = {
@@ -57,7 +59,22 @@ def run_name(folder, summary):
     return f"{summary['dataset']}-{summary['noise']}-seed{summary['seed']}-{Path(folder).resolve().name}"
 
 
-def _rows(folder, summary, data, arrays, order, server):
+def _near(data, arrays, order, features):
+    """For the worst of the samples `order`: places of the nearest images of their classes among thumbnails, and these."""
+    if features is None:
+        return {}, []
+    images, pool = Images(data), {}
+    near = {
+        images.row(i).image: {
+            side: [pool.setdefault(k, len(pool)) for k in found]
+            for side, found in nearest_of_classes(features, arrays, i).items()
+        }
+        for i in order[:WITH_NEAREST]
+    }
+    return near, thumbnails(data.train.images, list(pool), 96)
+
+
+def _rows(folder, summary, data, arrays, order, near, server):
     """What the page's script reads, as JSON: the rows of suspects.csv, what was decided, and where images are."""
     header, *rows = score_rows(data, arrays, order)
     name, images, names = run_name(folder, summary), Images(data), [*data.label_names, ""]
@@ -78,6 +95,7 @@ def _rows(folder, summary, data, arrays, order, server):
         "header": header,
         "rows": rows,
         "decisions": decisions,
+        "near": near,
         "server": server,
         "piece": PIECE,
         "root": Path(os.path.relpath(data.root, folder)).as_posix() if data.root else "",
@@ -85,35 +103,37 @@ def _rows(folder, summary, data, arrays, order, server):
     return json.dumps(content, ensure_ascii=False).replace("<", "\\u003c")
 
 
-def _pieces(data, order):
+def _pieces(data, order, nearest):
     """Thumbnails as text inside the page, in scripts that nothing runs: they are unpacked when they come into sight."""
     uris = thumbnails(data.train.images, order)
+    pieces = {f"images-{k // PIECE}": uris[k : k + PIECE] for k in range(0, len(uris), PIECE)}
+    pieces |= {"nearest": nearest} if nearest else {}
     return "\n".join(
-        f'<script type="text/plain" id="images-{k // PIECE}">\n' + "\n".join(uris[k : k + PIECE]) + "\n</script>"
-        for k in range(0, len(uris), PIECE)
+        f'<script type="text/plain" id="{name}">\n' + "\n".join(part) + "\n</script>" for name, part in pieces.items()
     )
 
 
-def all_sections(folder, cfg, data, arrays, summary, relabel_above):
-    """The sections of the page but the review: (name, title, HTML) of each."""
+def all_sections(folder, cfg, data, arrays, summary, relabel_above, features=None):
+    """The sections of the page but the review: (name, title, HTML) of each. features (N, D): see find_features."""
     log = Path(folder) / "log.jsonl"
     history = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] if log.is_file() else []
     sections = [overview(data, arrays, relabel_above)]
     sections += [against_truth(data, arrays, relabel_above)] if data.true_labels is not None else []
     sections += [by_class(data, arrays), confusions(data, arrays)]
     sections += [training(history)] if history else []
-    return [*sections, settings(cfg, summary)]
+    return [*sections, *similar_sections(folder, data, arrays, features), settings(cfg, summary)]
 
 
-def page_html(folder, data, arrays, summary, sections, server=False):
+def page_html(folder, data, arrays, summary, sections, features=None, server=False):
     """The page of a run as text: its sections and the suspects to review.
 
     It is one file that loads nothing but, where they are still there, the images themselves, to show them large; or, with
-    server, what report/review.py serves, which has the images.
+    server, what report/review.py serves, which has the images. features (N, D): see find_features.
     """
     suspects, order = int(np.sum(~arrays["mask"])), to_show(arrays, None if server else GALLERY)
     links = [(name, title) for name, title, _ in sections]
     links.insert(1, ("gallery", "Review"))
+    near, nearest = _near(data, arrays, order, None if server else features)
     return Template((HERE / "page.html").read_text(encoding="utf-8")).substitute(
         title=escape(f"Suspect labels: {run_name(folder, summary)}"),
         images="img-src 'self' data:; connect-src 'self'" if server else "img-src data: file:",
@@ -126,10 +146,9 @@ def page_html(folder, data, arrays, summary, sections, server=False):
         overview=sections[0][2],
         sections="\n".join(html for *_, html in sections[1:]),
         kept=KEPT[server] + _not_shown(arrays, server),
-        rows=_rows(folder, summary, data, arrays, order, server),
-        pieces="" if server else _pieces(data, order),
+        rows=_rows(folder, summary, data, arrays, order, near, server),
+        pieces="" if server else _pieces(data, order, nearest),
         script=(HERE / "review.js").read_text(encoding="utf-8"),
-        neighbours="",
     )
 
 
@@ -152,8 +171,9 @@ def main(argv=None):
     write_suspects(folder, data, arrays)
     write_labels(folder, data, arrays, args.relabel_above)
     draw_suspects(data, arrays, folder / "suspects.png")
-    sections = all_sections(folder, cfg, data, arrays, summary, args.relabel_above)
-    write_text(folder / "report.html", page_html(folder, data, arrays, summary, sections))
+    features = find_features(folder, data)
+    sections = all_sections(folder, cfg, data, arrays, summary, args.relabel_above, features)
+    write_text(folder / "report.html", page_html(folder, data, arrays, summary, sections, features))
     print(
         f"all suspects, worst first: {folder / 'suspects.csv'}\n"
         f"labels to train on: {folder / 'labels_clean.csv'}, {folder / 'labels_fixed.csv'}\n"

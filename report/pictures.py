@@ -38,10 +38,10 @@ def data_uri(image):
     return f"data:image/{kind.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
-def thumbnails(images, order):
+def thumbnails(images, order, size=THUMBNAIL):
     """Thumbnails of the samples `order` as data: addresses, which a page holds in place of files."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        uris = pool.map(lambda i: data_uri(thumbnail(images, i, THUMBNAIL)), order)
+        uris = pool.map(lambda i: data_uri(thumbnail(images, i, size)), order)
         return list(tqdm(uris, "pictures", len(order), leave=False, disable=None))
 
 

@@ -183,6 +183,27 @@ find("export").addEventListener("click", () => {
   setTimeout(() => URL.revokeObjectURL(link.href), 60000);
 });
 
+// --- the nearest images of the given and of the suggested class, where there are image features
+
+async function nearest(suspect) {
+  const [box, sides] = [find("near"), ["given", "suggested"]];
+  box.hidden = true;
+  let near = page.near[suspect.image], source = (k) => uris[k];
+  const uris = find("nearest")?.textContent.trim().split("\n");
+  if (page.server) {
+    try { near = await (await fetch("near?of=" + encodeURIComponent(suspect.image))).json(); } catch { return; }
+    source = (image) => "image?of=" + encodeURIComponent(image);
+  }
+  if (!near || current() !== suspect) return;
+  sides.forEach((side, k) => {
+    find("near-" + side).textContent = suspect[side];
+    box.querySelectorAll(".near")[k].replaceChildren(
+      ...(near[side] ?? []).map((image) => element("img", {src: source(image), alt: suspect[side]})));
+    box.querySelectorAll("h3")[k].hidden = !near[side]?.length;
+  });
+  box.hidden = !sides.some((side) => near[side]?.length);
+}
+
 // --- one image at a time
 
 let queue = [], place = 0, past = [];  // past: [suspect, what was decided before], for undo
@@ -217,6 +238,7 @@ function look(said = "") {
   find("search").value = "";
   matches();
   for (const next of queue.slice(place + 1, place + 3)) new Image().src = large(next);  // ready when they are needed
+  nearest(suspect);
   find("picture-frame").focus();
 }
 function step(by) {

@@ -16,6 +16,7 @@ from urllib.parse import parse_qs, urlsplit
 from methods.decisions import Images, Log, as_arrays, by_image
 from report.page import all_sections, page_html
 from report.pictures import THUMBNAIL, thumbnail
+from report.similar import find_features, nearest_of_classes
 from report.suspects import add_run_flags, follow, read_run
 from utils.config import UserError, parse_flags
 from utils.start import run_main
@@ -29,7 +30,10 @@ class Review:
     def __init__(self, folder, data_path=None, decisions=None, relabel_above=0.9):
         self.folder = folder
         self.cfg, self.arrays, self.data, self.summary = read_run(folder, data_path, decisions)
-        self.sections = all_sections(folder, self.cfg, self.data, self.arrays, self.summary, relabel_above)
+        self.features = find_features(folder, self.data)
+        self.sections = all_sections(
+            folder, self.cfg, self.data, self.arrays, self.summary, relabel_above, self.features
+        )
         self.images, self.log, self.lock = Images(self.data), Log(folder), threading.Lock()
         self.index = {self.images.row(i).image: i for i in range(len(self.data.train.labels))}
 
@@ -46,6 +50,13 @@ class Review:
         kind, file = "PNG" if max(picture.size) <= 48 else "JPEG", io.BytesIO()
         picture.save(file, kind, quality=88)
         return kind.lower(), file.getvalue()
+
+    def nearest(self, image):
+        """What an image is known by, of the nearest of its given and of its suggested class; KeyError as for picture."""
+        if self.features is None:
+            return {}
+        near = nearest_of_classes(self.features, self.arrays, self.index[image])
+        return {side: [self.images.row(i).image for i in found] for side, found in near.items()}
 
     def decide(self, image, decision, new_label):
         """Add a decision, `right`, `wrong` or "", to the log; ValueError or KeyError for one that cannot be."""
@@ -73,6 +84,8 @@ class Handler(BaseHTTPRequestHandler):
             if url.path == f"/{self.token}/image":
                 kind, content = self.review.picture(query["of"][0], LARGE if "large" in query else THUMBNAIL)
                 return self._answer(200, f"image/{kind}", content, keep=True)
+            if url.path == f"/{self.token}/near":
+                return self._answer(200, "application/json", json.dumps(self.review.nearest(query["of"][0])).encode())
         except (KeyError, UserError):
             pass
         return self._answer(404, "text/plain", b"not found")

@@ -161,7 +161,7 @@ def test_the_page_holds_everything_and_loads_nothing(digits_run, cell):
 
 def test_names_are_text_and_not_markup(nasty_run):
     page = Page(nasty_run / "report.html")
-    assert page.tags.count("script") == 3  # the page's own: its rows, its images, its code
+    assert page.tags.count("script") == 4  # the page's own: its rows, its images, the nearest ones, its code
     suspects = rows_of(nasty_run / "suspects.csv")
     assert len(page.rows["rows"]) == len(suspects) == len(page.images) and any(
         "</script>" in row["path"] for row in suspects

@@ -25,6 +25,9 @@ Keys = pytest.importorskip("selenium.webdriver.common.keys").Keys
 Select = pytest.importorskip("selenium.webdriver.support.ui").Select
 
 
+NEAR = "return [...document.querySelectorAll('#near img')].map((image) => image.naturalWidth)"
+
+
 def rows_of(path):
     with Path(path).open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
@@ -125,6 +128,9 @@ def test_the_page_opens_whole_and_filters(browser, nasty_run, width):
     show(browser, nasty_run / "report.html", width)
     suspects = rows_of(nasty_run / "suspects.csv")
     assert names(browser) == [labels(row) for row in suspects] and len(suspects) > 10
+    browser.find_element(By.ID, "start").click()
+    assert wait_for(lambda: min(browser.execute_script(NEAR), default=0)) == 8  # the nearest of its classes
+    press(browser, Keys.ESCAPE)
     ready = "return [...document.images].every((image) => image.id === 'picture' || image.naturalWidth > 0)"
     browser.execute_script("for (const image of document.images) image.loading = 'eager'")
     assert wait_for(lambda: browser.execute_script(ready))
@@ -258,7 +264,8 @@ def status(address, **headers):
 
 def test_a_review_on_the_server(browser, nasty_run, tmp_path):
     """Every decision is in the run's folder as soon as the page says so; a reload, and the report, go on from there."""
-    run = Path(shutil.copytree(nasty_run, tmp_path / "run"))
+    out = nasty_run.parents[3]  # with the features in its cache
+    run = Path(shutil.copytree(out, tmp_path / "runs")) / nasty_run.relative_to(out)
     suspects = rows_of(run / "suspects.csv")
     server, address = opened(Review(run))
     show(browser, address)
@@ -267,6 +274,7 @@ def test_a_review_on_the_server(browser, nasty_run, tmp_path):
     browser.find_element(By.ID, "start").click()
     wide = "const picture = document.getElementById('picture'); return picture.complete && picture.naturalWidth"
     assert wait_for(lambda: browser.execute_script(wide)) == 8
+    assert wait_for(lambda: min(browser.execute_script(NEAR), default=0)) == 8  # the nearest of its classes
     press(browser, "r", "w", "s")
     assert wait_for(lambda: text(browser, "review-saved") == "all decisions are saved")
     log = [json.loads(line) for line in (run / "decisions.jsonl").read_text().splitlines()]

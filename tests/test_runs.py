@@ -111,6 +111,8 @@ def test_other_data_under_the_same_settings_are_refused(tmp_path):
         str(tmp_path / "runs"),
         "--device",
         "cpu",
+        "--name",
+        "letters",
         "--data_path",
     ]
     for name, counts in (("a", {"x": 6, "y": 6}), ("b", {"x": 6, "z": 6})):
