@@ -34,15 +34,19 @@ def test_copies_are_found_and_no_others(features):
 
 
 def test_the_rules_are_cleanlabs(features):
-    pytest.importorskip("datasets")
-    from cleanlab import Datalab
+    """What Datalab's near_duplicate and outlier flag, by the functions of cleanlab 2.9 that decide."""
+    from cleanlab.datalab.internal.issue_manager.duplicate import NearDuplicateIssueManager
+    from cleanlab.datalab.internal.issue_manager.outlier import OutlierIssueManager
+    from cleanlab.internal.neighbor.knn_graph import create_knn_graph_and_index
 
-    lab = Datalab({"y": [0, 1] * 150}, label_name="y", verbosity=0)
-    lab.find_issues(features=features.astype(np.float64), issue_types={"near_duplicate": {}, "outlier": {}})
+    graph, _ = create_knn_graph_and_index(features.astype(np.float64), n_neighbors=10, metric="cosine")
+    distances = graph.data.reshape(300, -1)
+    sets = NearDuplicateIssueManager._neighbors_within_radius(graph, 0.13, np.median(distances[:, 0]))
+    _, _, is_outlier = OutlierIssueManager._compute_threshold_and_issue_column_from_distances(None, distances)
     neighbours = find_neighbours(features, np.arange(300) % 2, similar.NEIGHBOURS)
     ours = {i for group in similar.near_duplicates(neighbours) for i in group}
-    assert ours == set(np.flatnonzero(lab.get_issues("near_duplicate")["is_near_duplicate_issue"]))
-    assert set(similar.outliers(neighbours)[0]) == set(np.flatnonzero(lab.get_issues("outlier")["is_outlier_issue"]))
+    assert ours == {i for i, found in enumerate(sets) if len(found)}
+    assert sorted(similar.outliers(neighbours)[0]) == np.flatnonzero(is_outlier).tolist()
 
 
 def test_the_nearest_of_the_given_and_the_suggested_class(features):
