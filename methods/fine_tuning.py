@@ -52,13 +52,15 @@ def fine_tune(cfg, data, run, method, clean_mask=None):
     else:
         method.prepare(model, train, cfg.seed, amp)
     final = model if averaged is None else follow(averaged, model, optimizer, saved.get("averaged"))
-    training = Training(model, parallel(model), train, optimizer, amp, data.num_classes, clean_mask)
+    training = Training(model, parallel(model), train, optimizer, amp, data.num_classes, clean_mask, averaged)
     selection, milestones = saved.get("selection"), whole_numbers(cfg.milestones, "milestones")
     for epoch in range(first, cfg.epochs + 1):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(cfg.lr, *method.stage(epoch), cfg.schedule, milestones)
         result, selection = method.train_epoch(epoch, training)
         average_statistics(model)
+        if averaged is not None:  # its statistics are those of this process's model before they were averaged
+            average_statistics(final)
         with amp():
             predict = frozen(final)
         accuracy = evaluate_all(predict, tests, data.num_classes, amp)

@@ -6,11 +6,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn as nn
+from torch.optim.swa_utils import AveragedModel
 
 from dataloader.loaders import EpochRandomness, Loader
 from methods.loops import check_finite, progress, run_batch, score_samples, watched
 from methods.losses import batch_mean, cross_entropy
 from model.classifier import build_classifier, frozen
+from utils.config import UserError
 from utils.device import Amp, torch_generator
 from utils.distributed import gather, merged_buffers, total
 
@@ -30,6 +32,14 @@ class Training:
     amp: Amp
     num_classes: int
     mask: np.ndarray | None = None
+    averaged: AveragedModel | None = None  # the moving average of the weights, where there is one
+
+    def start_again(self, weights):
+        """Forget what was trained: the model gets these weights (a state_dict), momentum and moving average begin anew."""
+        self.model.load_state_dict(weights)
+        self.optimizer.state.clear()
+        if self.averaged is not None:
+            self.averaged.n_averaged.zero_()  # its next update is a copy of the model
 
     def score(self):
         """Losses, predicted classes and their probabilities, CPU tensors (N,), of the un-augmented training set."""
@@ -103,6 +113,11 @@ class Method(nn.Module):
     def __init__(self, cfg, num_samples, num_classes):
         super().__init__()
         self.cfg = cfg
+        if self.is_warm(cfg.epochs):
+            raise UserError(
+                f"warmup: {cfg.warmup} epochs leave {type(self).__name__} none to select in; it trains for {cfg.epochs}"
+                f"{f' in stages, of which the last has {self.stage(cfg.epochs)[1]}' if self.stage(1)[1] < cfg.epochs else ''}."
+            )
 
     def forward(self, logits, labels, index):
         """Losses (B,) of logits (B, K), given labels (B,) and positions in the training set (B,). Default: cross-entropy."""
@@ -126,6 +141,10 @@ class Method(nn.Module):
     def batch_mask(self, epoch):
         """A function losses (B,) -> (B,) bool that selects samples within each batch, or None."""
         return None
+
+    def is_warm(self, epoch):
+        """Whether the epoch belongs to a warm-up, which trains on all given labels. The last epoch must not."""
+        return False
 
     def stage(self, epoch):
         """(epoch, epochs) for the learning rate schedule; methods that train in stages override it."""

@@ -19,8 +19,11 @@ class GMM(Method):
 
     selects = True
 
+    def is_warm(self, epoch):
+        return epoch <= self.cfg.warmup
+
     def epoch_selection(self, epoch, score):
-        if epoch <= self.cfg.warmup:
+        if self.is_warm(epoch):
             return None
         losses, predicted, confidence = score()
         seed = np.random.default_rng([self.cfg.seed, epoch, 1]).integers(2**31)
@@ -90,15 +93,29 @@ def linear_probe(head, features, labels, epochs, lr, seed, batch_size=64):
 class SmallLoss(Method):
     """Cross-entropy on the int((1 - rate) n) smallest losses of each batch (as in Co-teaching, Han et al., NeurIPS 2018).
 
-    `rate` is that of forget_rates.
+    `rate` is that of forget_rates. UserError where labels may be wrong, but noise_ratio is 0.
     """
 
     selects = True
+
+    def build(self, cfg, data):
+        require_estimate(cfg, data)
+        return super().build(cfg, data)
 
     def batch_mask(self, epoch):
         cfg = self.cfg
         rate = forget_rates(cfg.noise_mode, cfg.noise_ratio, cfg.epochs, cfg.warmup)[epoch - 1]
         return lambda losses: smallest(losses, rate)
+
+
+def require_estimate(cfg, data):
+    """UserError for noise_ratio 0, with which small loss selects everything, unless all labels are known to be right."""
+    known = data.known()
+    if cfg.noise_ratio == 0 and (known is None or not known[1].all()):
+        raise UserError(
+            f"noise_ratio: {cfg.lnl_methods} needs an estimate of the part of labels that is wrong, e.g. 0.2; it is 0, "
+            "with which all samples are selected."
+        )
 
 
 def forget_rates(noise_mode, noise_ratio, epochs, warmup):

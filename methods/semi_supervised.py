@@ -5,6 +5,9 @@ Before each epoch, a method divides the samples, using the networks' output on u
 The epoch goes over batches of augmented views. Two networks step together, each with its own targets and MixUp, and are
 evaluated as an ensemble with averaged logits; `networks: 1` trains a single one. They start from the same pre-trained
 weights with different heads.
+
+With several processes, each draws MixUp within its own share of a batch and takes what compares samples of a batch (the
+uniformity term, the contrastive loss, ProMix's 90 %) over that share, so that a step is like that of one process, not equal.
 """
 
 import math
@@ -26,10 +29,10 @@ from methods.division import (
     prototype_detection,
     uniform_selection,
 )
-from methods.loops import check_finite, progress, watched
+from methods.loops import check_finite, progress, run_batch, watched
 from methods.losses import batch_mean, cross_entropy, one_hot, soft_cross_entropy
 from methods.method import Method
-from methods.sample_selection import forget_rates, smallest
+from methods.sample_selection import forget_rates, require_estimate, smallest
 from methods.selection import gmm_clean_probability
 from model.classifier import build_classifier, head_input
 from model.ensemble import Networks
@@ -177,8 +180,7 @@ class SemiSupervised(Method):
         return rng.permutation(self.num_samples)
 
     def is_warm(self, epoch):
-        """Whether the epoch belongs to the warm-up."""
-        return epoch <= self.cfg.warmup
+        return self.stage(epoch)[0] <= self.cfg.warmup
 
     # --- the epoch
 
@@ -229,11 +231,9 @@ class _Run:
     @torch.no_grad()
     def guess(self, views):
         """Logits (M, V, B, K) of every network for all views of a batch, without gradients."""
-        size, networks = len(views[0]), self.training.model.networks
         with self.training.amp():
-            images = torch.cat(views) if size else torch.zeros_like(views[0][:1]).new_zeros(1, *views[0].shape[1:])
-            logits = torch.stack([net(images) for net in networks]).float()
-        return logits.unflatten(1, (len(views), size)) if size else logits[:, None, :0].expand(-1, len(views), -1, -1)
+            logits = torch.stack([run_batch(net, torch.cat(views)) for net in self.training.model.networks]).float()
+        return logits.unflatten(1, (len(views), len(views[0])))
 
 
 class DivideMix(SemiSupervised):
@@ -244,8 +244,9 @@ class DivideMix(SemiSupervised):
 
         mean over labelled samples of CE + lambda_u ramp (mean over others of mean_k (p_k - t_k)^2) + KL(uniform || mean p)
 
-    The ramp takes 16 epochs after the warm-up. The paper's lambda_u is 25 (also 0, 50, 150, depending on noise and data
-    set); the other constants are those of its code.
+    The ramp takes 16 epochs after the warm-up, as in the code, which trains for 300; a run of 10 with one of warm-up ends at
+    9/16 of lambda_u. The paper's lambda_u is 25 (also 0, 50, 150, depending on noise and data set); the other constants are
+    those of its code.
 
     Simplified: batches are drawn from the whole training set; the code pairs labelled with unlabelled batches.
     """
@@ -310,13 +311,9 @@ class LongReMix(DivideMix):
         half = math.ceil(self.cfg.epochs / 2)
         return (epoch, half) if epoch <= half else (epoch - half, self.cfg.epochs - half)
 
-    def is_warm(self, epoch):
-        return self.stage(epoch)[0] <= self.cfg.warmup
-
     def train_epoch(self, epoch, training):
         if epoch > 1 and self.stage(epoch)[0] == 1:
-            training.model.load_state_dict(self.start)
-            training.optimizer.state.clear()
+            training.start_again(self.start)
         return super().train_epoch(epoch, training)
 
     def divide(self, outputs, labels, epoch, rng):
@@ -457,10 +454,15 @@ class CoTeaching(SemiSupervised):
 
     These are int((1 - rate) B) samples, with the rate as for small-loss: from 0 to noise_ratio over the warm-up. The recorded
     mask applies the same rule to the mean of the networks' losses over the whole training set. The accuracy is that of the
-    ensemble; the paper reports the mean accuracy of the two networks.
+    ensemble; the paper reports the mean accuracy of the two networks. UserError where labels may be wrong, but noise_ratio
+    is 0.
     """
 
     weak = 1
+
+    def build(self, cfg, data):
+        require_estimate(cfg, data)
+        return super().build(cfg, data)
 
     def rate(self, epoch):
         cfg = self.cfg

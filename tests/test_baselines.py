@@ -41,7 +41,7 @@ def test_sce():
 
 
 def test_elr_targets_follow_the_sample():
-    elr = ELR(None, META["elr"]["num_examples"], 10)
+    elr = ELR(load_config([]), META["elr"]["num_examples"], 10)
     index, labels = tensor("elr.index"), tensor("elr.labels")
     for call in range(4):
         logits = torch.from_numpy(G["elr.logits"][call]).requires_grad_()
@@ -50,6 +50,30 @@ def test_elr_targets_follow_the_sample():
         np.testing.assert_allclose(losses.detach(), G["elr.loss"][call], atol=1e-5)
         np.testing.assert_allclose(logits.grad, G["elr.grad"][call], atol=1e-6)
         np.testing.assert_allclose(elr.target, G["elr.target_after_call"][call], atol=1e-6)
+
+
+def test_selecting_needs_an_epoch_after_the_warm_up():
+    for flags in ("--epochs 5 --warmup 5", "--epochs 1"):
+        with pytest.raises(UserError, match="warmup: . epochs leave GMM none to select in"):
+            METHODS["GMM"](load_config(flags.split()), 4, 2)
+    METHODS["GMM"](load_config(["--epochs", "2"]), 4, 2)
+    METHODS["CE"](load_config(["--epochs", "1"]), 4, 2)
+
+
+def test_small_loss_needs_an_estimate_where_labels_may_be_wrong():
+    cfg = load_config(["--lnl_methods", "small-loss"])
+    index = np.arange(2)
+    unknown = SimpleNamespace(known=lambda: None)
+    right = SimpleNamespace(known=lambda: (index, np.array([True, True])))
+    wrong = SimpleNamespace(known=lambda: (index, np.array([True, False])))
+    for data in (unknown, wrong):
+        with pytest.raises(UserError, match="noise_ratio: small-loss needs an estimate"):
+            METHODS["small-loss"](cfg, 2, 2).build(cfg, data)
+        with pytest.raises(UserError, match="noise_ratio"):
+            METHODS["Co-teaching"](cfg, 2, 2).build(cfg, data)
+    sample_selection.require_estimate(cfg, right)
+    cfg.noise_ratio = 0.2
+    sample_selection.require_estimate(cfg, unknown)
 
 
 @pytest.mark.parametrize("case", ["gmm", "gmm_overlap"])

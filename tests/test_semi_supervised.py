@@ -14,6 +14,7 @@ from dataloader.transforms import Pixels
 from methods import fine_tuning
 from methods.baselines import METHODS
 from methods.loops import evaluate_all
+from methods.method import Training
 from methods.semi_supervised import (
     Outputs,
     contrastive_loss,
@@ -167,6 +168,32 @@ def test_longremix_keeps_what_stays_clean_and_starts_again():
     longremix.divide(outputs(half, half), labels, 12, rng)
     assert longremix.plan["labelled"].tolist() == [[True] * 7 + [False]] * 2  # now also for the second network
     assert longremix.plan["weight"][0, 5] == 1
+
+
+@pytest.mark.parametrize("name", ["DivideMix", "LongReMix", "UNICON", "ProMix", "RoLT"])
+def test_the_last_epoch_is_none_of_the_warm_up(name):
+    last = 4 if name == "LongReMix" else 9  # its shorter stage has 5 of 10 epochs
+    method(name, "--warmup", str(last), epochs=10)
+    with pytest.raises(UserError, match=f"warmup: {last + 1} epochs leave {name} none to select in"):
+        method(name, "--warmup", str(last + 1), epochs=10)
+
+
+def test_a_restart_forgets_momentum_and_moving_average():
+    model = torch.nn.Linear(1, 1, bias=False)
+    optimizer, averaged = (
+        torch.optim.SGD(model.parameters(), lr=1.0, momentum=0.9),
+        fine_tuning.moving_average(model, 0.9),
+    )
+    fine_tuning.follow(averaged, model, optimizer)
+    training = Training(model, model, None, optimizer, None, K, None, averaged)
+    ended = []
+    for _ in range(2):
+        training.start_again({"weight": torch.zeros(1, 1)})
+        for _ in range(3):
+            model.weight.grad = torch.ones(1, 1)
+            optimizer.step()
+        ended.append((model.weight.item(), averaged.module.weight.item()))
+    assert ended[0] == ended[1]
 
 
 def test_unicon_weighs_by_divergence_and_contrasts_the_unlabelled():

@@ -7,7 +7,9 @@ import main_baseline
 import main_phase1
 import main_phase2
 import main_small_loss
+from dataloader.load import load_data
 from tests.helpers import phase1, phase2
+from utils.config import load_config
 from utils.distributed import wait_for_all, world_size
 from utils.runs import Run
 from utils.start import run_main
@@ -27,10 +29,12 @@ def train(out):
 
 
 def train_semi_supervised(out):
-    """145 images in a batch of 144 and one of a single image, of which the second process has none."""
-    quick = ["--dataset", "own", "--data_path", str(out), "--batch_size", "144", "--epochs", "2", "--warmup", "0"]
+    """All images but one in a batch, and one of a single image, of which the second process has none."""
+    quick = ["--dataset", "own", "--data_path", str(out), "--test_fraction", "0.2", "--epochs", "2", "--warmup", "0"]
+    batch_size = len(load_data(load_config(phase2(out, *quick))).train.labels) - 1
     for method in ("RoLT", "Co-teaching", "UNICON", "ProMix"):
-        main_baseline.main(phase2(f"{out}-{world_size()}", *quick, "--test_fraction", "0.2", "--lnl_methods", method))
+        flags = [*quick, "--batch_size", str(batch_size), "--lnl_methods", method]
+        main_baseline.main(phase2(f"{out}-{world_size()}", *flags))
 
 
 def die_after_the_first_epoch(self, line, *args, **rest):

@@ -1,7 +1,8 @@
 """Training with several processes under torchrun; in a single process, all functions here are no-ops.
 
 Each batch is split: process r gets samples r, r + world_size, …. Losses are sums over the process's share divided by
-counts over the whole batch, so that every step equals that of a single process with the whole batch.
+counts over the whole batch, so that every step equals that of a single process with the whole batch; in the
+semi-supervised methods, which mix or compare the samples of a batch, it is like it (see methods/semi_supervised.py).
 """
 
 import os
