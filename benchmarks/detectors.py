@@ -13,7 +13,8 @@ from types import SimpleNamespace
 import numpy as np
 
 from benchmarks.common import parser, report
-from methods.detectors import DETECTORS, Inputs
+from methods.detectors import DETECTORS
+from methods.inputs import Inputs
 from utils.config import default_values
 from utils.memory import peak_gb
 

@@ -1,0 +1,137 @@
+"""How many labels are wrong, and how many of the first n suspects: from the scores alone, or from labels a person checked.
+
+A detector's p_clean ranks labels; it is not the chance that a label is right. Here that chance is estimated. A mixture on
+logit(p_clean) gives z, the logit of a first P(wrong), and P(wrong) = low + (high - low) sigmoid(a + b z): how far the mixture
+is off is not known, so that a, b, low and high are drawn, and the draws give intervals. Checked labels then update the groups
+of like score that they lie in, and no others: each group's part of wrong labels has a beta distribution that counts for
+WEIGHT checked labels.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import expit, logit
+
+from methods.decisions import UNDECIDED, WRONG
+from methods.selection import two_groups
+
+# chosen on the digits (results/estimates.md)
+SHIFT, SLOPE = (0, 1.5), (1, 0.5)  # mean and standard deviation of a and b, which are normal
+LOW, HIGH = (
+    0.01,
+    0.02,
+)  # means of low and 1 - high, which are exponential: wrong labels that look surely right, and the reverse
+GROUPS, WEIGHT = 12, 2  # groups of equal size
+DRAWS = 200
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Of N labels: order (N,), the worst first, and P(wrong) (N,), with draws (DRAWS, N) of it that show what is not known.
+
+    checked: how many labels a person had checked; their P(wrong) is 0 or 1.
+    """
+
+    order: np.ndarray
+    p_wrong: np.ndarray
+    draws: np.ndarray
+    checked: int
+
+    @property
+    def source(self):
+        """What the estimate rests on, in words."""
+        return f"from {self.checked} checked labels and the scores" if self.checked else "from the scores alone"
+
+    def wrong(self, level=0.9):
+        """(expected, low, high) number of wrong labels."""
+        return self._with_interval(self.p_wrong.sum(), self.draws, level)
+
+    def wrong_among(self, n, level=0.9):
+        """(expected, low, high) number of wrong labels among the first n suspects."""
+        first = self.order[:n]
+        return self._with_interval(self.p_wrong[first].sum(), self.draws[:, first], level)
+
+    def suspects_for(self, precision):
+        """The largest n whose first n suspects are expected to be wrong in that part or more; 0 where there is none."""
+        reached = np.cumsum(self.p_wrong[self.order]) >= precision * np.arange(1, len(self.order) + 1)
+        return int(np.flatnonzero(reached)[-1]) + 1 if reached.any() else 0
+
+    def in_words(self, n):
+        """What to expect of the first n suspects."""
+        expected, low, high = self.wrong_among(n)
+        return (
+            f"the first {n:,}, of which {expected:,.0f} ({100 * expected / n:.0f} %) are expected to be wrong, "
+            f"90 % interval {low:,.0f} to {high:,.0f}, {self.source}"
+        )
+
+    def _with_interval(self, expected, draws, level):
+        spread = np.sqrt((draws * (1 - draws)).sum(1))  # of a count of chances
+        sums = draws.sum(1) + spread * np.random.default_rng(0).normal(size=len(draws))
+        low, high = np.quantile(sums.clip(0, draws.shape[1]), [(1 - level) / 2, (1 + level) / 2])
+        return float(expected), float(min(low, expected)), float(max(high, expected))
+
+
+def estimate(p_clean, checked=None, seed=0):
+    """The Estimate of p_clean (N,), and {index: whether the label is wrong} of labels that a person checked."""
+    rng, checked = np.random.default_rng(seed), checked or {}
+    p_clean = np.asarray(p_clean, dtype=np.float64)
+    order = np.argsort(p_clean, kind="stable")
+    z = -logit(two_groups(logit(p_clean.clip(0.005, 0.995)), seed).clip(1e-4, 1 - 1e-4))
+    a, b = (rng.normal(*of, (DRAWS, 1)) for of in (SHIFT, SLOPE))
+    low, gap = (rng.exponential(mean, (DRAWS, 1)).clip(max=0.5) for mean in (LOW, HIGH))
+    draws = (low + (1 - gap - low) * expit(a + np.maximum(b, 0) * z)).astype(np.float32)  # (DRAWS, N)
+    index = np.array(sorted(checked), dtype=np.int64)
+    answer = np.array([checked[i] for i in index], dtype=bool)
+    for group in np.array_split(order, GROUPS):
+        seen = np.isin(index, group)
+        if seen.any():
+            before = draws[:, group].mean(1).clip(1e-3, 1 - 1e-3)
+            wrong, right = answer[seen].sum(), (~answer[seen]).sum()
+            now = rng.beta(WEIGHT * before + wrong, WEIGHT * (1 - before) + right)
+            draws[:, group] = _with_mean(draws[:, group], before[:, None], now[:, None])
+    p_wrong = draws.mean(0)
+    p_wrong[index], draws[:, index] = answer, answer
+    return Estimate(order, p_wrong, draws, len(index))
+
+
+def of_run(arrays):
+    """The Estimate of a run's arrays (report.suspects.read_run), with the labels that a person has decided about."""
+    decision = arrays["decision"]
+    return estimate(
+        arrays["p_clean"], {int(i): bool(decision[i] == WRONG) for i in np.flatnonzero(decision != UNDECIDED)}
+    )
+
+
+def _with_mean(p, before, now):
+    """Probabilities p whose mean is `before`, lowered or raised in proportion so that it is `now`."""
+    return np.where(now < before, p * now / before, 1 - (1 - p) * (1 - now) / (1 - before))
+
+
+def limit_suspects(selection, review_budget=0, target_precision=0.0):
+    """The selection with other suspects: the first `review_budget`, or as many as are expected to be wrong in that part.
+
+    Suspects are counted from the lowest p_clean; 0 leaves the detector's own mask. Prints how many, and what to expect.
+    """
+    if not (review_budget or target_precision):
+        return selection
+    found = estimate(selection["p_clean"])
+    n = found.suspects_for(target_precision) if target_precision else len(found.order)
+    n = min(n, review_budget or n)
+    print(f"suspects: {found.in_words(n)}" if n else f"suspects: none; {found.in_words(min(100, len(found.order)))}")
+    mask = np.ones(len(found.order), dtype=bool)
+    mask[found.order[:n]] = False
+    return selection | {"mask": mask}
+
+
+def calibration(p_wrong, is_wrong, bins=10):
+    """[(mean P(wrong), part that is wrong, number)] of bins of equal width, and the expected calibration error.
+
+    The error is the mean over all labels of |mean P(wrong) - part that is wrong| of their bin (Guo et al., ICML 2017).
+    """
+    of_label = np.minimum((p_wrong * bins).astype(int), bins - 1)
+    rows = [
+        (float(p_wrong[own].mean()), float(is_wrong[own].mean()), int(own.sum()))
+        for own in (of_label == i for i in range(bins))
+        if own.any()
+    ]
+    return rows, sum(n * abs(p - part) for p, part, n in rows) / len(p_wrong)

@@ -1,0 +1,91 @@
+"""How many labels of a detector's run are wrong, and how many suspects to look at.
+
+    python -m report.estimate runs/own/none/seed0/auto --review_budget 500
+    python -m report.estimate runs/own/none/seed0/auto --decisions decisions.csv --target_precision 0.9
+
+Labels that a person has decided about, in the run or in the file, make the estimate better; spread over the list they say
+more than at its top. Where the truth is known, calibration.png in the run's folder shows how good the chances are.
+"""
+
+import argparse
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+from methods.estimates import calibration, of_run
+from report.suspects import add_run_flags, read_run
+from utils.config import UserError, parse_flags
+from utils.distributed import run_main
+from utils.files import write_whole
+
+
+def main(argv=None):
+    """Print the estimates of a run; returns them as a dict."""
+    parser = argparse.ArgumentParser(prog="python -m report.estimate", description=__doc__.split("\n\n")[0])
+    add_run_flags(parser)
+    parser.add_argument("--review_budget", metavar="N", default="0", help="how many labels a person will look at")
+    parser.add_argument("--target_precision", metavar="P", default="0", help="wrong labels among the suspects, 0 to 1")
+    flags = parse_flags(parser, argv)
+    budget, target = _number(flags, "review_budget", int, 1e12), _number(flags, "target_precision", float, 1)
+    _, arrays, data, _ = read_run(flags.run, flags.data_path, flags.decisions)
+    found, N = of_run(arrays), len(arrays["labels"])
+    out = {"wrong": found.wrong(), "source": found.source}
+    expected, low, high = out["wrong"]
+    print(
+        f"{expected:,.0f} of {N:,} labels ({100 * expected / N:.1f} %) are expected to be wrong, 90 % interval {low:,.0f} to "
+        f"{high:,.0f}, {found.source}"
+    )
+    for n in dict.fromkeys(n for n in (100, 500, budget) if 0 < n <= N):
+        out[n] = found.wrong_among(n)
+        print(f"{found.in_words(n)}; p_clean up to {arrays['p_clean'][found.order[n - 1]]:.3g}")
+    if target:
+        n = out["suspects"] = found.suspects_for(target)
+        print(
+            f"{100 * target:g} % or more expected to be wrong: the first {n:,} suspects; --review_budget {n} of the detector "
+            "keeps to them"
+            if n
+            else f"{100 * target:g} % or more expected to be wrong: no number of suspects"
+        )
+    if data.known() is not None:
+        index, is_clean = data.known()
+        out["calibration_error"] = _draw(Path(flags.run) / "calibration.png", found.p_wrong[index], ~is_clean)
+        print(f"calibration error {100 * out['calibration_error']:.1f} %: {Path(flags.run) / 'calibration.png'}")
+    return out
+
+
+def _number(flags, key, kind, most):
+    try:
+        value = kind(getattr(flags, key))
+        if 0 <= value <= most:
+            return value
+    except ValueError:
+        pass
+    raise UserError(
+        f"--{key}: expected {'a whole number' if kind is int else 'a number from 0 to 1'}, not '{getattr(flags, key)}'."
+    )
+
+
+def _draw(path, p_wrong, is_wrong):
+    """Write the calibration curve; returns the expected calibration error."""
+    rows, error = calibration(p_wrong, is_wrong)
+    figure, axis = plt.subplots(figsize=(4.5, 4.2))
+    axis.plot([0, 1], [0, 1], "--", color="grey", linewidth=1)
+    axis.plot(*zip(*(row[:2] for row in rows)), marker="o")
+    for p, part, n in rows:
+        axis.annotate(f"{n:,}", (p, part), textcoords="offset points", xytext=(6, -10), fontsize=8, color="grey")
+    axis.set(
+        xlabel="estimated chance that a label is wrong", ylabel="part that is wrong", xlim=(0, 1.02), ylim=(0, 1.05)
+    )
+    axis.set_title(f"calibration error {100 * error:.1f} %; numbers: labels", fontsize=10)
+    figure.tight_layout()
+    with write_whole(path) as file:
+        figure.savefig(file, format="png", dpi=150)
+    plt.close(figure)
+    return error
+
+
+if __name__ == "__main__":
+    run_main(main)

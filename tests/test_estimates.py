@@ -1,0 +1,112 @@
+"""Estimates of wrong labels, against the truth of scores that are drawn."""
+
+import csv
+import re
+
+import numpy as np
+import pytest
+from scipy.special import expit
+
+import main_detect
+from methods.estimates import calibration, estimate, limit_suspects
+from report import estimate as command
+from tests.helpers import phase1
+from utils.config import UserError
+from utils.files import write_csv
+
+
+def drawn(n=3000, share=0.3, seed=0):
+    """p_clean of two overlapping groups, and which labels are wrong."""
+    rng = np.random.default_rng(seed)
+    wrong = rng.random(n) < share
+    return expit(rng.normal(np.where(wrong, -3, 3), 1.5)), wrong
+
+
+@pytest.mark.parametrize("share", [0.1, 0.3, 0.6])
+def test_estimates_from_the_scores_alone(share):
+    p_clean, wrong = drawn(share=share)
+    found = estimate(p_clean)
+    expected, low, high = found.wrong()
+    assert low <= wrong.sum() <= high and abs(expected - wrong.sum()) < 0.05 * len(wrong)
+    assert found.source == "from the scores alone" and np.array_equal(found.order, np.argsort(p_clean))
+    n = found.suspects_for(0.9)
+    assert abs(wrong[found.order[:n]].mean() - 0.9) < 0.06 and found.suspects_for(0.0) == len(wrong)
+    among, _, _ = found.wrong_among(100)
+    assert 85 < among <= 100
+
+
+def test_checked_labels_mend_misleading_scores():
+    """Half of what the scores call surely wrong is right: labels checked throughout the list say so, where they are."""
+    p_clean, wrong = drawn()
+    wrong = wrong & (np.random.default_rng(1).random(len(wrong)) < 0.5)
+    blind = estimate(p_clean)
+    spread = blind.order[np.linspace(0, len(wrong) - 1, 120).astype(int)]
+    found = estimate(p_clean, {int(i): bool(wrong[i]) for i in spread})
+    assert found.source == "from 120 checked labels and the scores"
+    _, low, high = found.wrong()
+    assert low <= wrong.sum() <= high and abs(found.wrong()[0] - wrong.sum()) < 0.3 * abs(
+        blind.wrong()[0] - wrong.sum()
+    )
+    assert high - low < 0.5 * (blind.wrong()[2] - blind.wrong()[1])
+    assert found.suspects_for(0.9) < 100 < 600 < blind.suspects_for(0.9)
+    assert np.array_equal(found.p_wrong[spread], wrong[spread])
+    top = estimate(p_clean, {int(i): bool(wrong[i]) for i in blind.order[:50]})  # one group's labels leave the others
+    assert np.allclose(top.p_wrong[blind.order[1000:]], blind.p_wrong[blind.order[1000:]])
+
+
+def test_limits_of_the_suspects(capsys):
+    p_clean, wrong = drawn()
+    selection = {"mask": p_clean > 0.5, "p_clean": p_clean}
+    assert limit_suspects(selection) is selection
+    limited = limit_suspects(selection, review_budget=50)["mask"]
+    assert np.array_equal(np.flatnonzero(~limited), np.sort(np.argsort(p_clean)[:50]))
+    precise = limit_suspects(selection, target_precision=0.95)["mask"]
+    assert 300 < (~precise).sum() < 900 and wrong[~precise].mean() > 0.95
+    assert (~limit_suspects(selection, 50, 0.95)["mask"]).sum() == 50
+    assert limit_suspects(selection, review_budget=10_000)["mask"].sum() == 0
+    capsys.readouterr()
+    assert limit_suspects(selection, target_precision=1.0)["mask"].all()  # nothing is expected to be that good: said
+    assert re.match(
+        r"suspects: none; the first 100, of which 96 \(96 %\) .* from the scores alone", capsys.readouterr().out
+    )
+
+
+def test_calibration_by_hand_and_degenerate_scores():
+    rows, error = calibration(np.array([0.05, 0.05, 0.95, 1.0]), np.array([False, True, True, True]))
+    assert rows == [(0.05, 0.5, 2), (pytest.approx(0.975), 1.0, 2)] and error == pytest.approx(
+        (2 * 0.45 + 2 * 0.025) / 4
+    )
+    for p_clean in (np.full(20, 0.7), np.array([0.3]), np.array([0.0, 1.0])):
+        found = estimate(p_clean)
+        assert np.isfinite(found.p_wrong).all() and 0 <= found.wrong()[1] <= found.wrong()[2] <= len(p_clean)
+
+
+def test_the_command_and_the_settings(tmp_path, capsys):
+    summary = main_detect.main(phase1(tmp_path, "--detector", "lemon"))
+    run, wrong = tmp_path / "digits/sym-0.4/seed0/lemon", summary["noise_rate"] * 359
+    out = command.main([str(run), "--review_budget", "50", "--target_precision", "0.9"])
+    text = capsys.readouterr().out
+    assert out["wrong"][1] <= wrong <= out["wrong"][2] and out[50][0] > 45 and 90 < out["suspects"] < 180
+    assert "from the scores alone" in text and "the first 50, of which" in text and out["calibration_error"] < 0.1
+    assert (run / "calibration.png").stat().st_size > 5000
+    rows = list(csv.DictReader((run / "scores.csv").open(encoding="utf-8")))
+    rows = sorted(rows, key=lambda row: float(row["label_score"]))[::6]
+    keys = ("id", "path", "content", "given_label")
+    for row in rows:
+        row["decision"] = "right" if row["given_label"] == row["true_label"] else "wrong"
+    lines = [(*keys, "decision"), *([row[k] for k in (*keys, "decision")] for row in rows)]
+    write_csv(tmp_path / "decisions.csv", lines)
+    ticked = command.main([str(run), "--decisions", str(tmp_path / "decisions.csv")])
+    assert ticked["source"] == f"from {len(rows)} checked labels and the scores" in capsys.readouterr().out
+    assert ticked["wrong"][1] <= wrong <= ticked["wrong"][2]
+    assert ticked["wrong"][2] - ticked["wrong"][1] < out["wrong"][2] - out["wrong"][1]
+    limited = main_detect.main(phase1(tmp_path, "--detector", "lemon", "--review_budget", "20", "--tag", "few"))
+    assert limited["selected"] == 1 - 20 / 359 and limited["precision_mislabelled"] == 1
+    for flags, message in [
+        (["--review_budget", "many"], "--review_budget: expected a whole number, not 'many'"),
+        (["--target_precision", "1.5"], "--target_precision: expected a number from 0 to 1, not '1.5'"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            command.main([str(run), *flags])
+    with pytest.raises(UserError, match="target_precision must be between 0 and 1"):
+        main_detect.main(phase1(tmp_path, "--target_precision", "90"))
