@@ -23,6 +23,9 @@ def main(argv=None, description=__doc__, **settings):
     from report.record import finish, recorded_accuracies
     from utils.runs import Run, backbone_name, seed_folder
 
+    if cfg.adaptation == "none" and (cfg.noisy_samples, cfg.phase2_loss) != ("discard", "CE"):
+        key = "noisy_samples" if cfg.noisy_samples != "discard" else "phase2_loss"
+        raise UserError(f"{key}: adaptation none trains nothing; it shows the accuracy of phase 1.")
     data = load_data(cfg)
     settle_epochs(cfg, len(data.train.labels))
     path, mask, labels = trusted_samples(cfg, data, seed_folder(cfg, data.place))

@@ -35,7 +35,8 @@ class Split:
 
     images: uint8 (N, H, W, 3) or a list of N paths or Pillow images. labels (N,) int64 are the given ones, numbers of
     Dataset.label_names; true_labels (N,) int64, where known, are numbers of Dataset.true_names. ids: N names that a table
-    gives. digests: N hashes, in hex, of the files' contents, where they have been read, or of the pixels.
+    gives. digests: N hashes, in hex, of the files' contents, where they have been read, or of the pixels. keys (N,) uint64:
+    the images' names, see image_keys.
     """
 
     images: object
@@ -45,6 +46,7 @@ class Split:
     verified: np.ndarray | None = None
     ids: list | None = None
     digests: list | None = None
+    keys: np.ndarray | None = None
     noise: ImageNoise | None = None  # on the images, where asked for
 
     def take(self, index):
@@ -257,7 +259,10 @@ def identified(data, root):
     for split in splits:
         if not is_files:
             split.digests = split.digests or pixel_digests(split.images)
-    keys = np.concatenate([image_keys(split, root) for split in splits])
+    by_split = [image_keys(split, root) for split in splits]
+    for split, keys in zip(splits, by_split):
+        split.keys = np.ascontiguousarray(keys[:, 0])
+    keys = np.concatenate(by_split)
     source = data.source or source_identity(data, keys)
     return replace(data, root=root if is_files else "", fingerprint=fingerprint(keys), source=source)
 

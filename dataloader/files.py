@@ -129,9 +129,10 @@ def data_root(source):
 
 
 def below(root, path):
-    """A path relative to the folder `root`, with /; absolute where it does not lie below it."""
+    """A path relative to the folder `root`, with /; absolute where it does not lie below it, or there is no root."""
     path = os.path.abspath(path)
-    return path[len(root) :].lstrip(os.sep).replace(os.sep, "/") if path.startswith(os.path.join(root, "")) else path
+    is_below = root and path.startswith(os.path.join(root, ""))
+    return path[len(root) :].lstrip(os.sep).replace(os.sep, "/") if is_below else path
 
 
 def inspection_cache(cfg):

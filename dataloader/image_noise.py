@@ -1,4 +1,4 @@
-"""Noise on the pixels of batches, on the device; each sample has the same noise in every epoch."""
+"""Noise on the pixels of batches, on the device; each image has the same noise in every epoch, wherever it stands."""
 
 import math
 from dataclasses import dataclass
@@ -19,17 +19,16 @@ LEVELS = {  # image_noise: meaning of its level, and the limits
 
 @dataclass(frozen=True)
 class ImageNoise:
-    """Noise of one kind (gaussian, blur, jpeg); (seed, stream, position in the split) determine the noise of a sample."""
+    """Noise of one kind (gaussian, blur, jpeg); the seed, the image's key and the size of its pixels determine it."""
 
     kind: str
     level: float
     seed: int
-    stream: int  # 0: training images, 1: test images, …
 
-    def __call__(self, images, index):
-        """uint8 (B, 3, H, W) of the samples index (B,), int64, both on the device -> uint8 of the same shape."""
+    def __call__(self, images, keys):
+        """uint8 (B, 3, H, W) of the images with keys (B,), int64, both on the device -> uint8 of the same shape."""
         if self.kind == "gaussian":
-            noise = sample_normal(images.shape[1:], index, (self.seed << 8) + self.stream)
+            noise = sample_normal(images.shape[1:], keys, self.seed)
             return _to_uint8(images + 255 * self.level * noise)
         if self.kind == "blur":
             return _to_uint8(blur(images.float(), self.level * images.shape[-1]))
@@ -48,7 +47,7 @@ def image_noise_of(cfg, part):
         )
     if cfg.image_noise_on not in ("both", "train" if part == 0 else "test"):
         return None
-    return ImageNoise(cfg.image_noise, cfg.image_noise_level, cfg.seed, part)
+    return ImageNoise(cfg.image_noise, cfg.image_noise_level, cfg.seed)
 
 
 def image_noise_name(cfg):
@@ -67,11 +66,11 @@ def _mix(x):
     return x
 
 
-def sample_normal(shape, index, seed):
-    """Standard normal (B, *shape) float32; those of sample index[b] depend on seed and index[b] alone (Box-Muller)."""
+def sample_normal(shape, keys, seed):
+    """Standard normal (B, *shape) float32; those of image b depend on seed and keys[b], int64, alone (Box-Muller)."""
     n = math.prod(shape)
-    key = _mix(_mix(index + 1) ^ seed)  # (B,)
-    bits = _mix(key[:, None] + _mix(torch.arange(1, (n + 1) // 2 + 1, device=index.device)))  # (B, n / 2)
+    mixed = _mix(_mix(keys + 1) ^ seed)  # (B,)
+    bits = _mix(mixed[:, None] + _mix(torch.arange(1, (n + 1) // 2 + 1, device=keys.device)))  # (B, n / 2)
     u, v = (((b & 0xFFFFFF).float() + 0.5) / (1 << 24) for b in (bits >> 40, bits))  # in (0, 1], 24 bits each
     radius, angle = (-2 * u.log()).sqrt(), 2 * math.pi * v
     return torch.stack([radius * angle.cos(), radius * angle.sin()], 2).flatten(1)[:, :n].reshape(-1, *shape)

@@ -96,6 +96,7 @@ class Loader:
         self.is_array = isinstance(split.images, np.ndarray)
         self.size = round(pixels.size * (view.enlarge if augmented else view.test_enlarge))
         self.images, self.noise = split.images, split.noise
+        self.keys = torch.from_numpy(split.keys.view(np.int64)).to(device) if split.noise else None
         if self.is_array:
             self.images = torch.from_numpy(np.ascontiguousarray(self.images.transpose(0, 3, 1, 2)))
         else:
@@ -147,6 +148,10 @@ class Loader:
                 if ahead and (len(ahead) > 2 or part is None):
                     yield ahead.popleft().result().to(self.device, non_blocking=True)
 
+    def _noisy(self, images, index):
+        """The pixels of samples index (B,) with the split's noise, if it has one."""
+        return images if self.noise is None else self.noise(images, self.keys[index])
+
     def _augmented(self, images, u, flip):
         crop = images.shape[2] if self.is_array else self.resolution
         if self.view.pad or crop != images.shape[2]:
@@ -192,7 +197,7 @@ class Loader:
         crops = [one.crop.cpu().numpy() for one in (draws if again else draws[:1])]
         pixels = zip(*(self._pixels(splits, index, [crop[part] for part in places]) for crop in crops))
         for here, there, samples, images in zip(index, where, splits, pixels):
-            images = [x if self.noise is None else self.noise(x, here) for x in images]
+            images = [self._noisy(x, here) for x in images]
             images = images if again else images * len(draws)
             views = [self._view(x, one, there) for x, one in zip(images, draws)]
             yield Views(views, self.labels[here], here, samples)
@@ -219,7 +224,7 @@ class Loader:
         )
         u = [None if randomness is None else randomness.crop.numpy()[part] for part in splits]
         for here, pixels in zip(index, self._pixels(splits, index, u)):
-            pixels = pixels if self.noise is None else self.noise(pixels, here)
+            pixels = self._noisy(pixels, here)
             pixels = self._plain(pixels) if randomness is None else self._augmented(pixels, crop[here], flip[here])
             yield normalise(pixels, self.mean, self.std), self.labels[here], here
 

@@ -34,9 +34,10 @@ def own(cfg):
             f"data_path: the only classes of {cfg.data_path} are {', '.join(classes)}, names of splits; expected class "
             "folders in each split, or labels in the label column."
         )
-    others, held_out = other_names(rows, classes), None
+    held_out = None
     if all(row.split == "train" for row in rows):
-        rows, held_out = _hold_out(rows, cfg.test_fraction, cfg.seed)
+        rows, held_out = _hold_out(whole_truth(rows), cfg.test_fraction, cfg.seed)
+    others = other_names(rows, classes)
     train, test = ([row for row in rows if (row.split == "train") == is_train] for is_train in (True, False))
     print(
         f"{cfg.data_path}: {len(train)} training images of {len(classes)} classes, {len(test)} "
@@ -90,6 +91,15 @@ def _hold_out(rows, fraction, seed):
     return rows, np.flatnonzero(is_test) if is_test.any() else None
 
 
+def whole_truth(rows):
+    """The rows, without their true labels unless all have one."""
+    known = sum(bool(row.true_label) for row in rows)
+    if known in (0, len(rows)):
+        return rows
+    print(f"true labels: given for {known} of {len(rows)} images only, not used")
+    return [replace(row, true_label="") for row in rows]
+
+
 def other_names(rows, classes):
     """The true labels among rows that are none of the classes, sorted."""
     return sorted({row.true_label for row in rows} - {"", *classes})
@@ -104,11 +114,8 @@ def to_split(rows, classes, others):
                 f"{row.where}: {row.label!r} is no class of the training images.{nearest(row.label, classes)}"
             )
     labels = np.array([number[row.label] for row in rows], dtype=np.int64)
-    known, true_labels = [row.true_label for row in rows if row.true_label], None
-    if len(known) == len(rows):
-        true_labels = np.array([number[name] for name in known], dtype=np.int64)
-    elif known:
-        print(f"true labels: given for {len(known)} of {len(rows)} images only, not used")
+    truth = [row.true_label for row in whole_truth(rows) if row.true_label]
+    true_labels = np.array([number[name] for name in truth], dtype=np.int64) if truth else None
     paths, ids = [row.path for row in rows], [row.id for row in rows] if rows[0].id else None
     return Split(paths, labels, true_labels, ids=ids, digests=[row.digest for row in rows])
 

@@ -128,11 +128,7 @@ def train_detector(cfg, data, run):
     if cfg.agree_with:
         pick(DETECTORS, cfg.agree_with, "agree_with")
     records, numbers = train_with_records(cfg, data, run)
-    selection = final_selection(records, data.train.labels, cfg)
-    if cfg.agree_with:
-        settings = SimpleNamespace(**vars(cfg) | {"detector": cfg.agree_with})
-        selection = agreement(selection, run_detector(settings, data, run.device)[0])
-    return selection, numbers
+    return agreed_selection(records, data, cfg, run.device), numbers
 
 
 def train_with_records(cfg, data, run):
@@ -214,6 +210,15 @@ def final_selection(records, labels, cfg):
     return {"mask": mask, "p_clean": p_clean, "predicted": last["predicted"], "confidence": last["confidence"]}
 
 
+def agreed_selection(records, data, cfg, device):
+    """final_selection of the training images of a Dataset, in which `agree_with`, where given, must trust a label too."""
+    selection = final_selection(records, data.train.labels, cfg)
+    if cfg.agree_with:
+        settings = SimpleNamespace(**vars(cfg) | {"detector": cfg.agree_with})
+        selection = agreement(selection, run_detector(settings, data, device)[0])
+    return selection
+
+
 def agreement(selection, other):
     """A selection in which a label must also be trusted by the `other`; p_clean is the mean of both."""
     p_clean = (selection["p_clean"] + other["p_clean"]) / 2
@@ -243,4 +248,4 @@ def score_labels(cfg, data, run):
     model = build_detector(cfg, data.classnames, run.device)
     load_checkpoint(run.folder.parent / "checkpoint.pt", model)
     records = score_records(model.eval(), cfg, data, run.device)
-    return final_selection({k: v[None].numpy() for k, v in records.items()}, data.train.labels, cfg)
+    return agreed_selection({k: v[None].numpy() for k, v in records.items()}, data, cfg, run.device)

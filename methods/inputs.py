@@ -84,10 +84,11 @@ class Inputs:
 
 
 def read_descriptions(path, classnames):
-    """{class: texts} of a YAML file that maps class names to lists of features, such as `tabby cat: [striped fur]`.
+    """Texts of each class, K lists, from a YAML file of class names and their features, such as `tabby cat: [striped fur]`.
 
     A text is "a photo of a {class} {feature}." with the class in lower case (Feng et al., ACM MM 2024); the key
-    `template` says otherwise. A class that the file leaves out, or gives no features, has "a photo of a {class}.".
+    `template` says otherwise. A class that the file leaves out, or gives no features, has "a photo of a {class}.". Classes
+    of the same name have the same texts.
     UserError for a class that there is not.
     """
     try:
@@ -99,18 +100,17 @@ def read_descriptions(path, classnames):
     template = content.pop("template", "a photo of a {class} {feature}.")
     if not isinstance(template, str) or "{class}" not in template or "{feature}" not in template:
         raise UserError(f"descriptions: {path}: template must have {{class}} and {{feature}}, not {template!r}.")
-    by_name = {spoken(name).lower(): name for name in classnames}
-    texts = {}
+    names, texts = [spoken(name).lower() for name in classnames], {}
     for name, features in content.items():
-        if spoken(str(name)).lower() not in by_name:
+        spoken_name = spoken(str(name)).lower()
+        if spoken_name not in names:
             raise UserError(f"descriptions: {path}: there is no class '{name}'.{nearest(name, classnames)}")
         if not isinstance(features, list):
             raise UserError(f"descriptions: {path}: '{name}' must have a list of features, not {features!r}.")
-        spoken_name = spoken(str(name)).lower()
-        texts[by_name[spoken_name]] = [
+        texts[spoken_name] = [
             template.replace("{class}", spoken_name).replace("{feature}", str(feature)) for feature in features
         ]
-    return {name: texts.get(name) or [f"a photo of a {spoken(name).lower()}."] for name in classnames}
+    return [texts.get(name) or [f"a photo of a {name}."] for name in names]
 
 
 def load_inputs(cfg, data, device):
@@ -151,5 +151,5 @@ def _descriptions(encoder, cfg, classnames):
     if not cfg.descriptions and not path.is_file():
         return None
     texts = read_descriptions(path, classnames)
-    features = text_features(encoder.clip, encoder.tokenizer, [t for of_class in texts.values() for t in of_class])
-    return features.cpu().numpy(), np.repeat(np.arange(len(texts)), [len(t) for t in texts.values()])
+    features = text_features(encoder.clip, encoder.tokenizer, [t for of_class in texts for t in of_class])
+    return features.cpu().numpy(), np.repeat(np.arange(len(texts)), [len(of_class) for of_class in texts])

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 import yaml
 
+from dataloader.dataset import label_hash
 from dataloader.loaders import make_loader
 from dataloader.transforms import Pixels
 from methods.deft import build_detector
@@ -34,15 +35,27 @@ SOURCES = {  # what each value of `noisy_samples` asks for a label
 class PseudoLabels(Method):
     """Cross-entropy with the given label on the samples of a mask, with another target on some of the others.
 
-    mask (N,) bool and targets (N, K) of which rows of the others count; used (N,) bool: all samples to train on. The loss of
+    mask (N,) bool and targets (N, K) of which the rows of the others count, 0 for those that are not trained on. The loss of
     a sample outside the mask is multiplied by `weight`; a batch's loss is the mean over its samples, whatever their weight.
+
+    A checkpoint keeps a hash of mask and target classes: UserError where a run would go on with others.
     """
 
     def __init__(self, cfg, mask, targets, weight):
         super().__init__(cfg, len(mask), targets.shape[1])
         self.register_buffer("trusted", torch.from_numpy(mask), persistent=False)
         self.register_buffer("targets", torch.from_numpy(targets), persistent=False)
+        classes = np.where(mask, -1, np.where(targets.any(1), targets.argmax(1), -2))
+        self.register_buffer("made_for", torch.tensor(int(label_hash(classes), 16)))
         self.weight = weight
+
+    def load_state_dict(self, state_dict, *args, **kwargs):
+        if state_dict["made_for"] != self.made_for.to(state_dict["made_for"].device):
+            raise UserError(
+                "noisy_samples: the run was begun with other labels for the samples outside the mask, as their detector was "
+                "another; --tag NAME makes another run, deleting the folder makes this one anew."
+            )
+        return super().load_state_dict(state_dict, *args, **kwargs)
 
     def forward(self, logits, labels, index):
         trusted = self.trusted[index]
@@ -69,7 +82,7 @@ def choose_labels(probabilities, rule, min_confidence=0.9, max_entropy=0.2):
 
 
 def pseudo_labels(cfg, data, mask, folder, device):
-    """(targets (N, K) float32, used (N,) bool outside the mask (N,), numbers for the summary), numpy.
+    """(targets (N, K) float32, used (N,) bool outside the mask (N,), numbers for the summary), numpy; 0 where not used.
 
     folder: of the run that made the mask, whose CLIP is asked. The targets are one-hot unless `soft_labels`. The numbers are
     how many samples outside the mask are used and, where the truth is known, how many of their new labels are right.
@@ -82,7 +95,7 @@ def pseudo_labels(cfg, data, mask, folder, device):
     if data.true_labels is not None:
         numbers["pseudo_labels_right"] = int((p.argmax(1) == data.true_labels)[used].sum())
     targets = p if cfg.soft_labels else np.eye(data.num_classes)[p.argmax(1)]
-    return targets.astype(np.float32), used, numbers
+    return np.where(used[:, None], targets, 0).astype(np.float32), used, numbers
 
 
 def settings_of(folder, cfg):

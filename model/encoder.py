@@ -59,6 +59,8 @@ def load_timm(cfg, num_classes, seed):
     if name not in OWN_NETWORKS and not timm.is_model(name):
         raise UserError(f"backbone: timm has no model '{name}'.{nearest(name, timm.list_models())}")
     is_file = bool(cfg.pretrained) and cfg.pretrained != "none"
+    if is_file and name in OWN_NETWORKS:
+        raise UserError(f"pretrained: {cfg.backbone} starts untrained; expected none or empty, not {cfg.pretrained}.")
     if is_file and not Path(cfg.pretrained).is_file():
         raise UserError(
             f"pretrained: there is no weight file {cfg.pretrained}; for {cfg.backbone} it is a file, none, or "

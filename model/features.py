@@ -22,7 +22,7 @@ def features_name(encoder, split, view, cfg, device):
     """What the features of a split are kept as: the images, the encoder and its weights, the view and the precision."""
     what = (
         images_identity(split.images),
-        *([split.noise] if split.noise else []),  # files made before images had noise keep their names
+        *([split.noise, hashlib.sha256(split.keys).hexdigest()] if split.noise else []),
         _weights_identity(encoder.module),
         encoder.config,
         encoder.pixels,

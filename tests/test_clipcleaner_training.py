@@ -97,6 +97,13 @@ def test_selects_and_trains(few_digits, tmp_path):
     assert again["acc_last"] == summary["acc_last"] and again["name"] == f"{summary['name']}-again"
 
 
+def test_networks_of_our_own_have_no_weights_to_load():
+    for backbone in ("preact_resnet18", "timm:preact_resnet18"):
+        cfg = load_config(["--backbone", backbone, "--pretrained", __file__])
+        with pytest.raises(UserError, match=f"pretrained: {backbone} starts untrained"):
+            build_classifier(cfg, type("Data", (), {"num_classes": 3}))
+
+
 def test_moving_average_by_hand():
     model = torch.nn.Linear(1, 1, bias=False)
     averaged, optimizer = moving_average(model, 0.9), torch.optim.SGD(model.parameters(), lr=1.0)

@@ -1,6 +1,7 @@
 """Noise on images: its strength, that it belongs to the sample, and that it is part of what a run is."""
 
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from dataloader.image_noise import ImageNoise, blur, jpeg, sample_normal
 from dataloader.load import load_data
 from dataloader.loaders import EpochRandomness, Loader
 from dataloader.transforms import Pixels
-from tests.helpers import detection, phase1
+from tests.helpers import detection, phase1, write_folder
 from utils.config import UserError, load_config
 
 PLAIN = Pixels(32, (0.0,) * 3, (1.0,) * 3)
@@ -42,18 +43,16 @@ def test_normal_noise_is_normal_and_belongs_to_the_sample():
     assert not torch.equal(sample_normal((9,), index, 3), sample_normal((9,), index, 4))
 
 
-def test_gaussian_strength_and_streams():
+def test_gaussian_strength_and_seeds():
     grey = torch.full((8, 3, 32, 32), 128, dtype=torch.uint8)
     index = torch.arange(8)
     for level in (0.01, 0.1):
-        spoilt = ImageNoise("gaussian", level, 0, 0)(grey, index)
+        spoilt = ImageNoise("gaussian", level, 0)(grey, index)
         assert spoilt.dtype == torch.uint8
         assert (spoilt.float() - 128).std() == pytest.approx(255 * level, rel=0.03)
-    assert torch.equal(ImageNoise("gaussian", 0, 0, 0)(grey, index), grey)
-    train, test, other = (
-        ImageNoise("gaussian", 0.1, seed, stream)(grey, index) for seed, stream in ((0, 0), (0, 1), (1, 0))
-    )
-    assert not torch.equal(train, test) and not torch.equal(train, other)
+    assert torch.equal(ImageNoise("gaussian", 0, 0)(grey, index), grey)
+    one, other = (ImageNoise("gaussian", 0.1, seed)(grey, index) for seed in (0, 1))
+    assert not torch.equal(one, other)
 
 
 def test_blur_is_pillow_s_far_from_edges(photo):
@@ -86,7 +85,8 @@ def test_same_in_every_epoch_and_only_where_asked():
     images = np.random.default_rng(0).integers(60, 190, (10, 32, 32, 3), dtype=np.uint8)
     labels = np.arange(10) % 2
     clean = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
-    split = Split(images, labels, noise=ImageNoise("gaussian", 0.05, 0, 0))
+    keys = np.random.default_rng(1).integers(2**64, size=10, dtype=np.uint64)
+    split = Split(images, labels, keys=keys, noise=ImageNoise("gaussian", 0.05, 0))
     seen = {}
     for epoch, batch_size in ((1, 4), (2, 3)):
         loader = Loader(split, View(flip=False), PLAIN, batch_size, torch.device("cpu"), augmented=True)
@@ -97,7 +97,25 @@ def test_same_in_every_epoch_and_only_where_asked():
         data = load_data(load_config(["--image_noise", "gaussian", "--image_noise_on", on]))
         assert (data.train.noise is not None, data.test.noise is not None) == noisy
         assert data.noise_name == f"none-gaussian-0.01-{on}"
-    assert data.train.noise.stream != data.test.noise.stream
+
+
+def test_noise_belongs_to_the_image_wherever_it_stands(tmp_path):
+    def noisy(folder, *flags):
+        """{file name: pixels} as the evaluation pass reads them."""
+        where = ["--dataset", "own", "--data_path", str(folder), "--output_dir", str(tmp_path / "runs")]
+        split = load_data(load_config([*where, "--image_noise", "gaussian", "--test_fraction", "0", *flags])).train
+        loader = Loader(split, View(), PLAIN, 4, torch.device("cpu"), augmented=False)
+        return {Path(p).name: x for x, p in zip(torch.cat([batch[0] for batch in loader.eval()]), split.images)}
+
+    folder = tmp_path / "images"
+    write_folder(folder, {"a": 3, "b": 3})
+    before, plain = noisy(folder), noisy(folder, "--image_noise", "none")
+    Image.new("RGB", (8, 8)).save(folder / "a" / "00.png")  # the first of all
+    after = noisy(folder)
+    assert len(after) == 7 and all(torch.equal(after[name], pixels) for name, pixels in before.items())
+    assert not any(torch.equal(plain[name], pixels) for name, pixels in before.items())
+    differences = torch.stack([before[name] - plain[name] for name in before]).flatten(1)
+    assert len(differences.unique(dim=0)) == 6
 
 
 def test_is_part_of_the_run(tmp_path):

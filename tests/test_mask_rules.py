@@ -1,11 +1,14 @@
 """Phase 1's mask by other rules than the published one, and `auto`."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 import main_phase1
+from methods import deft
 from methods.deft import agreement, final_selection
 from methods.detectors import DETECTORS, text_tells
 from tests.helpers import phase1
@@ -42,6 +45,33 @@ def test_rules_of_the_final_mask():
     assert by_rule(several, labels[:2], require_agreement=True)["mask"].tolist() == [False, False]
     both = agreement(published, {"mask": right, "p_clean": np.ones(200)})
     assert np.array_equal(both["mask"], right) and np.allclose(both["p_clean"], (p_clean[-1] + 1) / 2)
+
+
+def test_scored_labels_follow_the_same_rule(monkeypatch):
+    records = {
+        "mask": np.array([[True, True]]),
+        "p_clean": np.array([[0.9, 0.8]]),
+        "predicted": np.zeros((1, 2)),
+        "confidence": np.ones((1, 2)),
+    }
+    asked = []
+    monkeypatch.setattr(
+        deft,
+        "run_detector",
+        lambda cfg, data, device: (
+            asked.append(cfg.detector),
+            {"mask": np.array([True, False]), "p_clean": np.ones(2)},
+        )[1:],
+    )
+    monkeypatch.setattr(deft, "build_detector", lambda *args: torch.nn.Identity())
+    monkeypatch.setattr(deft, "load_checkpoint", lambda *args: None)
+    monkeypatch.setattr(deft, "score_records", lambda *args: {k: torch.from_numpy(v[0]) for k, v in records.items()})
+    data = SimpleNamespace(train=SimpleNamespace(labels=np.zeros(2, dtype=np.int64)), classnames=["a", "b"])
+    run = SimpleNamespace(folder=Path("deft/score-test"), device=None)
+    for name, mask in (("", [True, True]), ("knn", [True, False])):
+        cfg = SimpleNamespace(mask_by="pair", require_agreement=False, seed=0, agree_with=name)
+        assert deft.score_labels(cfg, data, run)["mask"].tolist() == mask
+    assert asked == ["knn"]
 
 
 def test_phase_1_with_every_rule(tmp_path, cell):

@@ -231,11 +231,16 @@ def test_inputs_that_do_not_belong_together():
 def test_descriptions(tmp_path):
     path = tmp_path / "descriptions.yaml"
     path.write_text("Tabby_Cat: [with stripes, asleep]\ndog: []\n")
-    texts = read_descriptions(path, ["tabby cat", "dog", "Cow"])
-    assert texts["tabby cat"] == ["a photo of a tabby cat with stripes.", "a photo of a tabby cat asleep."]
-    assert texts["dog"] == ["a photo of a dog."] and texts["Cow"] == ["a photo of a cow."]
+    cat = ["a photo of a tabby cat with stripes.", "a photo of a tabby cat asleep."]
+    texts = read_descriptions(path, ["tabby cat", "dog", "Tabby cat", "Cow"])
+    assert texts == [
+        cat,
+        ["a photo of a dog."],
+        cat,
+        ["a photo of a cow."],
+    ]  # a list each, in order, for equal names too
     path.write_text("template: '{feature} {class}'\ndog: [big]\n")
-    assert read_descriptions(path, ["dog"]) == {"dog": ["big dog"]}
+    assert read_descriptions(path, ["dog"]) == [["big dog"]]
     for content, message in [
         ("dgo: [big]", "there is no class 'dgo'. Did you mean dog"),
         ("dog: big", "'dog' must have a list of features"),

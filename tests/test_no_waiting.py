@@ -135,7 +135,7 @@ def test_image_noise(noise):
     batches = watched([(torch.zeros(2, 3, 12, 12, dtype=torch.uint8), torch.arange(2))] * 2)
     with closing(batches):
         for images, index in batches:
-            assert ImageNoise(*noise, seed=0, stream=0)(images, index).shape == images.shape
+            assert ImageNoise(*noise, seed=0)(images, index).shape == images.shape
 
 
 @pytest.mark.parametrize("name", [name for name, method in METHODS.items() if hasattr(method, "divide")])

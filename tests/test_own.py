@@ -17,7 +17,7 @@ import main_detect
 import main_real_phase1
 import main_real_phase2
 from dataloader.dataset import hold_out
-from dataloader.files import HEIF, inspect_file, inspect_files
+from dataloader.files import HEIF, below, inspect_file, inspect_files
 from dataloader.load import load_data
 from dataloader.loaders import Loader
 from dataloader.rows import tidy_names
@@ -50,7 +50,28 @@ SIX = "path,label\na.png,x\nb.png,x\nc.png,x\nd.png,y\ne.png,y\nf.png,y\n"
 NO_TEST = ("--test_fraction", "0")
 
 
+def test_true_labels_count_where_all_are_given(tmp_path):
+    """One is missing: nothing is known of any image, on whichever side of the split it comes to lie."""
+    rows = "path,label,true_label\na.png,x,x\nb.png,x,y\nc.png,x,x\nd.png,y,\ne.png,y,y\nf.png,y,x\n"
+    path = table(tmp_path, rows)
+    for seed in range(4):
+        data = load(path, "--test_fraction", "0.34", "--seed", str(seed))
+        assert len(data.test.images) == 2 and data.train.true_labels is data.test.true_labels is None
+        assert len(data.whole().train.labels) == 6
+    path.write_text(rows.replace("y,\n", "y,y\n"))
+    whole = load(path, "--test_fraction", "0.34").whole()
+    assert whole.true_labels.tolist() == [0, 1, 0, 1, 1, 0]
+
+
 # --- folders
+
+
+def test_paths_without_a_root_stay_absolute():
+    assert (below("", "/data/a.png"), below("/data", "/data/b/a.png"), below("/dat", "/data/a.png")) == (
+        "/data/a.png",
+        "b/a.png",
+        "/data/a.png",
+    )
 
 
 def test_class_folders(tmp_path):

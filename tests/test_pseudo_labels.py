@@ -45,6 +45,21 @@ def test_targets_and_weights_go_with_the_sample():
     torch.testing.assert_close(losses, torch.stack([0.5 * soft, -log_p[1, 1], -0.5 * log_p[2, 2]]))
 
 
+def test_a_run_goes_on_with_the_labels_it_was_begun_with():
+    mask, targets = np.array([True, False, False]), np.eye(3, dtype=np.float32)[[0, 1, 2]]
+    state = PseudoLabels(load_config([]), mask, targets, 1.0).state_dict()
+    PseudoLabels(load_config([]), mask, targets[[1, 1, 2]], 1.0).load_state_dict(state)  # differs within the mask
+    for other in ((mask, targets[[0, 1, 1]]), (~mask, targets), (mask, targets * [[1], [1], [0]])):
+        with pytest.raises(UserError, match="noisy_samples: the run was begun with other labels"):
+            PseudoLabels(load_config([]), *other, 1.0).load_state_dict(state)
+
+
+def test_phase_1_s_accuracy_takes_no_settings_of_a_training():
+    for flags, key in ((["--noisy_samples", "zero_shot"], "noisy_samples"), (["--phase2_loss", "GCE"], "phase2_loss")):
+        with pytest.raises(UserError, match=f"{key}: adaptation none trains nothing"):
+            main_phase2.main(phase2("nowhere", "--adaptation", "none", *flags))
+
+
 def test_both_sources_on_the_digits(cell):
     out, finished = cell
     cfg = load_config(phase2(out))
