@@ -238,9 +238,9 @@ def test_unknown_noise():
 
 def test_ten_million_labels_are_quick():
     labels = np.random.default_rng(0).integers(1000, size=10_000_000)
-    start = time.perf_counter()
+    start = time.process_time()
     noise.sym(labels, 0.4, 1000, np.random.default_rng(0))
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
 
 
 def test_published_instance_dependent_labels(tmp_path):

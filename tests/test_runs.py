@@ -64,13 +64,13 @@ def test_a_run_leaves_its_record(cell):
 
 @pytest.mark.skipif(precision(torch.device("cpu"), "auto") != "bf16", reason="bf16 without hardware takes minutes")
 def test_bf16_finds_the_same_labels(tmp_path):
-    flags = ["--cfg", "config/PEFT/digits.yaml", *CELL, "--device", "cpu"]
+    flags = ["--cfg", "config/PEFT/digits.yaml", *CELL, "--device", "cpu", "--epochs", "4", "--test_fraction", "0.6"]
     found = []
     for prec in ("fp32", "bf16"):
         assert main_phase1.main([*flags, "--prec", prec, "--output_dir", str(tmp_path / prec)])["prec"] == prec
         found.append(np.load(tmp_path / prec / "digits/sym-0.4/seed0/deft/clean_mask.npz"))
-    assert np.mean(found[0]["mask"] == found[1]["mask"]) >= 0.99
-    assert 1e-4 < np.abs(found[0]["p_clean"] - found[1]["p_clean"]).mean() < 0.02
+    assert np.mean(found[0]["mask"] == found[1]["mask"]) >= 0.98
+    assert 1e-4 < np.abs(found[0]["p_clean"] - found[1]["p_clean"]).mean() < 0.03
 
 
 def test_the_mask_holds_what_it_was_made_for(cell):
