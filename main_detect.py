@@ -18,6 +18,7 @@ def main(argv=None):
     cfg = load_config(argv, __doc__, "main_detect")
     from dataloader.load import load_data
     from methods.detectors import run_detector
+    from methods.estimates import limit_suspects
     from report.record import finish, say_where
     from utils.runs import Run
 
@@ -29,7 +30,7 @@ def main(argv=None):
     run = Run(cfg, data.place, cfg.detector, data.identity)
     if not run.summary:
         selection, accuracy = run_detector(cfg, data, run.device)
-        finish(run, data, accuracy, selection)
+        finish(run, data, accuracy, limit_suspects(selection, cfg))
         say_where(run)
     return run.summary
 
@@ -49,6 +50,7 @@ def detect(images, labels, classnames=None, detector="label-match", **settings):
     from dataloader.own import in_memory
     from methods.deft import train_detector
     from methods.detectors import DETECTORS, run_detector
+    from methods.estimates import limit_suspects
     from report.record import finish
     from utils.runs import Run
 
@@ -70,7 +72,7 @@ def detect(images, labels, classnames=None, detector="label-match", **settings):
             run = Run(cfg, data.place, detector, data.identity)
             if not run.summary:
                 selection, numbers = train_detector(cfg, data, run) if trains else run_detector(cfg, data, run.device)
-                finish(run, data, numbers, selection)
+                finish(run, data, numbers, limit_suspects(selection, cfg))
         with np.load(run.folder / "clean_mask.npz", allow_pickle=False) as file:
             mask, p_clean, predicted = (file[k] for k in ("mask", "p_clean", "predicted"))
     everyone, suggested = np.full(len(labels), np.nan), np.array(labels)

@@ -15,6 +15,7 @@ def main(argv=None, description=__doc__, **settings):
     cfg = load_config(argv, description, "main_phase1", **settings)
     from dataloader.load import load_data
     from methods.deft import score_labels, train_detector
+    from methods.estimates import limit_suspects
     from report.record import finish, say_where
     from utils.runs import Run
 
@@ -24,7 +25,7 @@ def main(argv=None, description=__doc__, **settings):
     run = Run(cfg, data.place, "deft", data.identity)
     if not run.summary:
         selection, numbers = train_detector(cfg, data, run)
-        finish(run, data, numbers, selection)
+        finish(run, data, numbers, limit_suspects(selection, cfg))
         warn_of_collapse(run.summary)
         say_where(run)
     if score:
@@ -32,7 +33,7 @@ def main(argv=None, description=__doc__, **settings):
         data = load_data(cfg)
         run = Run(cfg, data.place, "deft", data.identity)
         if not run.summary:
-            finish(run, data, {}, score_labels(cfg, data, run))
+            finish(run, data, {}, limit_suspects(score_labels(cfg, data, run), cfg))
             say_where(run)
     return run.summary
 

@@ -107,11 +107,13 @@ def _with_mean(p, before, now):
     return np.where(now < before, p * now / before, 1 - (1 - p) * (1 - now) / (1 - before))
 
 
-def limit_suspects(selection, review_budget=0, target_precision=0.0):
-    """The selection with other suspects: the first `review_budget`, or as many as are expected to be wrong in that part.
+def limit_suspects(selection, cfg):
+    """The selection with other suspects: the first `review_budget`, or as many as are expected to be wrong in `target_precision`.
 
-    Suspects are counted from the lowest p_clean; 0 leaves the detector's own mask. Prints how many, and what to expect.
+    Suspects are counted from the lowest p_clean; where both are 0 they are the detector's own. Prints how many, and what to
+    expect of them.
     """
+    review_budget, target_precision = cfg.review_budget, cfg.target_precision
     if not (review_budget or target_precision):
         return selection
     found = estimate(selection["p_clean"])

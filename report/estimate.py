@@ -18,13 +18,15 @@ import matplotlib.pyplot as plt
 from methods.estimates import calibration, of_run
 from report.suspects import add_run_flags, read_run
 from utils.config import UserError, parse_flags
-from utils.distributed import run_main
 from utils.files import write_whole
+from utils.start import run_main
 
 
 def main(argv=None):
     """Print the estimates of a run; returns them as a dict."""
-    parser = argparse.ArgumentParser(prog="python -m report.estimate", description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m report.estimate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add_run_flags(parser)
     parser.add_argument("--review_budget", metavar="N", default="0", help="how many labels a person will look at")
     parser.add_argument("--target_precision", metavar="P", default="0", help="wrong labels among the suspects, 0 to 1")

@@ -1,6 +1,5 @@
 """What a finished run leaves: its selection as files, its lists, its summary."""
 
-from methods.estimates import limit_suspects
 from methods.masks import save_mask
 from methods.selection import detection_quality
 from report.suspects import write_scores, write_suspects
@@ -17,7 +16,6 @@ def finish(run, data, numbers, selection=None):
     truth is known, goes into the summary too.
     """
     if selection is not None:
-        selection = limit_suspects(selection, run.cfg.review_budget, run.cfg.target_precision)
         numbers = {**numbers, "selected": float(selection["mask"].mean())}
         numbers |= {"root": data.root, "classes": data.label_names}  # of the paths and the labels in the lists
         labels = data.train.labels

@@ -1,10 +1,10 @@
 """How good the estimates of wrong labels are, where the truth is known: results/estimates.md and results/calibration.png.
 
-    OMP_NUM_THREADS=1 python -m scripts.estimate_table
+    OMP_NUM_THREADS=1 python -m scripts.estimate_table --deft 0
 
-The digits with seven label noises and three seeds. Each detector's estimate is compared with the truth, from the scores
-alone, with 100 checked labels spread over the list, and with the first 100 of it checked. The scores of a cell are kept,
-so that a stopped command goes on; `deft` trains phase 1.
+The digits with seven label noises and three seeds, DeFT, which trains, with the seeds after --deft alone. Each detector's
+estimate is compared with the truth, from the scores alone, with 100 checked labels spread over the list, and with the first
+100 of it checked. The scores of a cell are kept, so that a stopped command goes on.
 """
 
 import argparse
@@ -28,13 +28,13 @@ from scripts.detector_table import NOISES, deft_rows
 from utils.config import load_config
 from utils.files import write_text, write_whole
 
-NAMES = ("auto", "lemon", "label-match", "clip-margin", "clipcleaner", "confident-learning", "knn", "aum", "deft")
+NAMES = ("auto", "lemon", "label-match", "clip-margin", "clipcleaner", "confident-learning", "knn", "aum")
 CHECKED = {"scores alone": None, "100 checked, spread": "spread", "first 100 checked": "first"}
 INTRODUCTION = """# Estimates of wrong labels on the digits
 
 `methods/estimates.py` against the truth: 1,437 digits, `tiny-clip-digits`, the seven label noises of
-[detectors.md](detectors.md), {seeds}; 13 to 60 % of the labels are wrong. `python -m scripts.estimate_table`. The constants of
-the estimate were chosen on these digits, which flatters it.
+[detectors.md](detectors.md), {seeds}. `python -m scripts.estimate_table{flag}`. The constants of the estimate were chosen on
+these digits, which flatters it.
 
 * **error of the share**: mean absolute difference of the estimated and the true share of wrong labels, in percentage points
 * **in the interval**: how often the true number of wrong labels lies in the 90 % interval
@@ -52,11 +52,11 @@ suspects say nothing about the rest.
 """
 
 
-def scores(mode, ratio, seed, runs):
+def scores(names, mode, ratio, seed, runs):
     """{detector: p_clean (N,)} of one noise and seed, and `wrong` (N,), computed once."""
     path = runs / f"scores-{mode}-{ratio:g}-seed{seed}.npz"
     kept = dict(np.load(path)) if path.is_file() else {}
-    if missing := [name for name in NAMES if name not in kept]:
+    if missing := [name for name in names if name not in kept]:
         flags = ["--cfg", "config/PEFT/digits.yaml", "--device", "cpu", "--output_dir", str(runs), "--seed", str(seed)]
         cfg = load_config([*flags, "--noise_mode", mode, "--noise_ratio", str(ratio)])
         with contextlib.redirect_stdout(io.StringIO()):
@@ -72,7 +72,7 @@ def scores(mode, ratio, seed, runs):
         with write_whole(path) as file:
             np.savez(file, **kept)
         print(f"{mode} {ratio:g}, seed {seed}", flush=True)
-    return kept
+    return {name: kept[name] for name in (*names, "wrong")}
 
 
 def checked_labels(p_clean, wrong, which, n=100):
@@ -85,7 +85,7 @@ def checked_labels(p_clean, wrong, which, n=100):
 def measure(name, which, cells):
     """A row of the table, and P(wrong) and truth of all cells in a row, for the curve."""
     errors, inside, calibrations, precisions, pairs = [], [], [], [], []
-    for cell in cells:
+    for cell in (cell for cell in cells if name in cell):
         p_clean, wrong = cell[name], cell["wrong"]
         found = estimate(p_clean, checked_labels(p_clean, wrong, which))
         expected, low, high = found.wrong()
@@ -95,7 +95,12 @@ def measure(name, which, cells):
         calibrations.append(100 * calibration(found.p_wrong, wrong)[1])
         precisions += [100 * wrong[found.order[:n]].mean()] if n else []
         pairs.append((found.p_wrong, wrong))
-    row = [name, f"{np.mean(errors):.1f} (at most {max(errors):.1f})", f"{100 * np.mean(inside):.0f} %"]
+    row = [
+        name,
+        str(len(errors)),
+        f"{np.mean(errors):.1f} (at most {max(errors):.1f})",
+        f"{100 * np.mean(inside):.0f} %",
+    ]
     row += [f"{np.mean(calibrations):.1f} %", f"{np.mean(precisions):.0f} % ({min(precisions):.0f} %)"]
     return row, [np.concatenate(part) for part in zip(*pairs)]
 
@@ -103,17 +108,22 @@ def measure(name, which, cells):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
+    parser.add_argument("--deft", type=int, nargs="*", default=[], help="seeds for which phase 1 is trained, too")
     parser.add_argument("--out", type=Path, default=Path("results"))
     parser.add_argument("--runs", type=Path, default=Path("runs/detector-table"))
     args = parser.parse_args()
     torch.set_num_threads(1)
     args.runs.mkdir(parents=True, exist_ok=True)
-    cells = [scores(mode, ratio, seed, args.runs) for seed in args.seeds for mode, ratio in NOISES]
+    cells = [
+        scores((*NAMES, *["deft"] * (seed in args.deft)), mode, ratio, seed, args.runs)
+        for seed in args.seeds
+        for mode, ratio in NOISES
+    ]
     text, (figure, axes) = [], plt.subplots(1, 3, figsize=(12, 4.2), sharey=True)
     for (title, which), axis in zip(CHECKED.items(), axes):
         rows = []
         axis.plot([0, 1], [0, 1], "--", color="grey", linewidth=1)
-        for name in NAMES:
+        for name in (*NAMES, *["deft"] * bool(args.deft)):
             row, (p_wrong, wrong) = measure(name, which, cells)
             rows.append(row)
             axis.plot(*zip(*(point[:2] for point in calibration(p_wrong, wrong)[0])), marker=".", label=name)
@@ -132,7 +142,8 @@ def main():
     with write_whole(args.out / "calibration.png") as file:
         figure.savefig(file, format="png", dpi=120)
     seeds = f"seeds {', '.join(map(str, args.seeds))}"
-    write_text(args.out / "estimates.md", INTRODUCTION.format(seeds=seeds, table="\n\n".join(text)))
+    flag = " --deft " + " ".join(map(str, args.deft)) if args.deft else ""
+    write_text(args.out / "estimates.md", INTRODUCTION.format(seeds=seeds, flag=flag, table="\n\n".join(text)))
 
 
 if __name__ == "__main__":

@@ -2,15 +2,17 @@
 
 import csv
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from scipy.special import expit
 
 import main_detect
-from methods.estimates import calibration, estimate, limit_suspects
+from methods import estimates
+from methods.estimates import calibration, estimate
 from report import estimate as command
-from tests.helpers import phase1
+from tests.helpers import detection
 from utils.config import UserError
 from utils.files import write_csv
 
@@ -57,6 +59,11 @@ def test_checked_labels_mend_misleading_scores():
 def test_limits_of_the_suspects(capsys):
     p_clean, wrong = drawn()
     selection = {"mask": p_clean > 0.5, "p_clean": p_clean}
+
+    def limit_suspects(selection, review_budget=0, target_precision=0.0):
+        cfg = SimpleNamespace(review_budget=review_budget, target_precision=target_precision)
+        return estimates.limit_suspects(selection, cfg)
+
     assert limit_suspects(selection) is selection
     limited = limit_suspects(selection, review_budget=50)["mask"]
     assert np.array_equal(np.flatnonzero(~limited), np.sort(np.argsort(p_clean)[:50]))
@@ -82,7 +89,7 @@ def test_calibration_by_hand_and_degenerate_scores():
 
 
 def test_the_command_and_the_settings(tmp_path, capsys):
-    summary = main_detect.main(phase1(tmp_path, "--detector", "lemon"))
+    summary = main_detect.main(detection(tmp_path, "--detector", "lemon"))
     run, wrong = tmp_path / "digits/sym-0.4/seed0/lemon", summary["noise_rate"] * 359
     out = command.main([str(run), "--review_budget", "50", "--target_precision", "0.9"])
     text = capsys.readouterr().out
@@ -100,7 +107,7 @@ def test_the_command_and_the_settings(tmp_path, capsys):
     assert ticked["source"] == f"from {len(rows)} checked labels and the scores" in capsys.readouterr().out
     assert ticked["wrong"][1] <= wrong <= ticked["wrong"][2]
     assert ticked["wrong"][2] - ticked["wrong"][1] < out["wrong"][2] - out["wrong"][1]
-    limited = main_detect.main(phase1(tmp_path, "--detector", "lemon", "--review_budget", "20", "--tag", "few"))
+    limited = main_detect.main(detection(tmp_path, "--detector", "lemon", "--review_budget", "20", "--tag", "few"))
     assert limited["selected"] == 1 - 20 / 359 and limited["precision_mislabelled"] == 1
     for flags, message in [
         (["--review_budget", "many"], "--review_budget: expected a whole number, not 'many'"),
@@ -109,4 +116,4 @@ def test_the_command_and_the_settings(tmp_path, capsys):
         with pytest.raises(UserError, match=message):
             command.main([str(run), *flags])
     with pytest.raises(UserError, match="target_precision must be between 0 and 1"):
-        main_detect.main(phase1(tmp_path, "--target_precision", "90"))
+        main_detect.main(detection(tmp_path, "--target_precision", "90"))

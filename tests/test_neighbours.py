@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+import main_detect
 from methods import clipcleaner, dynamics, neighbours
 from methods.detectors import DETECTORS
 from methods.inputs import Inputs, read_descriptions
@@ -226,6 +227,23 @@ def test_inputs_that_do_not_belong_together():
     ]:
         with pytest.raises(UserError, match=message):
             make_inputs(*args)
+
+
+@pytest.mark.parametrize(
+    "flag, message",
+    [
+        ("--theta_gmm=-0.1", "theta_gmm must be between 0 and 1"),
+        ("--theta_cons=1.5", "theta_cons must be between 0 and 1"),
+        ("--neighbours=0", "neighbours must be >= 1"),
+        ("--target_precision=90", "target_precision must be between 0 and 1"),
+        ("--review_budget=-5", "review_budget must be >= 0"),
+        ("--fill_empty=lowest", "fill_empty must be one of highest, official"),
+        ("--detector=lemmon", "there is no 'lemmon'.* Did you mean lemon"),
+    ],
+)
+def test_settings_out_of_range(flag, message):
+    with pytest.raises(UserError, match=message):
+        main_detect.main(["--cfg", "config/PEFT/digits.yaml", flag])
 
 
 def test_descriptions(tmp_path):
