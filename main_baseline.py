@@ -41,7 +41,6 @@ def main(argv=None, description=__doc__, script="main_baseline", **settings):
     method = build(cfg, len(data.train.labels), data.num_classes)
     trained, selection = fine_tune(cfg, data, run, method, mask)
     finish(run, data, {**numbers, **trained}, selection)
-    print(f"results: {run.folder}")
     return run.summary
 
 

@@ -37,7 +37,6 @@ def main(argv=None, **settings):
     if not run.summary:
         trained, grown = fine_tune(cfg, data, run, MixFix(cfg, len(mask), data.num_classes), mask)
         finish(run, data, {"mask": str(path), **trained}, grown)
-        print(f"results: {run.folder}")
     return run.summary
 
 
@@ -49,6 +48,7 @@ def select(cfg, data):
 
     defaults = default_values()
     own = {key: defaults[key] for key in TRAINING} | {"backbone": cfg.clip_backbone, "pretrained": cfg.clip_pretrained}
+    own["script"] = "main_detect"
     cfg = SimpleNamespace(**vars(cfg) | own)
     run = Run(cfg, data.place, cfg.detector, data.identity)
     if not run.summary:

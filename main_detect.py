@@ -65,6 +65,7 @@ def detect(images, labels, classnames=None, detector="label-match", **settings):
             if trains
             else load_config([*flags, f"--detector={detector}"], script="main_detect")
         )
+        cfg.script = "detect"  # which has its images from a notebook
         data, values, rows = in_memory(images, labels, classnames, cfg, keep="output_dir" in settings)
         with contextlib.redirect_stdout(io.StringIO()):  # which speaks of files; progress goes on
             if trains:

@@ -56,7 +56,6 @@ def main(argv=None, description=__doc__, **settings):
         method, mask, numbers = PseudoLabels(cfg, mask, targets, cfg.noisy_weight), mask | used, numbers | counts
     trained, _ = fine_tune(cfg, data, run, method, mask)
     finish(run, data, {**numbers, **trained})
-    print(f"results: {run.folder}")
     return run.summary
 
 

@@ -352,21 +352,19 @@ def verify(folder):
     before = read_summary(folder / "summary.json")
     if before is None:
         raise UserError(f"--verify: there is no finished run (summary.json) in {folder}.")
-    script = script_of(folder)
+    script, mask = before.get("script"), before.get("mask")
+    if not script or not (HERE / f"{script}.py").is_file():
+        raise UserError(f"--verify: {folder} was made by {script or 'an older version'}, which no command repeats.")
     with tempfile.TemporaryDirectory() as out:
         words = [f"{script}.py", "--cfg", str((folder / "config.yaml").resolve()), "--output_dir", out]
-        words += ["--mask", before["mask"]] if script == "main_phase2" else []
+        if mask and script != "main_clipcleaner":  # which makes its own
+            words += ["--mask", str(Path(mask).resolve()) if Path(mask).is_file() else mask]
         print(f"python {shlex.join(words)}", file=sys.stderr)
         if subprocess.run([sys.executable, *words], cwd=HERE, stdout=sys.stderr).returncode:
             raise UserError(f"--verify: {script}.py fails with the settings of {folder}.")
-        return differences(folder, next(Path(out).rglob("summary.json")).parent)
-
-
-def script_of(folder):
-    """The script that a run's name tells of."""
-    detector = _yaml(folder / "config.yaml").get("detector", "")
-    names = {"main_phase2": "phase2-.*", "main_phase1": "deft(-.*)?", "main_detect": f"{re.escape(detector)}(-.*)?"}
-    return next((script for script, name in names.items() if re.fullmatch(name, folder.name)), "main_baseline")
+        return differences(
+            folder, next(p.parent for p in Path(out).rglob("summary.json") if p.parent.name == folder.name)
+        )
 
 
 def differences(folder, again):

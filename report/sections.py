@@ -175,7 +175,8 @@ def training(history):
 
 def settings(cfg, summary):
     """Every key of the configuration, those that differ from the defaults first."""
-    defaults, keys = default_values(), list(vars(cfg))
+    defaults = default_values()
+    keys = [key for key in vars(cfg) if key in defaults]
     other = [key for key in keys if getattr(cfg, key) != defaults.get(key)]
 
     def values(keys):

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,9 +15,10 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
+import main_phase2
 import reproduce
 from report.comparison import FORMATS, compare, plot
-from tests.helpers import phase1
+from tests.helpers import phase1, phase2
 from utils.config import BACKBONES, UserError, load_config
 from utils.summaries import read_summary, with_checksum, write_summary
 
@@ -327,10 +329,48 @@ def test_summaries_carry_a_checksum(tmp_path):
     assert read_summary(tmp_path / "old.json") == summary
 
 
+def test_every_run_says_where_it_is(cell, capsys):
+    """What reproduce.py waits for, also where nothing is trained."""
+    out, _ = cell
+    summary = main_phase2.main(phase2(out, "--adaptation", "none"))
+    folder = out / "digits/sym-0.4/seed0" / summary["name"]
+    assert summary["acc_last"] and f"results: {folder}" in capsys.readouterr().out.splitlines()
+    shutil.rmtree(folder)
+
+
+def test_what_verify_repeats(tmp_path, monkeypatch):
+    seen = []
+
+    def note(words, **_):
+        seen.append(words[1:])
+        return subprocess.CompletedProcess(words, 1)
+
+    monkeypatch.setattr(reproduce, "subprocess", SimpleNamespace(run=note))
+    (tmp_path / "clean_mask.npz").touch()
+    for script, mask in (
+        ("main_baseline", str(tmp_path / "clean_mask.npz")),
+        ("main_phase2", "all"),
+        ("main_clipcleaner", "runs/clean_mask.npz"),
+        ("main_phase1", None),
+        ("detect", None),
+        (None, None),
+    ):
+        summary = {"name": "x", "script": script} | ({"mask": mask} if mask else {})
+        write_summary(tmp_path / "summary.json", with_checksum(summary))
+        expected = "fails with the settings" if script and script != "detect" else "was made by .*no command repeats"
+        with pytest.raises(UserError, match=f"--verify: .*{expected}"):
+            reproduce.main(["--verify", str(tmp_path)])
+    assert [(words[0], words[5:]) for words in seen] == [
+        ("main_baseline.py", ["--mask", str(tmp_path / "clean_mask.npz")]),
+        ("main_phase2.py", ["--mask", "all"]),
+        ("main_clipcleaner.py", []),
+        ("main_phase1.py", []),
+    ]
+
+
 def test_verify(cell, monkeypatch, capsys):
     out, summaries = cell
-    scripts = {name: reproduce.script_of(out / "digits" / "sym-0.4" / "seed0" / name) for name in summaries}
-    assert scripts == {
+    assert {name: summary["script"] for name, summary in summaries.items()} == {
         "label-match": "main_detect",
         "deft": "main_phase1",
         "phase2-deft-tiny-clip-digits": "main_phase2",

@@ -228,7 +228,7 @@ def _refuse(word, keys, script):
 
 
 def load_config(argv=None, description="", script=None, **settings):
-    """The resolved configuration as a namespace with one attribute for each key of default.yaml that `script` reads.
+    """The resolved configuration: a namespace with an attribute for each key of default.yaml that `script` reads, and it.
 
     `argv` None means sys.argv; `script` None reads all keys; `settings` are the script's own defaults, between
     default.yaml and the YAML, and stay as they are where it reads no such key. A key that the script does not read is
@@ -259,7 +259,7 @@ def load_config(argv=None, description="", script=None, **settings):
         if text is not None:
             value = text.split(",") if isinstance(keys[name].default, list) else text
             given[name] = _coerce(name, keys[name], value, f"--{name}")
-    return SimpleNamespace(**settings | resolved | _implied(given, resolved) | given)
+    return SimpleNamespace(**settings | resolved | _implied(given, resolved) | given, script=script)
 
 
 def settle_epochs(cfg, num_samples):

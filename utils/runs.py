@@ -37,6 +37,7 @@ FREE_KEYS = {
     "download",
     "check_data",
     "tensorboard",
+    "script",
 }
 FRACTIONS = ("noise_rate", "precision", "recall", "f1", "auroc", "auprc_mislabelled", "selected")
 
@@ -147,7 +148,8 @@ class Run:
 
     def _write_settings(self):
         if not (self.folder / "config.yaml").is_file():
-            write_text(self.folder / "config.yaml", yaml.safe_dump(vars(self.cfg), sort_keys=False, allow_unicode=True))
+            settings = {key: value for key, value in vars(self.cfg).items() if key != "script"}
+            write_text(self.folder / "config.yaml", yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
 
     def _write_log(self):
         write_text(self.folder / "log.jsonl", "".join(json.dumps(line) + "\n" for line in self.history))
@@ -182,6 +184,7 @@ class Run:
         cfg, history = self.cfg, self.history
         summary = {
             "name": str(self.folder.relative_to(self.seed_folder)),
+            "script": cfg.script,
             "seed": cfg.seed,
             "backbone": cfg.backbone,
             "identity": self.identity,
@@ -206,6 +209,7 @@ class Run:
             write_summary(self.folder / "summary.json", self.summary)
         wait_for_all()  # another run of these processes may read it
         show(self.summary)
+        print(f"results: {self.folder}")
         return self.summary
 
 
