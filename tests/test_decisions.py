@@ -278,7 +278,7 @@ def test_training_follows_decisions_by_the_runs_mask(root, run, tmp_path, monkey
         seen.update(labels=[data.label_names[k] for k in data.train.labels], mask=mask)
         return {}, None
 
-    monkeypatch.setattr("main_phase2.fine_tune", trains)
+    monkeypatch.setattr("methods.fine_tuning.fine_tune", trains)
     main_real_phase2.main(
         [*PHASE2, "label-match", "--data_path", str(root / "data"), "--output_dir", str(root / "runs")]
     )

@@ -22,7 +22,8 @@ from dataloader.load import load_data
 from dataloader.transforms import normalise
 from main_detect import detect
 from methods.deft import build_detector
-from methods.detectors import clip_margin, out_of_fold
+from methods.detectors import DETECTORS, clip_margin, out_of_fold
+from methods.inputs import Inputs
 from methods.masks import load_mask
 from methods.selection import clean_probability, detection_quality, precision_recall
 from model import features
@@ -292,3 +293,17 @@ def test_a_finished_detector_scores_other_labels(cell, tmp_path, capsys):
         main_real_phase2.main([*phase1(tmp_path), "--mask", str(folder / "clean_mask.npz"), "--score", "test"])
     tables.main([str(out)])
     assert "| deft/score-test" in capsys.readouterr().out
+
+
+def test_confident_learning_flags_exactly_what_cleanlab_does():
+    """cleanlab.filter.find_label_issues with its default settings, on the same out-of-fold probabilities."""
+    from cleanlab.filter import find_label_issues
+
+    rng = np.random.default_rng(0)
+    truth = np.arange(120) % 4
+    x = rng.normal(size=(4, 8))[truth] + 0.4 * rng.normal(size=(120, 8))
+    labels = np.where(rng.random(120) < 0.2, (truth + 1) % 4, truth)
+    inputs = Inputs((x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32), labels, 4, SimpleNamespace())
+    found = DETECTORS["confident-learning"].find(inputs)
+    issues = find_label_issues(labels, out_of_fold(inputs.features, labels, 4, 0))
+    assert 10 < issues.sum() < 60 and np.array_equal(~found.mask, issues)

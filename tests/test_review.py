@@ -117,7 +117,8 @@ def choose(browser, which, value):
 def saved_csv(browser):
     before = set(browser.downloads.glob("*.csv"))
     browser.find_element(By.ID, "export").click()
-    return wait_for(lambda: set(browser.downloads.glob("*.csv")) - before).pop()
+    new = wait_for(lambda: [p for p in set(browser.downloads.glob("*.csv")) - before if p.stat().st_size])
+    return new[0]  # Chromium makes the file before it writes it
 
 
 # --- the page as a file
