@@ -8,6 +8,7 @@
 import contextlib
 import io
 import tempfile
+import warnings
 
 from utils.config import DEFAULTS, REAL_WORLD, load_config, pick, settle_epochs
 from utils.start import run_main
@@ -43,7 +44,7 @@ def detect(images, labels, classnames=None, detector="label-match", **settings):
     classnames: the words CLIP reads, in the order of the sorted labels, or of the numbers; empty for the labels.
     detector: a name in DETECTORS, or deft, which trains (phase 1). `settings` are keys of config/default.yaml, e.g.
     backbone, device, epochs; with output_dir the run and the features are kept, and images that are no files, as PNG, for
-    its report. Raises UserError.
+    its report. Raises UserError, and warns where the verdict is that the result cannot be used.
     """
     import numpy as np
 
@@ -53,6 +54,7 @@ def detect(images, labels, classnames=None, detector="label-match", **settings):
     from methods.estimates import limit_suspects
     from report.record import finish
     from utils.runs import Run
+    from utils.summaries import usable, verdict_line
 
     pick({**DETECTORS, "deft": None}, detector, "detector")
     labels = list(labels)
@@ -74,6 +76,8 @@ def detect(images, labels, classnames=None, detector="label-match", **settings):
             if not run.summary:
                 selection, numbers = train_detector(cfg, data, run) if trains else run_detector(cfg, data, run.device)
                 finish(run, data, numbers, limit_suspects(selection, cfg))
+        if not usable(run.summary):
+            warnings.warn(verdict_line(run.summary), stacklevel=2)
         with np.load(run.folder / "clean_mask.npz", allow_pickle=False) as file:
             mask, p_clean, predicted = (file[k] for k in ("mask", "p_clean", "predicted"))
     everyone, suggested = np.full(len(labels), np.nan), np.array(labels)

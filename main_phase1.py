@@ -26,7 +26,6 @@ def main(argv=None, description=__doc__, **settings):
     if not run.summary:
         selection, numbers = train_detector(cfg, data, run)
         finish(run, data, numbers, limit_suspects(selection, cfg))
-        warn_of_collapse(run.summary)
         say_where(run)
     if score:
         cfg.score = score
@@ -36,15 +35,6 @@ def main(argv=None, description=__doc__, **settings):
             finish(run, data, {}, limit_suspects(score_labels(cfg, data, run), cfg))
             say_where(run)
     return run.summary
-
-
-def warn_of_collapse(summary):
-    """Print a warning if the test accuracy suggests that training failed."""
-    if summary.get("acc_last", 0) < 0.8 * summary.get("acc_best", 0):
-        print(
-            f"warning: the test accuracy fell from {summary['acc_best']:.1f} to {summary['acc_last']:.1f}: the training "
-            "has probably failed, and this mask should not be used. More warmup, more epochs or a lower lr may help."
-        )
 
 
 if __name__ == "__main__":

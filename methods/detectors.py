@@ -20,10 +20,10 @@ from methods import clipcleaner, dynamics, neighbours
 from methods.inputs import load_inputs
 from methods.loops import evaluate
 from methods.selection import two_groups
+from methods.verdict import TEXT_TELLS, feature_evidence
 from utils.config import UserError, pick
 
-# of `auto`, chosen on the digits; with fewer good texts than that, neighbours alone did better there
-ROUNDS, TEXT_TELLS = 3, 0.7
+ROUNDS = 3  # of `auto`, chosen on the digits
 
 
 class Detection(NamedTuple):
@@ -293,7 +293,7 @@ DETECTORS = {
 
 
 def run_detector(cfg, data, device):
-    """The selection of the detector that `cfg` names on a Dataset, and its accuracies for the summary.
+    """The selection of the detector that `cfg` names on a Dataset, and numbers for the summary: accuracies, evidence.
 
     The selection is `mask`, `p_clean`, `predicted` and `confidence`, (N,) numpy each.
     """
@@ -311,4 +311,7 @@ def run_detector(cfg, data, device):
         accuracy[f"acc_{name}"] = result["acc"]
         if name == "test":
             accuracy |= {"acc_last": result["acc"], "acc_best": result["acc"], "acc_per_class": result["acc_per_class"]}
-    return detector.find(inputs)._asdict(), accuracy
+    found = detector.find(inputs)
+    out_of_fold = found.predicted if detector.find is confident_learning else None
+    known = feature_evidence(inputs, detector.needs_text, out_of_fold)
+    return found._asdict(), {**accuracy, "evidence": known}

@@ -10,6 +10,7 @@ from methods.decisions import as_arrays, followed, settle
 from utils.config import UserError, nearest
 from utils.files import read_lines, slug, write_whole
 from utils.safe_pickle import load_arrays
+from utils.summaries import read_summary, usable, verdict_line
 
 
 def save_mask(path, selection, data, seed):
@@ -110,6 +111,9 @@ def trusted_samples(cfg, data, seed_folder):
         return None, np.ones(len(labels), dtype=bool), labels
     path = find_mask(cfg.mask, seed_folder)
     mask = load_mask(path, data, cfg.seed)
+    summary = read_summary(path.parent / "summary.json") or {}
+    if not usable(summary):
+        print(f"warning: {path}: {verdict_line(summary)}")
     return path, *followed(mask, labels, *as_arrays(settle(path.parent, data), data))
 
 

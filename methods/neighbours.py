@@ -10,6 +10,7 @@ from tqdm import tqdm
 from utils.config import UserError
 
 EXACT_UP_TO = 100_000  # images; beyond that an index finds most, not all, of the nearest
+VOTERS, CANDIDATES = 2000, 50_000  # of sampled_vote
 BLOCK = 2**26  # cosines held at once, 256 MB
 THIRD_ORDER_UP_TO = 150  # classes of which label triples are counted: K^3 numbers
 
@@ -112,6 +113,25 @@ def weighted_knn(neighbours, labels, num_classes, trusted=None, temperature=0.07
     weights = np.exp((neighbours.cosine - neighbours.cosine[:, :1]) / temperature)
     weights = weights if trusted is None else weights * trusted[neighbours.index]
     return label_shares(weights, labels[neighbours.index], num_classes)
+
+
+def sampled_vote(features, labels, num_classes, seed, k=10):
+    """Rows (M,) of VOTERS images at most, and what the k nearest of up to CANDIDATES others vote for, (M,)."""
+    rng = np.random.default_rng([seed, 11])
+    order = rng.permutation(len(labels))
+    rows, others = order[:VOTERS], order[:CANDIDATES]
+    k = min(k, len(others) - 1)
+    if k < 1:
+        return rows, labels[rows]
+    votes = []
+    for start in range(0, len(rows), 200):
+        block = np.arange(start, min(start + 200, len(rows)))
+        cosine = features[rows[block]] @ features[others].T
+        cosine[block - start, block] = -2  # not itself
+        values, index = torch.from_numpy(cosine).topk(k, dim=1)
+        near = others[index.numpy()]
+        votes.append(weighted_knn(Neighbours(values.numpy(), near, None, None), labels, num_classes).argmax(1))
+    return rows, np.concatenate(votes)
 
 
 def simifeat_shares(neighbours, labels, num_classes):

@@ -34,6 +34,7 @@ from report.suspects import (
 from utils.config import parse_flags
 from utils.files import write_text
 from utils.start import run_main
+from utils.summaries import reason, usable
 
 GALLERY = 5000  # images in the page; the server of report/review.py has no limit
 WITH_NEAREST = 200  # of them with the nearest images of their classes
@@ -130,14 +131,16 @@ def page_html(folder, data, arrays, summary, sections, features=None, server=Fal
     It is one file that loads nothing but, where they are still there, the images themselves, to show them large; or, with
     server, what report/review.py serves, which has the images. features (N, D): see find_features.
     """
-    suspects, order = int(np.sum(~arrays["mask"])), to_show(arrays, None if server else GALLERY)
+    order = to_show(arrays, None if server else GALLERY)
     links = [(name, title) for name, title, _ in sections]
     links.insert(1, ("gallery", "Review"))
     near, nearest = _near(data, arrays, order, None if server else features)
     return Template((HERE / "page.html").read_text(encoding="utf-8")).substitute(
         title=escape(f"Suspect labels: {run_name(folder, summary)}"),
         images="img-src 'self' data:; connect-src 'self'" if server else "img-src data: file:",
-        heading=f"{suspects:,} of {len(arrays['mask']):,} labels look wrong",
+        heading=_heading(summary, arrays["mask"]),
+        verdict=escape(reason(summary)),
+        level=summary.get("verdict", {"level": ""})["level"],
         subtitle=escape(
             f"{summary['dataset']}, noise {summary['noise']}, seed {summary['seed']}: {summary['name']} with "
             f"{summary['backbone']}"
@@ -150,6 +153,14 @@ def page_html(folder, data, arrays, summary, sections, features=None, server=Fal
         pieces="" if server else _pieces(data, order, nearest),
         script=(HERE / "review.js").read_text(encoding="utf-8"),
     )
+
+
+def _heading(summary, mask):
+    """How many labels look wrong, unless the detector failed: then that comes first."""
+    found = f"{int(np.sum(~mask)):,} of {len(mask):,} labels look wrong"
+    if usable(summary):
+        return found
+    return f"Doubtful: {found}" if summary["verdict"]["level"] == "doubtful" else "Not usable: the detector failed"
 
 
 def _not_shown(arrays, server):

@@ -2,6 +2,7 @@
 
 from methods.masks import save_mask
 from methods.selection import detection_quality
+from methods.verdict import judge, trained_evidence
 from report.suspects import write_scores, write_suspects
 from utils.config import UserError
 from utils.distributed import rank
@@ -12,12 +13,14 @@ def finish(run, data, numbers, selection=None):
     """Write the record of a run on a Dataset; returns the summary.
 
     numbers go into the summary as they are; selection, of a run that made one, is `mask`, `p_clean`, `predicted` and
-    `confidence`, (N,) numpy each: it is written as clean_mask.npz, suspects.csv and scores.csv, and its quality, where the
-    truth is known, goes into the summary too.
+    `confidence`, (N,) numpy each: it is written as clean_mask.npz, suspects.csv and scores.csv; the verdict on it, and its
+    quality, where the truth is known, go into the summary too.
     """
     if selection is not None:
         numbers = {**numbers, "selected": float(selection["mask"].mean())}
         numbers |= {"root": data.root, "classes": data.label_names}  # of the paths and the labels in the lists
+        known = numbers.get("evidence") or trained_evidence(data, selection, numbers.get("acc_per_class"))
+        numbers |= {"evidence": known, "verdict": judge(data, selection["mask"], known, run.accuracies())}
         labels = data.train.labels
         if data.known() is not None:
             index, is_clean = data.known()

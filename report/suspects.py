@@ -15,7 +15,7 @@ from dataloader.rows import TRUSTED_BY, read_csv, shortened
 from methods.decisions import RIGHT, UNDECIDED, as_arrays, settle
 from utils.config import UserError, default_values
 from utils.files import as_path, write_csv
-from utils.summaries import read_summary
+from utils.summaries import read_summary, usable, verdict_line
 
 RELABEL_ABOVE = 0.9  # a choice: the probability is the detector's own, and not calibrated
 
@@ -68,6 +68,8 @@ def read_run(folder, data_path=None, decisions=None):
     with np.load(folder / "clean_mask.npz", allow_pickle=False) as file:
         arrays = dict(file)
     summary = read_summary(folder / "summary.json")
+    if not usable(summary):
+        print(verdict_line(summary))
     data = _recorded(folder, summary, arrays["labels"], data_path)
     if data.root:
         cfg.data_path = data.root

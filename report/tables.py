@@ -4,6 +4,7 @@
 
 Precision, recall and F1 are of the clean class: of the labels kept, against the labels that are right. AUROC is of p_clean,
 AUPRC of p_clean as a score of the mislabelled class. summary.json has precision, recall and F1 of that class as well.
+The verdict, of several seeds the worst, says whether a detector's result can be used; summary.json has the reason.
 """
 
 import argparse
@@ -12,7 +13,7 @@ from pathlib import Path
 
 from utils.config import UserError, parse_flags
 from utils.start import run_main
-from utils.summaries import read_summary
+from utils.summaries import LEVELS, read_summary
 
 COLUMNS = {  # heading: (key of the summary, factor, digits)
     "noise %": ("noise_rate", 100, 1),
@@ -45,7 +46,7 @@ def mean_std(values):
 
 
 def make_table(summaries):
-    """Rows of text: data set, noise, run, number of seeds, then mean ± std of every column.
+    """Rows of text: data set, noise, run, the worst verdict, number of seeds, then mean ± std of every column.
 
     Seeds are those of one data set: where two have one name, it is followed by what identifies the data.
     """
@@ -59,18 +60,19 @@ def make_table(summaries):
         groups.setdefault((dataset, s["noise"], s["name"]), []).append(s)
     # detectors, then phase 2, then baselines, as one reads them
     order = sorted(groups, key=lambda g: (g[0], g[1], "precision" not in groups[g][0], g[2].startswith("phase2"), g[2]))
-    rows = [["data set", "noise", "run", "seeds", *COLUMNS]]
+    rows = [["data set", "noise", "run", "verdict", "seeds", *COLUMNS]]
     for group in order:
         cells = []
         for key, factor, digits in COLUMNS.values():
             values = [s[key] * factor for s in groups[group] if s.get(key) is not None]
             mean, std = mean_std(values) if values else (None, None)
             cells.append("" if mean is None else f"{mean:.{digits}f}" + ("" if std is None else f" ± {std:.{digits}f}"))
-        rows.append([*group, str(len(groups[group])), *cells])
+        levels = [s["verdict"]["level"] for s in groups[group] if "verdict" in s]
+        rows.append([*group, max(levels, key=LEVELS.index, default=""), str(len(groups[group])), *cells])
     return rows
 
 
-def format_table(rows, words=3):
+def format_table(rows, words=4):
     """A Markdown table of rows of text; the first `words` columns hold words, the others numbers, set to the right."""
     width = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = [

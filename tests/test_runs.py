@@ -162,7 +162,7 @@ def test_tables(cell, capsys):
     deft = summaries["deft"]
     apart = tables.make_table([{**deft, "f1": f, "source": x} for f, x in ((0.9, "a1"), (0.94, "a1"), (0.5, "b2"))])
     assert [row[0] for row in apart[1:]] == ["digits (a1)", "digits (b2)"] and "92.00 ± 2.83" in apart[1]
-    assert "50.00" in apart[2] and [row[3] for row in apart[1:]] == ["2", "1"]
+    assert "50.00" in apart[2] and [row[4] for row in apart[1:]] == ["2", "1"]
 
 
 def test_equal_names_are_found_in_their_order():

@@ -16,7 +16,7 @@ from utils.device import pick_device, precision
 from utils.distributed import rank, wait_for_all
 from utils.files import listed_changes, slug, write_csv, write_text
 from utils.memory import peak_gb
-from utils.summaries import read_summary, with_checksum, write_summary
+from utils.summaries import read_summary, verdict_line, with_checksum, write_summary
 from utils.tensorboard import summary_writer, write_epoch
 
 # where and on what a run is made, not what it is: may change between start and resume
@@ -176,6 +176,14 @@ class Run:
             write_epoch(self.events, line)
         print(f"epoch {line['epoch']}/{self.cfg.epochs}: {in_words(line)}", flush=True)
 
+    def accuracies(self):
+        """acc_last and acc_best, in per cent, of the epochs' test accuracies; acc_<name>_last … of further test sets."""
+        out = {}
+        for key in [key for key in (self.history[:1] or [{}])[0] if key.startswith("acc_")]:
+            accs, short = [line[key] for line in self.history], "acc" if key == "acc_test" else key
+            out |= {f"{short}_last": accs[-1], f"{short}_best": max(accs)}
+        return out
+
     def finish(self, facts, numbers, tables):
         """Write summary.json: `facts` of the data, `numbers`, and where and how long the run was made; returns it.
 
@@ -198,9 +206,7 @@ class Run:
                 "seconds": round(seconds, 2),
                 "images_per_second": round(sum(line["images"] for line in history) / max(seconds, 1e-9), 1),
             }
-            for key in [key for key in history[0] if key.startswith("acc_")]:
-                accs, short = [line[key] for line in history], "acc" if key == "acc_test" else key
-                summary |= {f"{short}_last": accs[-1], f"{short}_best": max(accs)}
+            summary |= self.accuracies()
         self.summary = with_checksum(summary | {"prec": precision(self.device, cfg.prec), **environment(self.device)})
         if rank() == 0:
             self._write_settings()
@@ -214,7 +220,9 @@ class Run:
 
 
 def show(summary):
-    """Print the numbers of a summary that people look for."""
+    """Print the verdict of a summary, if it is of a detector, and the numbers that people look for."""
+    if "verdict" in summary:
+        print(verdict_line(summary))
     keys = (*FRACTIONS, "acc_last", "acc_best", "seconds")
     print(in_words({k: summary.get(k) for k in keys}))
 

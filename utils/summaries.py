@@ -7,6 +7,8 @@ from pathlib import Path
 from utils.config import UserError
 from utils.files import write_text
 
+LEVELS = ("usable", "doubtful", "not usable")  # of a verdict, the worst last
+
 
 def _checksum(summary):
     content = {key: value for key, value in summary.items() if key != "checksum"}
@@ -42,3 +44,19 @@ def read_summary(path):
     if changed:
         raise UserError(f"{path}: was changed after the run wrote it. {mend}")
     return summary
+
+
+def usable(summary):
+    """Whether nothing speaks against a detector's result, or nothing is known about it."""
+    return summary.get("verdict", {"level": "usable"})["level"] == "usable"
+
+
+def reason(summary):
+    """Why a detector's result can be used or not, and what to do instead; "" in the record of anything else."""
+    verdict = summary.get("verdict", {"why": "", "instead": ""})
+    return verdict["why"] + (f". Instead: {verdict['instead']}" if verdict["instead"] else "")
+
+
+def verdict_line(summary):
+    """What is first on the screen of a detector: whether its result can be used, and the reason."""
+    return f"{summary['verdict']['level']}: {reason(summary)}"

@@ -1,0 +1,128 @@
+"""Whether a detector's result can be used: its predictions against guessing, the share of suspects, a training that failed.
+
+Accuracies are means over the classes, so that guessing is right for 1 / classes of the labels whatever their shares. None of
+this needs true labels.
+"""
+
+import numpy as np
+
+from dataloader.rows import shortened
+from methods.neighbours import sampled_vote
+
+BOUND = 2.33  # standard deviations: a bound that guessing passes once in a hundred times
+WEAK = (
+    0.1  # skill, (accuracy - guessing) / (1 - guessing); right predictions of labels of which 80 % are wrong have 0.2
+)
+TEXT_TELLS = 0.7  # chosen on the digits: with texts that know less of what the neighbours know, neighbours did better
+MANY, MOST = (
+    0.7,
+    0.9,
+)  # share of suspects: more than any real data set known, and more than a classifier could learn from
+COLLAPSE = 0.8  # of its best test accuracy, below which a training has failed
+CLASS = 10  # labels of a class from which on it counts that none of them is trusted
+
+NO_NAMES = "main_detect.py --detector auto or confident-learning, which need no class names"
+FAILED = "more warmup, more epochs or a lower lr; or main_detect.py --detector auto, which trains no network"
+OTHER_ENCODER = "another image encoder (--backbone)"
+LOOK = "look at the first suspects (python -m report.page RUN) before you use the mask"
+
+
+def evidence(of, hits, counts):
+    """What is known of predictions, for a summary: hits (K,) of counts (K,) labels of each class.
+
+    `lower` is a bound below the accuracy; that of a class of which few labels are known counts as near one half.
+    """
+    there = counts > 0
+    hits, counts = hits[there], counts[there]
+    shrunk = (hits + 1) / (counts + 2)
+    deviation = np.sqrt(np.sum(shrunk * (1 - shrunk) / (counts + 2))) / len(counts)
+    accuracy = float(np.mean(hits / counts))
+    return {
+        "of": of,
+        "accuracy": accuracy,
+        "lower": float(accuracy - BOUND * deviation),
+        "chance": 1 / len(counts),
+        "images": int(counts.sum()),
+    }
+
+
+def agreement(of, predicted, labels):
+    """Evidence of predicted classes (N,) that have not seen the labels (N,)."""
+    K = int(labels.max()) + 1
+    return evidence(of, np.bincount(labels[predicted == labels], minlength=K), np.bincount(labels, minlength=K))
+
+
+def feature_evidence(inputs, needs_text, out_of_fold=None):
+    """{name: evidence} of what a detector on features rests on, by its Inputs; the first counts.
+
+    `zero-shot` predictions, and to compare them the votes of the `neighbours`; `out-of-fold` predictions (N,), where the
+    detector makes them; or the `neighbours` alone.
+    """
+    rows, vote = sampled_vote(inputs.features, inputs.labels, inputs.num_classes, inputs.seed)
+    neighbours = {"neighbours": agreement("votes of the nearest images", vote, inputs.labels[rows])}
+    if needs_text:
+        return {"zero-shot": agreement("zero-shot predictions", inputs.logits.argmax(1), inputs.labels)} | neighbours
+    if out_of_fold is not None:
+        return {"out-of-fold": agreement("out-of-fold predictions", out_of_fold, inputs.labels)}
+    return neighbours
+
+
+def trained_evidence(data, selection, acc_per_class):
+    """{"trained": evidence} of a network trained on a Dataset: its test accuracies, in per cent, or else its selection."""
+    if acc_per_class and "test" in data.tests:
+        counts = np.bincount(data.tests["test"].labels, minlength=data.num_classes)
+        hits = np.array([accuracy or 0 for accuracy in acc_per_class]) / 100 * counts
+        return {"trained": evidence("predictions of the test images", hits, counts)}
+    return {"trained": agreement("its predictions", selection["predicted"], data.train.labels)}
+
+
+def judge(data, mask, known, accuracies):
+    """{"level": usable, doubtful or not usable; "why", a sentence; "instead", what to do} of a mask (N,) on a Dataset.
+
+    known: {name: evidence}, see feature_evidence and trained_evidence; accuracies: acc_best and acc_last of a training, {}
+    where there is none.
+    """
+    main = next(iter(known.values()))
+    best, last = accuracies.get("acc_best", 0), accuracies.get("acc_last", 0)
+    remedy = FAILED if "trained" in known else NO_NAMES if "zero-shot" in known else OTHER_ENCODER
+    share, fits, lost = 1 - np.mean(mask), _in_words(main), _without_trusted(mask, data)
+    more = f"; {_in_words(known['neighbours'])}" if "neighbours" in known else ""
+    rules = [
+        ("not usable", last < COLLAPSE * best, f"the test accuracy fell from {best:.1f} % to {last:.1f} %", FAILED),
+        ("not usable", main["lower"] <= main["chance"], f"{fits}, no better than guessing", remedy),
+        ("not usable", share > MOST, f"{100 * share:.1f} % of the labels are suspect; {fits}", remedy),
+        ("doubtful", _skill(main) < WEAK, f"{fits}, little better than guessing", remedy),
+        (
+            "doubtful",
+            "zero-shot" in known and _skill(main) < TEXT_TELLS * _skill(known["neighbours"]),
+            f"CLIP knows these classes poorly by name: {fits}{more}",
+            NO_NAMES,
+        ),
+        ("doubtful", share > MANY, f"{100 * share:.1f} % of the labels are suspect; {fits}", LOOK),
+        ("doubtful", bool(lost), f"no label of {_listed(lost)} is trusted", LOOK),
+        ("usable", True, fits, ""),
+    ]
+    level, _, why, instead = next(rule for rule in rules if rule[1])
+    return {"level": level, "why": why, "instead": instead}
+
+
+def _skill(known):
+    """How far an accuracy lies above guessing: 0 is guessing, 1 is always right."""
+    return (known["accuracy"] - known["chance"]) / max(1 - known["chance"], 1e-12)
+
+
+def _in_words(known):
+    accuracy, chance = 100 * known["accuracy"], 100 * known["chance"]
+    return f"{known['of']} agree with {accuracy:.1f} % of {known['images']:,} labels, guesses with {chance:.1f} %"
+
+
+def _without_trusted(mask, data):
+    labels = data.train.labels
+    images, kept = (np.bincount(x, minlength=data.num_classes) for x in (labels, labels[mask]))
+    return [data.label_names[k] for k in np.flatnonzero((images >= CLASS) & (kept == 0))]
+
+
+def _listed(names):
+    return (
+        f"the class {names[0]}" if len(names) == 1 else f"{len(names)} classes ({shortened(names, 3)})" if names else ""
+    )

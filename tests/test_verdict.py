@@ -1,0 +1,109 @@
+"""Whether a detector's result can be used: said in its record, on the screen, in the page, in tables, and before phase 2."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+import main_detect
+import main_phase2
+from methods.verdict import agreement, evidence, judge, trained_evidence
+from report import page, tables
+from tests import recipe
+from tests.helpers import detection, golden, phase2, write_clip
+
+
+@pytest.fixture(scope="module")
+def blind_run(tmp_path_factory):
+    """Label-match with a random CLIP, which knows nothing of the classes; its output_dir, flags, folder and screen."""
+    _, meta = golden("detector_forward_end")
+    out = tmp_path_factory.mktemp("blind")
+    clip = write_clip(out / "clip", recipe.clip_weights(meta["clip_seed"], **meta["clip_config"]), meta["clip_config"])
+    main_detect.main(detection(out / "runs", "--backbone", clip))
+    return out / "runs", out / "runs/digits/sym-0.4/seed0/label-match"
+
+
+def test_a_clip_that_knows_nothing_is_not_usable_and_says_so_everywhere(blind_run, capsys):
+    out, folder = blind_run
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["verdict"]["level"] == "not usable" and "no better than guessing" in summary["verdict"]["why"]
+    assert "confident-learning" in summary["verdict"]["instead"]
+    page.main([str(folder)])
+    screen = capsys.readouterr().out
+    html = (folder / "report.html").read_text(encoding="utf-8")
+    assert screen.startswith("not usable: zero-shot predictions agree with") and "labels look wrong" not in html
+    assert html.index("<h1>Not usable") < html.index("no better than guessing") < html.index("<section")
+    assert [row[3] for row in tables.make_table([summary])] == ["verdict", "not usable"]
+    main_phase2.main(phase2(out, "--mask", "label-match", "--adaptation", "none"))
+    assert f"warning: {folder}/clean_mask.npz: not usable: " in capsys.readouterr().out
+
+
+def test_the_digits_are_usable(cell, capsys):
+    out, summaries = cell
+    assert summaries["label-match"]["verdict"]["level"] == "usable"
+    main_detect.main(detection(out))
+    first = capsys.readouterr().out.splitlines()
+    at = next(i for i, line in enumerate(first) if line.startswith("finished before"))
+    assert (
+        first[at + 1].startswith("usable: zero-shot predictions agree with") and "guesses with 10.0 %" in first[at + 1]
+    )
+    assert "verdict" not in summaries["ce-tiny-clip-digits"]  # selects nothing
+
+
+LABELS = np.repeat(np.arange(4), 500)
+DATA = SimpleNamespace(train=SimpleNamespace(labels=LABELS), num_classes=4, label_names=list("abcd"), tests={})
+TRUSTED = np.random.default_rng(0).random(2000) < 0.8
+
+
+def known(part):
+    """Evidence of predictions that agree with that part of each class's labels."""
+    return agreement("predictions", np.where(np.arange(2000) % 500 < 500 * part, LABELS, (LABELS + 1) % 4), LABELS)
+
+
+@pytest.mark.parametrize(
+    "part, level", [(0.26, "not usable"), (0.3, "doubtful"), (0.36, "usable"), (0.6, "usable"), (1.0, "usable")]
+)
+def test_predictions_against_guessing(part, level):
+    assert judge(DATA, TRUSTED, {"trained": known(part)}, {})["level"] == level
+
+
+def test_a_constant_prediction_is_guessing_whatever_the_shares():
+    labels = np.repeat(np.arange(4), (900, 50, 30, 20))
+    assert np.mean(labels == 0) == 0.9
+    constant = agreement("predictions", np.zeros(1000, dtype=int), labels)
+    assert constant["accuracy"] == constant["chance"] == 0.25
+    data = SimpleNamespace(**vars(DATA) | {"train": SimpleNamespace(labels=labels)})
+    assert judge(data, labels == 0, {"neighbours": constant}, {})["level"] == "not usable"
+
+
+def test_guessing_passes_its_bound_rarely():
+    rng, passed = np.random.default_rng(0), 0
+    for _ in range(1000):
+        known = agreement("", rng.choice(4, 2000, p=[0.4, 0.3, 0.2, 0.1]), LABELS)
+        passed += known["lower"] > known["chance"]
+    assert 0 < passed <= 20
+
+
+def test_the_other_reasons():
+    good = {"trained": known(0.9)}
+    collapsed = judge(DATA, TRUSTED, good, {"acc_best": 80.0, "acc_last": 60.0})
+    assert collapsed["level"] == "not usable" and collapsed["why"] == "the test accuracy fell from 80.0 % to 60.0 %"
+    assert judge(DATA, TRUSTED, good, {"acc_best": 80.0, "acc_last": 65.0})["level"] == "usable"
+    for kept, level in ((0.05, "not usable"), (0.25, "doubtful"), (0.35, "usable")):
+        found = judge(DATA, np.arange(2000) % 500 < 500 * kept, good, {})
+        assert found["level"] == level and ("suspect" in found["why"]) == (level != "usable")
+    none_of_b = judge(DATA, TRUSTED & (LABELS != 1), good, {})
+    assert none_of_b["level"] == "doubtful" and none_of_b["why"] == "no label of the class b is trusted"
+    poor_names = judge(DATA, TRUSTED, {"zero-shot": known(0.5), "neighbours": known(0.9)}, {})
+    assert poor_names["level"] == "doubtful" and "poorly by name" in poor_names["why"]
+    assert judge(DATA, TRUSTED, {"zero-shot": known(0.8), "neighbours": known(0.9)}, {})["level"] == "usable"
+
+
+def test_a_training_is_judged_by_its_test_images_else_by_its_own_predictions():
+    selection = {"predicted": LABELS, "mask": TRUSTED}
+    tested = SimpleNamespace(**vars(DATA) | {"tests": {"test": SimpleNamespace(labels=LABELS[::2])}})
+    by_test = trained_evidence(tested, selection, [100.0, 50.0, 0.0, 50.0])["trained"]
+    assert by_test["accuracy"] == 0.5 and by_test["images"] == 1000 and by_test["chance"] == 0.25
+    assert trained_evidence(DATA, selection, None)["trained"]["accuracy"] == 1
+    assert evidence("", np.array([0, 3, 0]), np.array([0, 4, 4]))["chance"] == 0.5  # of the classes that are there
