@@ -16,11 +16,9 @@ from methods.decisions import UNDECIDED, WRONG
 from methods.selection import two_groups
 
 # chosen on the digits (results/estimates.md)
-SHIFT, SLOPE = (0, 1.5), (1, 0.5)  # mean and standard deviation of a and b, which are normal
-LOW, HIGH = (
-    0.01,
-    0.02,
-)  # means of low and 1 - high, which are exponential: wrong labels that look surely right, and the reverse
+SHIFT, SLOPE = 0.5, 0.2  # standard deviations of a, in those of z, and of b; normal, around 0 and 1
+# means of low and of 1 - high, which are exponential: wrong labels that look surely right, right ones that look surely wrong
+LOW, HIGH = 0.01, 0.02
 GROUPS, WEIGHT = 12, 2  # groups of equal size
 DRAWS = 200
 
@@ -77,7 +75,7 @@ def estimate(p_clean, checked=None, seed=0):
     p_clean = np.asarray(p_clean, dtype=np.float64)
     order = np.argsort(p_clean, kind="stable")
     z = -logit(two_groups(logit(p_clean.clip(0.005, 0.995)), seed).clip(1e-4, 1 - 1e-4))
-    a, b = (rng.normal(*of, (DRAWS, 1)) for of in (SHIFT, SLOPE))
+    a, b = rng.normal(0, SHIFT * z.std(), (DRAWS, 1)), rng.normal(1, SLOPE, (DRAWS, 1))
     low, gap = (rng.exponential(mean, (DRAWS, 1)).clip(max=0.5) for mean in (LOW, HIGH))
     draws = (low + (1 - gap - low) * expit(a + np.maximum(b, 0) * z)).astype(np.float32)  # (DRAWS, N)
     index = np.array(sorted(checked), dtype=np.int64)

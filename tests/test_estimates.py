@@ -32,7 +32,7 @@ def test_estimates_from_the_scores_alone(share):
     assert low <= wrong.sum() <= high and abs(expected - wrong.sum()) < 0.05 * len(wrong)
     assert found.source == "from the scores alone" and np.array_equal(found.order, np.argsort(p_clean))
     n = found.suspects_for(0.9)
-    assert abs(wrong[found.order[:n]].mean() - 0.9) < 0.06 and found.suspects_for(0.0) == len(wrong)
+    assert abs(wrong[found.order[:n]].mean() - 0.9) < 0.08 and found.suspects_for(0.0) == len(wrong)
     among, _, _ = found.wrong_among(100)
     assert 85 < among <= 100
 
