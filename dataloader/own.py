@@ -146,9 +146,8 @@ def find_duplicates(rows):
     if twins:
         differ = sum(len({row.label for row in group}) > 1 for group in twins)
         print(
-            f"{sum(map(len, twins))} images are {len(twins)} files more than once"
-            + (f", {differ} of them with different labels" if differ else "")
-            + "; all are kept"
+            f"{sum(map(len, twins))} images are byte-identical to others (groups: {len(twins)}, with different labels: "
+            f"{differ}); all are kept, see duplicates.csv"
         )
     leaks = [
         row.path for group in twins if any(r.split == "train" for r in group) for row in group if row.split != "train"

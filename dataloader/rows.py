@@ -83,8 +83,9 @@ def read_rows(source, cfg, key="data_path"):
 
 
 def _read_folders(root, key):
-    rows, others, empty = [], Counter(), []
-    for split, folder in _split_folders(root, key):
+    rows, empty, splits = [], [], _split_folders(root, key)
+    loose, others = _loose_files({root, *(folder for _, folder in splits)})
+    for split, folder in splits:
         for class_folder in _folders(folder):
             paths, passed = image_files(class_folder)
             rows += [Row(path, as_text(class_folder.name), split, where=as_text(path)) for path in paths]
@@ -99,9 +100,18 @@ def _read_folders(root, key):
         )
     if empty:
         print(f"left out: {shortened(empty)}: class folders without an image")
+    if loose:
+        print(f"passed over: images in no class folder ({len(loose)}): {shortened(loose, 5)}")
     if others:
         print(f"passed over: files that end in {passed_over(others)}")
     return rows
+
+
+def _loose_files(folders):
+    """(sorted paths of the images, {suffix: number of the other files}) that lie in these folders themselves."""
+    files = [p for folder in folders for p in folder.iterdir() if p.is_file() and not is_system(p.name)]
+    others = [p.suffix.lower() for p in files if p.suffix.lower() not in IMAGE_SUFFIXES]
+    return sorted(str(p) for p in files if p.suffix.lower() in IMAGE_SUFFIXES), Counter(others)
 
 
 def _folders(root):

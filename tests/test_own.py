@@ -163,6 +163,8 @@ def test_a_messy_folder(tmp_path, capsys):
     (tmp_path / "007" / "Thumbs.db").write_bytes(b"x")
     (tmp_path / "007" / "notes.TXT").write_bytes(b"x")
     (tmp_path / "007" / "._0015.png").write_bytes(b"x")
+    Image.new("RGB", (8, 8)).save(tmp_path / "loose.png")
+    (tmp_path / "about.pdf").write_bytes(b"x")
     (tmp_path / "007" / "sub" / "deep").mkdir(parents=True)
     (tmp_path / "007" / "0015.png").rename(tmp_path / "007" / "sub" / "deep" / "UPPER.PNG")
     data = load(tmp_path)
@@ -172,7 +174,8 @@ def test_a_messy_folder(tmp_path, capsys):
     assert (data.train.labels == single).sum() == 1 and single not in data.test.labels
     assert set(data.test.labels.tolist()) == {k for k in range(5) if k != single}
     assert "too few images to hold one out for testing: single" in printed and "nothing in it: class folders" in printed
-    assert "passed over: files that end in .txt (1)\n" in printed and "CLIP knows nothing of 007" in printed
+    assert f"passed over: images in no class folder (1): {tmp_path / 'loose.png'}\n" in printed
+    assert "passed over: files that end in .pdf (1), .txt (1)\n" in printed and "CLIP knows nothing of 007" in printed
     assert any("UPPER.PNG" in path for path in [*data.train.images, *data.test.images])
 
 
@@ -489,7 +492,7 @@ def test_what_cannot_be_read_is_left_out_at_the_start_and_said(tmp_path, monkeyp
     assert "exceeds limit" in reasons["huge.png"] and "broken.png" in reasons and len(reasons) == 5
     printed = capsys.readouterr().out
     assert "left out 5 of 13 images" in printed
-    assert "4 images are 2 files more than once, 1 of them with different labels" in printed
+    assert "4 images are byte-identical to others (groups: 2, with different labels: 1)" in printed
     assert [(group, Path(p).name, *rest) for group, p, *rest in data.duplicates] == [
         (1, "a.png", "train", "x", False),
         (1, "twin.png", "train", "x", False),
