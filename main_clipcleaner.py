@@ -24,7 +24,7 @@ def main(argv=None, **settings):
     from dataloader.load import load_data
     from methods.fine_tuning import fine_tune
     from methods.masks import load_mask
-    from methods.semi_supervised import MixFix
+    from methods.mixfix import MixFix
     from report.record import finish
     from utils.runs import Run, backbone_name
 

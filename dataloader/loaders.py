@@ -96,7 +96,7 @@ class Loader:
         self.is_array = isinstance(split.images, np.ndarray)
         self.size = round(pixels.size * (view.enlarge if augmented else view.test_enlarge))
         self.images, self.noise = split.images, split.noise
-        self.keys = torch.from_numpy(split.keys.view(np.int64)).to(device) if split.noise else None
+        self.keys = None if split.keys is None else torch.from_numpy(split.keys.view(np.int64)).to(device)
         if self.is_array:
             self.images = torch.from_numpy(np.ascontiguousarray(self.images.transpose(0, 3, 1, 2)))
         else:

@@ -1,8 +1,12 @@
 """Label-noise learning methods to compare with: METHODS[name](cfg, num_samples, num_classes) -> Method."""
 
+from methods.co_teaching import CoTeaching
+from methods.dividemix import UNICON, DivideMix, LongReMix
+from methods.mixfix import MixFix
+from methods.promix import ProMix
 from methods.robust_losses import CE, ELR, GCE, SCE
+from methods.rolt import RoLT
 from methods.sample_selection import GMM, TURN, SmallLoss
-from methods.semi_supervised import UNICON, CoTeaching, DivideMix, LongReMix, MixFix, ProMix, RoLT
 
 METHODS = {
     "CE": CE,

@@ -13,18 +13,11 @@ from dataloader.loaders import Views, draw_view, make_loaders
 from dataloader.transforms import Pixels
 from methods import fine_tuning
 from methods.baselines import METHODS
+from methods.dividemix import contrastive_loss, even_prediction_penalty, mixmatch_targets
 from methods.loops import evaluate_all
 from methods.method import Training
-from methods.semi_supervised import (
-    Outputs,
-    contrastive_loss,
-    even_prediction_penalty,
-    mixmatch_targets,
-    mixup,
-    ramp,
-    sharpen,
-    soft_labels,
-)
+from methods.rolt import soft_labels
+from methods.semi_supervised import Outputs, mixup, ramp, sharpen
 from model.classifier import build_classifier
 from model.saved import load_classifier
 from tests.helpers import Killed, checkpoint, phase2, same, write_digits

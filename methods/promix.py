@@ -1,0 +1,95 @@
+"""ProMix: a selection by small loss, extended by confident matches and by guesses on which the networks agree."""
+
+import numpy as np
+import torch
+import torch.nn as nn
+
+from methods.division import class_small_loss, label_guessing
+from methods.losses import batch_mean, cross_entropy, one_hot, soft_cross_entropy
+from methods.semi_supervised import SemiSupervised, blend, ramp, sharpen
+from utils.distributed import total
+
+
+class ProMix(SemiSupervised):
+    """ProMix (Wang et al., IJCAI 2023), with one weak and one strong view.
+
+    Selected are the ceil(rho N / K) smallest losses of each class (class-wise small loss, before the epoch) and samples with
+    p_y > tau in their batch (matched high confidence). In the last 250 / 600 of the epochs, samples on which the networks
+    agree with a confidence above tau are added with their guessed label, until 90 % of the batch is selected. The loss of
+    selected samples, with logits + delta log pi, is
+
+        CE(weak) + w (CE(strong) + CE(MixUp of the weak, Beta(4, 4)))
+
+    where w ramps up over the first 1/12 of the epochs. A second linear head has the same loss and, in the first 1/6 of the
+    epochs with a weight that ramps up to 0.1, learns sharpened debiased guesses (T = 0.5) for unselected samples; it shapes
+    the features and is discarded. pi is the moving average (0.9999) of the mean prediction, separately for selected and
+    other samples; guesses are softmax(logits - delta log pi). rho 0.5, tau 0.99 and delta (`debias`) 0.8 are the code's
+    values for CIFAR-10; it uses tau 0.95 and delta 0.5 for CIFAR-100, and rho 0.7 for a noise of 0.2. Fractions of the
+    epochs refer to its 600.
+
+    Simplified: MixUp only, no FMix.
+    """
+
+    weak, strong, beta, share = 1, 1, 4.0, 0.9
+
+    def __init__(self, cfg, num_samples, num_classes):
+        super().__init__(cfg, num_samples, num_classes)
+        self.register_buffer("bias", torch.full((2, self.count, num_classes), 1 / num_classes))  # others, selected
+
+    @staticmethod
+    def extra_head(width, num_classes):
+        return nn.Linear(width, num_classes)
+
+    def divide(self, outputs, labels, epoch, rng):
+        losses = [cross_entropy(logits, labels).numpy() for logits in outputs.logits]
+        chosen = [class_small_loss(row, labels.numpy(), self.num_classes, self.cfg.rho) for row in losses]
+        self.plan = {"small": torch.from_numpy(np.stack(chosen))}
+        p_clean = outputs.logits.softmax(-1)[:, torch.arange(len(labels)), labels]
+        return (self.plan["small"] | (p_clean > self.cfg.tau)).all(0), p_clean.mean(0)
+
+    def step(self, run, batch, part, epoch, rng):
+        cfg, (weak, strong), done = self.cfg, batch.views, epoch - 1 + part
+        logits = run.guess([weak])[:, 0]  # (M, B, K)
+        p, log_bias = logits.softmax(-1), self.bias.log()
+        given = one_hot(batch.labels, self.num_classes)
+        selected = self.plan["small"][:, batch.index] | ((p * given).sum(-1) > cfg.tau)  # (M, B)
+        guesses = one_hot((logits - cfg.debias * log_bias[1, :, None]).argmax(-1), self.num_classes)
+        targets = torch.where(selected[..., None], given, guesses)
+        soft = sharpen((logits - cfg.debias * log_bias[0, :, None]).softmax(-1))
+        if epoch > cfg.epochs * (1 - 250 / 600):
+            confidence, predicted = p.max(-1)
+            agreed = (predicted == predicted[0]).all(0)
+            selected = torch.stack(
+                [s | label_guessing(s, confidence.amin(0), agreed, cfg.tau, self.share) for s in selected]
+            )
+        mixed = [self.mix_selected(weak, t, s, rng) for t, s in zip(targets, selected)]
+        outs = run.train([torch.cat([weak, strong, images]) for images, _ in mixed])
+        w, unselected_weight = ramp(done, cfg.epochs / 12), 0.1 * ramp(done, cfg.epochs / 6)
+        if done >= cfg.epochs / 6:
+            unselected_weight = 0.0
+        loss = 0
+        for m, heads in enumerate(outs):
+            for head in heads:
+                on_weak, on_strong, on_mixed = (head + cfg.debias * log_bias[1, m]).chunk(3)
+                losses = soft_cross_entropy(on_weak, targets[m]) + w * soft_cross_entropy(on_strong, targets[m])
+                losses = losses + w * soft_cross_entropy(on_mixed, mixed[m][1])
+                loss = loss + batch_mean(losses, selected[m])
+            on_weak, on_strong, _ = (heads[1] + cfg.debias * log_bias[0, m]).chunk(3)
+            losses = soft_cross_entropy(on_weak, soft[m]) + w * soft_cross_entropy(on_strong, soft[m])
+            loss = loss + unselected_weight * batch_mean(losses, ~selected[m])
+        self.follow_bias(p, selected)
+        return loss
+
+    def mix_selected(self, images, targets, selected, rng):
+        """MixUp in which every sample's partner is one of the selected (B,) bool, if there are any."""
+        keys = torch.from_numpy(rng.random(len(images), dtype=np.float32)).to(images.device)
+        order = torch.where(selected, keys, 2.0).argsort()  # the selected first, in random order
+        turn = torch.arange(len(images), device=images.device) % selected.sum().clamp(min=1)
+        return blend(images, images[order[turn]], targets, targets[order[turn]], rng.beta(self.beta, self.beta))
+
+    def follow_bias(self, p, selected, momentum=0.9999):
+        """Move the biases towards the mean predictions p (M, B, K) over the selected (M, B) bool and over the others."""
+        parts = torch.stack([~selected, selected]).float()  # (2, M, B)
+        sums, counts = total(torch.einsum("smb,mbk->smk", parts, p)), total(parts.sum(-1))[..., None]
+        mean = torch.where(counts > 0, sums / counts.clamp(min=1), self.bias)
+        self.bias.mul_(momentum).add_(mean, alpha=1 - momentum)
