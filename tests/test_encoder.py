@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from timm.models import register_model
+from timm.models.eva import _create_eva
 
 import main_detect
 import main_phase1
@@ -35,13 +37,21 @@ def by_timm(name, pool, proj, size):
     }
 
 
+@register_model
+def tiny_eva(pretrained=False, **kwargs):
+    """EVA-02 with one block; timm has no small one."""
+    small = {"img_size": 32, "patch_size": 16, "embed_dim": 32, "depth": 1, "num_heads": 2, "ref_feat_shape": (2, 2)}
+    rules = {"swiglu_mlp": True, "qkv_fused": False, "use_rot_pos_emb": True}  # what makes it EVA-02
+    return _create_eva("eva02_tiny_patch14_224", pretrained, **small, **rules, **kwargs)
+
+
 FAMILIES = {
     "resnet": {
         "embed_dim": 16,
         "vision_cfg": {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8, "patch_size": None},
     },
     "convnext": {"embed_dim": 16, "vision_cfg": by_timm("test_convnext", "", "linear", 64)},
-    "eva": {"embed_dim": 192, "custom_text": True, "vision_cfg": by_timm("eva02_tiny_patch14_224", "token", None, 224)},
+    "eva": {"embed_dim": 32, "custom_text": True, "vision_cfg": by_timm("tiny_eva", "token", None, 32)},
     "siglip": {
         "embed_dim": 64,
         "custom_text": True,
