@@ -5,6 +5,8 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -110,3 +112,30 @@ def test_nan_stops_the_run_and_nothing_of_it_is_kept(tmp_path):
     with pytest.raises(UserError, match=r"epoch 1/2, batch \d+ of 23: the loss is (nan|inf)"):
         main_phase1.main(phase1(tmp_path, "--lr", "1e30"))
     assert not list(tmp_path.rglob("checkpoint.pt"))
+
+
+def test_two_processes_never_work_on_one_run(tmp_path):
+    """The second is refused in one line that names the first; killed, the first leaves no lock behind."""
+    code = f"""
+import sys, time
+from types import SimpleNamespace
+sys.path.insert(0, {str(Path.cwd())!r})
+from utils.runs import Run
+cfg = SimpleNamespace(output_dir={str(tmp_path)!r}, seed=0, tag="", device="cpu", gpuid=-1, tensorboard=False)
+run = Run(cfg, "digits/none", "deft", {{}})
+again = Run(cfg, "digits/none", "deft", {{}})
+print("open", flush=True)
+time.sleep(600)
+"""
+    cfg = SimpleNamespace(output_dir=tmp_path, seed=0, tag="", device="cpu", gpuid=-1, tensorboard=False)
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout.readline() == "open\n"
+        with pytest.raises(UserError, match=rf"digits/none/seed0/deft: process {process.pid} \(since 20.*--tag NAME"):
+            runs.Run(cfg, "digits/none", "deft", {})
+        runs.Run(cfg, "digits/none", "label-match", {})
+    finally:
+        process.kill()
+        process.wait()
+    run = runs.Run(cfg, "digits/none", "deft", {})
+    assert run.summary is None and not run.folder.exists()

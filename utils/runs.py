@@ -15,6 +15,7 @@ from utils.config import UserError, default_values
 from utils.device import pick_device, precision
 from utils.distributed import rank, wait_for_all
 from utils.files import listed_changes, slug, write_csv, write_text
+from utils.lock import lock
 from utils.memory import peak_gb
 from utils.summaries import read_summary, verdict_line, with_checksum, write_summary
 from utils.tensorboard import summary_writer, write_epoch
@@ -78,8 +79,9 @@ def seed_folder(cfg, place):
 class Run:
     """One run: its folder, settings, record of epochs and summary.
 
-    place: `<dataset>/<noise>`, see Dataset.place; identity: {what: hash} of the data that the run is made with. Nothing is
-    written before its first epoch is done; what is written is whole.
+    It is locked until it is finished or the Run is gone: another process with the same folder is refused.
+    place: `<dataset>/<noise>`, see Dataset.place; identity: {what: hash} of the data that the run is made with. Nothing but
+    the lock is written before its first epoch is done; what is written is whole.
 
     `history` holds the lines of log.jsonl, one dict an epoch. Opening the folder of a finished run with the same settings
     and identity gives its `summary`; with other ones it is refused, naming what differs.
@@ -95,11 +97,13 @@ class Run:
         there = next(p for p in self.folder.absolute().parents if p.exists())
         if not (there.is_dir() and os.access(there, os.W_OK)):
             raise UserError(f"output_dir: {there} cannot be written to.")
-        self.history, self.summary, self.identity, self.events = [], None, identity, None
+        self.history, self.summary, self.identity, self.events, self.lock = [], None, identity, None, None
         if cfg.tensorboard:
             summary_writer()  # fails before training rather than after its first epoch
         if (self.folder / "config.yaml").is_file():
             self._check_same_settings()
+        if not (self.folder / "summary.json").is_file() and rank() == 0:
+            self.lock = lock(Path(cfg.output_dir), self.folder)  # before looking again: it may just have been finished
         if (self.folder / "summary.json").is_file():
             self.summary = read_summary(self.folder / "summary.json")
             self._check_same_data(self.summary["identity"])
@@ -213,6 +217,7 @@ class Run:
             for name, rows in tables.items():
                 write_csv(self.folder / name, rows)
             write_summary(self.folder / "summary.json", self.summary)
+        self.lock = None
         wait_for_all()  # another run of these processes may read it
         show(self.summary)
         print(f"results: {self.folder}")
