@@ -80,10 +80,14 @@ def decided(folder, **flags):
 def test_a_decision_stays_with_its_image_when_a_file_is_deleted(root, run, tmp_path, capsys):
     suspects = rows_of(run / "suspects.csv")[:5]
     first = min(suspects, key=lambda row: int(row["index"]))
-    (root / "data" / first["path"]).unlink()  # so all behind it move up
-    again = detect(root, "again")
     ticks = write(tmp_path / "ticks.csv", *(row | {"decision": "wrong"} for row in suspects))
-    found = decided(again, decisions=ticks)
+    decided(run, decisions=ticks)
+    (root / "data" / first["path"]).unlink()  # so all behind it move up
+    with pytest.raises(
+        UserError, match=f"other images .1 gone.*loses what you decided; --decisions {run}/decisions.jsonl"
+    ):
+        detect(root)
+    found = decided(detect(root, "again"), decisions=run / "decisions.jsonl")
     assert found == {row["path"]: "wrong " for row in suspects if row is not first}
     assert f"1 decisions are of images gone, not used: {first['path']}" in capsys.readouterr().out
 

@@ -122,8 +122,13 @@ class Run:
             raise UserError(
                 f"{'mask' if what == 'mask' else 'data_path'}: the run {self.folder} was made with other {what}{changes}. "
                 f"{'--name NAME' if self.cfg.dataset == 'own' else '--output_dir DIR'} keeps the runs of other data apart, "
-                "--tag NAME another run of these; deleting the folder makes it anew."
+                f"--tag NAME another run of these; deleting the folder makes it anew{self._decisions()}."
             )
+
+    def _decisions(self):
+        """What deleting the folder would lose, for an error: what a person decided (see methods/decisions.py)."""
+        path = self.folder / "decisions.jsonl"
+        return f", but loses what you decided; --decisions {path} gives it to a new run's report" * path.is_file()
 
     def _check_same_settings(self):
         path = self.folder / "config.yaml"
@@ -134,7 +139,7 @@ class Run:
             raise UserError(
                 f"{key}: the run {self.folder} was made with {before.get(key)!r}, not {now[key]!r}"
                 f"{' (also ' + ', '.join(changed[1:]) + ')' if changed[1:] else ''}. --tag NAME makes "
-                "another run beside it; deleting the folder makes it anew."
+                f"another run beside it; deleting the folder makes it anew{self._decisions()}."
             )
 
     def resume(self, model, optimizer, scaler=None):
