@@ -15,6 +15,7 @@ from utils.config import UserError
 def write_whole(path, shared=False):
     """Write a binary file atomically: it appears as `path` only if the block ends without an error.
 
+    UserError where the file itself cannot be written, as on a full disk; other errors of the block pass through.
     shared: other processes may write the same file at the same time, as in the cache.
     """
     path = Path(path)
@@ -31,9 +32,20 @@ def write_whole(path, shared=False):
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if reason := _write_error(error):
+            raise UserError(f"{path}: cannot be written ({reason}).") from None
         raise
+
+
+def _write_error(error):
+    """Why a write to an open file failed, by an error or what it followed from: libraries raise their own after it."""
+    while error:
+        if isinstance(error, OSError) and error.errno and error.filename is None:
+            return error.strerror
+        error = error.__cause__ or error.__context__
+    return ""
 
 
 def write_text(path, text):
