@@ -9,6 +9,7 @@ from sklearn.mixture import GaussianMixture
 from tqdm import tqdm
 
 TEMPERATURE = 0.07
+BLOCK = 2**24  # cosines held at once, 64 MB
 CRITERIA = ("zero-gmm", "zero-consistency", "lr-gmm", "lr-consistency")
 
 
@@ -18,10 +19,14 @@ def zero_shot_probability(features, descriptions, owner, num_classes, temperatur
     features (N, D) and descriptions (P, D) have unit length; owner (P,) is the class of each description, and every class
     has at least one. Classes with more descriptions get more weight, as in the published code.
     """
-    similarity = features @ descriptions.T / temperature  # (N, P)
-    weight = np.exp(similarity - similarity.max(1, keepdims=True))
-    p = np.stack([weight[:, owner == k].sum(1) for k in range(num_classes)], 1)
-    return p / p.sum(1, keepdims=True)
+    order = np.argsort(owner, kind="stable")
+    descriptions, first = descriptions[order], np.searchsorted(owner[order], np.arange(num_classes))
+    p, rows = np.empty((len(features), num_classes), dtype=features.dtype), max(1, BLOCK // len(owner))
+    for start in range(0, len(features), rows):
+        similarity = features[start : start + rows] @ descriptions.T / temperature  # (rows, P)
+        weight = np.exp(similarity - similarity.max(1, keepdims=True))
+        p[start : start + rows] = np.add.reduceat(weight, first, axis=1) / weight.sum(1, keepdims=True)
+    return p
 
 
 def visual_probability(features, labels, num_classes):

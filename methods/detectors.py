@@ -43,9 +43,8 @@ def label_match(inputs):
 
 def clip_margin(inputs):
     """p_clean from how far the zero-shot logit of the label lies above (or below) the best other one, by `two_groups`."""
-    rows, others = np.arange(len(inputs.labels)), inputs.logits.copy()
-    others[rows, inputs.labels] = -np.inf
-    p_clean = two_groups(inputs.logits[rows, inputs.labels] - others.max(1), inputs.seed)
+    own, best = _own_and_best_other(inputs.logits, inputs.labels)
+    p_clean = two_groups(own - best, inputs.seed)
     return _scored(p_clean, softmax(inputs.logits, axis=1))
 
 
@@ -129,8 +128,10 @@ def lemon(inputs):
     """LEMoN's distance from image and text neighbours (Zhang et al., ICML 2025); p_clean by `two_groups`."""
     found, text = inputs.neighbours, inputs.text_features
     score = neighbours.lemon_score(found, inputs.features, inputs.labels, text)
-    shares = neighbours.weighted_knn(found, inputs.labels, inputs.num_classes)
-    return _scored(two_groups(-score, inputs.seed), shares * softmax(inputs.logits, axis=1) + 1e-12)
+    weights = neighbours.weighted_knn(found, inputs.labels, inputs.num_classes)
+    weights *= softmax(inputs.logits, axis=1)
+    weights += 1e-12
+    return _scored(two_groups(-score, inputs.seed), weights)
 
 
 def fine(inputs):
@@ -144,7 +145,8 @@ def fine(inputs):
 def eigenvector(inputs):
     """Trusted where the eigenvector of its class (see `fine`) fits an image better than that of any other class."""
     alignment = neighbours.eigenvector_alignment(inputs.features, inputs.labels, inputs.num_classes)
-    return _by_probability(alignment / np.maximum(alignment.sum(1, keepdims=True), 1e-12), inputs.labels)
+    alignment /= np.maximum(alignment.sum(1, keepdims=True), 1e-12)
+    return _by_probability(alignment, inputs.labels)
 
 
 def selfclean(inputs):
@@ -202,7 +204,9 @@ def auto(inputs):
         alignment = neighbours.eigenvector_alignment(inputs.features, labels, K, trusted)
         score = _log_margin(alignment, labels, 1e-6) + _log_margin(shares, labels, 0.02)
         score = text + score / 2 if use_text else score
-    return _scored(two_groups(score, seed), shares * alignment + 1e-12)
+    shares *= alignment
+    shares += 1e-12
+    return _scored(two_groups(score, seed), shares)
 
 
 def text_tells(logits, shares, labels):
@@ -241,10 +245,18 @@ def _unit_variance(score):
 
 def _log_margin(weights, labels, floor):
     """log of the label's weight minus that of the best other class, of unit variance, (N,); weights (N, K) plus a floor."""
-    rows, logs = np.arange(len(labels)), np.log(weights + floor)
-    own = logs[rows, labels].copy()
-    logs[rows, labels] = -np.inf
-    return _unit_variance(own - logs.max(1)) if logs.shape[1] > 1 else np.zeros(len(labels))
+    own, best = _own_and_best_other(weights, labels)
+    return _unit_variance(np.log(own + floor) - np.log(best + floor)) if weights.shape[1] > 1 else np.zeros(len(labels))
+
+
+def _own_and_best_other(values, labels):
+    """The value (N,) of the label and the largest of the other classes, of values (N, K), which are not copied."""
+    rows = np.arange(len(labels))
+    own = values[rows, labels]
+    values[rows, labels] = -np.inf
+    best = values.max(1)
+    values[rows, labels] = own
+    return own, best
 
 
 def _stretched(score, theta):

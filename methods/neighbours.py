@@ -208,7 +208,8 @@ def eigenvector_alignment(features, labels, num_classes, trusted=None):
     for k in tqdm(np.unique(counted[counted >= 0]), "eigenvectors", leave=False, disable=None):
         own = features[counted == k].astype(np.float64)
         vectors[k] = eigh(own.T @ own, subset_by_index=[D - 1, D - 1])[1][:, 0]
-    return (features @ vectors.T) ** 2
+    cosine = features @ vectors.T
+    return np.square(cosine, out=cosine)
 
 
 def lemon_score(neighbours, features, labels, text_features, beta=5.0, gamma=5.0, tau_1=0.1, tau_2=5.0):

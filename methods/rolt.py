@@ -5,6 +5,9 @@ import torch
 from methods.division import prototype_detection
 from methods.losses import batch_mean, one_hot, soft_cross_entropy
 from methods.semi_supervised import SemiSupervised
+from utils.config import UserError
+
+AVERAGES_UP_TO = 250_000_000  # samples x classes
 
 
 class RoLT(SemiSupervised):
@@ -23,6 +26,11 @@ class RoLT(SemiSupervised):
 
     def __init__(self, cfg, num_samples, num_classes):
         super().__init__(cfg, num_samples, num_classes)
+        if num_samples * num_classes > AVERAGES_UP_TO:
+            raise UserError(
+                f"lnl_methods: RoLT keeps two logits for every sample and class; {num_samples:,} x {num_classes:,} are more "
+                f"than {AVERAGES_UP_TO:,}, of which each checkpoint is 2 GB."
+            )
         self.register_buffer("averages", torch.zeros(2, num_samples, num_classes))  # logits of network and prototypes
 
     def divide(self, outputs, labels, epoch, rng):

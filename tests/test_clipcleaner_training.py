@@ -121,7 +121,11 @@ def test_moving_average_by_hand():
 def test_the_average_is_tested_saved_and_survives_a_stop(few_digits, tmp_path, monkeypatch):
     np.save(tmp_path / "mask.npy", np.ones(len(load_data(load_config(few_digits)).train.labels), dtype=bool))
     flags = [*few_digits, "--epochs", "2", "--mask", str(tmp_path / "mask.npy"), "--ema", "0.9"]
-    whole = main_phase2.main(phase2(tmp_path / "whole", *flags))
+    averaged = []  # the networks whose batch-norm statistics are averaged over the processes
+    with monkeypatch.context() as patch:
+        patch.setattr(fine_tuning, "average_statistics", lambda network: averaged.append(id(network)))
+        whole = main_phase2.main(phase2(tmp_path / "whole", *flags))
+    assert len(averaged) == 4 and len(set(averaged)) == 2  # in two epochs: the network and its moving average
     plain = main_phase2.main(phase2(tmp_path / "plain", *flags, "--ema", "0"))
     real, calls = fine_tuning.evaluate_all, []
     with monkeypatch.context() as patch:

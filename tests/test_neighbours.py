@@ -1,6 +1,7 @@
 """Neighbours and the detectors on them, against plain loops over small arrays."""
 
 import sys
+import tracemalloc
 from types import SimpleNamespace
 
 import numpy as np
@@ -124,6 +125,29 @@ def test_detectors_find_wrong_labels_with_and_without_text():
         assert np.array_equal(mask, again.mask) and np.array_equal(p_clean, again.p_clean), name
         if not detector.needs_text:  # the text changes nothing
             assert np.array_equal(mask, detector.find(make_inputs(features, labels, 4)).mask), name
+
+
+def test_arrays_of_images_by_classes_are_few(monkeypatch):
+    """`auto` and CLIPCleaner's zero-shot criterion, on many classes, by the largest array there has to be."""
+    N, K, rng = 4000, 400, np.random.default_rng(0)
+    features, text = (unit(rng.standard_normal((n, 16))).astype(np.float32) for n in (N, K))
+    inputs = make_inputs(features, rng.integers(0, K, N), K, text)
+    inputs.neighbours  # found before
+    size = N * K * 4
+    logits = inputs.logits.copy()
+    tracemalloc.start()
+    DETECTORS["auto"].find(inputs)
+    assert tracemalloc.get_traced_memory()[1] < 3.7 * size
+    assert np.array_equal(inputs.logits, logits)
+    descriptions, owner = np.repeat(text, 5, axis=0), np.tile(np.arange(K), 5)
+    whole = clipcleaner.zero_shot_probability(features, descriptions, owner, K)
+    monkeypatch.setattr(clipcleaner, "BLOCK", 200_000)
+    tracemalloc.reset_peak()
+    before = tracemalloc.get_traced_memory()[0]
+    pieces = clipcleaner.zero_shot_probability(features, descriptions, owner, K)
+    assert tracemalloc.get_traced_memory()[1] - before < 2 * size
+    tracemalloc.stop()
+    assert np.allclose(pieces, whole, atol=1e-6) and np.allclose(pieces.sum(1), 1, atol=1e-5)
 
 
 def test_simifeat_by_hand():

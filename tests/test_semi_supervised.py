@@ -277,6 +277,13 @@ def test_rolt_labels_the_rest_softly():
         assert rolt.plan["targets"][3].argmax() == expected
 
 
+def test_rolt_refuses_checkpoints_of_gigabytes():
+    with pytest.raises(
+        UserError, match="lnl_methods: RoLT keeps two logits .* 1,281,167 x 1,000 are more than 250,000,000"
+    ):
+        METHODS["RoLT"](load_config([]), 1_281_167, 1000)
+
+
 def test_mixfix_starts_from_the_mask_and_grows():
     mixfix = method("MixFix", "--theta_r", "0.7", "--theta_r2", "0.9", "--batch_size", "3")
     mixfix.initial = torch.tensor([True] * 4 + [False] * 4)
