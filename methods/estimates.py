@@ -20,34 +20,42 @@ SHIFT, SLOPE = 0.5, 0.2  # standard deviations of a, in those of z, and of b; no
 # means of low and of 1 - high, which are exponential: wrong labels that look surely right, right ones that look surely wrong
 LOW, HIGH = 0.01, 0.02
 GROUPS, WEIGHT = 12, 2  # groups of equal size
-DRAWS = 200
+DRAWS, LEVELS = 200, 2000  # labels of like score share a level; up to LEVELS labels each has its own
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Of N labels: order (N,), the worst first, and P(wrong) (N,), with draws (DRAWS, N) of it that show what is not known.
+    """Of N labels: order (N,), the worst first, and P(wrong) (N,).
 
-    checked: how many labels a person had checked; their P(wrong) is 0 or 1.
+    draws (DRAWS, L) are P(wrong) of each level as it may be, level (N,) that of each label. checked (N,) bool: a person has
+    checked the label, so that its P(wrong) is 0 or 1.
     """
 
     order: np.ndarray
     p_wrong: np.ndarray
+    level: np.ndarray
     draws: np.ndarray
-    checked: int
+    checked: np.ndarray
 
     @property
     def source(self):
         """What the estimate rests on, in words."""
-        return f"from {self.checked} checked labels and the scores" if self.checked else "from the scores alone"
+        n = self.checked.sum()
+        return f"from {n:,} checked labels and the scores" if n else "from the scores alone"
 
-    def wrong(self, level=0.9):
-        """(expected, low, high) number of wrong labels."""
-        return self._with_interval(self.p_wrong.sum(), self.draws, level)
+    def wrong(self):
+        """(expected, low, high) number of wrong labels, with a 90 % interval."""
+        return self.wrong_among(len(self.order))
 
-    def wrong_among(self, n, level=0.9):
-        """(expected, low, high) number of wrong labels among the first n suspects."""
+    def wrong_among(self, n):
+        """(expected, low, high) number of wrong labels among the first n suspects, with a 90 % interval."""
         first = self.order[:n]
-        return self._with_interval(self.p_wrong[first].sum(), self.draws[:, first], level)
+        open_, known = first[~self.checked[first]], self.p_wrong[first[self.checked[first]]].sum()
+        count = np.bincount(self.level[open_], minlength=self.draws.shape[1])
+        sums, spread = self.draws @ count, np.sqrt((self.draws * (1 - self.draws)) @ count)
+        sums = (sums + spread * np.random.default_rng(0).normal(size=DRAWS)).clip(0, len(open_)) + known
+        expected, (low, high) = self.p_wrong[first].sum(), np.quantile(sums, [0.05, 0.95])
+        return float(expected), float(min(low, expected)), float(max(high, expected))
 
     def suspects_for(self, precision):
         """The largest n whose first n suspects are expected to be wrong in that part or more; 0 where there is none."""
@@ -62,34 +70,30 @@ class Estimate:
             f"90 % interval {low:,.0f} to {high:,.0f}, {self.source}"
         )
 
-    def _with_interval(self, expected, draws, level):
-        spread = np.sqrt((draws * (1 - draws)).sum(1))  # of a count of chances
-        sums = draws.sum(1) + spread * np.random.default_rng(0).normal(size=len(draws))
-        low, high = np.quantile(sums.clip(0, draws.shape[1]), [(1 - level) / 2, (1 + level) / 2])
-        return float(expected), float(min(low, expected)), float(max(high, expected))
-
 
 def estimate(p_clean, checked=None, seed=0):
     """The Estimate of p_clean (N,), and {index: whether the label is wrong} of labels that a person checked."""
-    rng, checked = np.random.default_rng(seed), checked or {}
+    rng, N = np.random.default_rng(seed), len(p_clean)
     p_clean = np.asarray(p_clean, dtype=np.float64)
-    order = np.argsort(p_clean, kind="stable")
+    order, level = np.argsort(p_clean, kind="stable"), np.empty(N, dtype=np.int64)
+    level[order] = np.arange(N) * min(N, LEVELS) // N
     z = -logit(two_groups(logit(p_clean.clip(0.005, 0.995)), seed).clip(1e-4, 1 - 1e-4))
+    size = np.bincount(level)
     a, b = rng.normal(0, SHIFT * z.std(), (DRAWS, 1)), rng.normal(1, SLOPE, (DRAWS, 1))
     low, gap = (rng.exponential(mean, (DRAWS, 1)).clip(max=0.5) for mean in (LOW, HIGH))
-    draws = (low + (1 - gap - low) * expit(a + np.maximum(b, 0) * z)).astype(np.float32)  # (DRAWS, N)
-    index = np.array(sorted(checked), dtype=np.int64)
+    draws = low + (1 - gap - low) * expit(a + np.maximum(b, 0) * np.bincount(level, z) / size)  # (DRAWS, L)
+    index = np.array(sorted(checked or {}), dtype=np.int64)
     answer = np.array([checked[i] for i in index], dtype=bool)
-    for group in np.array_split(order, GROUPS):
-        seen = np.isin(index, group)
+    for group in np.array_split(np.arange(len(size)), GROUPS):
+        seen = np.isin(level[index], group)
         if seen.any():
-            before = draws[:, group].mean(1).clip(1e-3, 1 - 1e-3)
+            before = np.average(draws[:, group], axis=1, weights=size[group]).clip(1e-3, 1 - 1e-3)
             wrong, right = answer[seen].sum(), (~answer[seen]).sum()
             now = rng.beta(WEIGHT * before + wrong, WEIGHT * (1 - before) + right)
             draws[:, group] = _with_mean(draws[:, group], before[:, None], now[:, None])
-    p_wrong = draws.mean(0)
-    p_wrong[index], draws[:, index] = answer, answer
-    return Estimate(order, p_wrong, draws, len(index))
+    p_wrong, is_checked = draws.mean(0)[level], np.zeros(N, dtype=bool)
+    p_wrong[index], is_checked[index] = answer, True
+    return Estimate(order, p_wrong, level, draws, is_checked)
 
 
 def of_run(arrays):
