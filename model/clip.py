@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from open_clip.transformer import QuickGELU, ResidualAttentionBlock, VisionTrans
 
 from dataloader.transforms import Pixels
 from model.blocks import speed_up
+from model.hub import one_try
 from utils.config import UserError, nearest
 
 EMBEDDED = {folder.name: folder for folder in sorted(Path(__file__).parent.glob("tiny-clip-*"))}
@@ -106,6 +108,7 @@ def _resolve(backbone, pretrained):
             f"backbone: there is no CLIP named '{backbone}'.{nearest(backbone, known)} Names are OpenAI's "
             "(ViT-B/16), open_clip's (ViT-B-16), hf-hub:org/name or a folder."
         )
+    _check_packages(backbone, name)
     tags = list_pretrained_tags_by_model(name)
     if not pretrained:
         if "openai" not in tags or not of_openai:
@@ -122,7 +125,8 @@ def _resolve(backbone, pretrained):
             f"({', '.join(tags) or 'which has none'}).{nearest(pretrained, tags)}"
         )
     try:
-        return name, download_pretrained(source), source.get("quick_gelu", False)
+        with one_try():
+            return name, download_pretrained(source), source.get("quick_gelu", False)
     except Exception as error:  # offline: every hub client fails in its own way
         where = source.get("url") or "the file open_clip_model.safetensors of " + str(source.get("hf_hub"))
         raise UserError(
@@ -130,6 +134,22 @@ def _resolve(backbone, pretrained):
             f"({_first_sentence(error)}). Where there is a network, fetch {where}; copy it to this machine "
             f"and pass --pretrained {pretrained}=FILE."
         ) from None
+
+
+def _check_packages(backbone, name):
+    """UserError where an open_clip model reads texts by a package that is not installed: better than after a download."""
+    text = open_clip.get_model_config(name)["text_cfg"]
+    if ("hf_tokenizer_name" in text or "hf_model_name" in text) and find_spec("transformers") is None:
+        raise UserError(f"backbone: {backbone} needs the package transformers; pip install transformers.")
+
+
+def _tokenizer(name):
+    """open_clip's tokenizer of a model; some are fetched from the hub."""
+    config = open_clip.get_model_config(name)
+    if config and "hf_tokenizer_name" not in config["text_cfg"]:
+        return open_clip.get_tokenizer(name)
+    with one_try():
+        return open_clip.get_tokenizer(name)
 
 
 def _first_sentence(error):
@@ -203,11 +223,12 @@ def load_clip(backbone, pretrained=""):
     try:
         with _quiet():
             if backbone.startswith("hf-hub:") and not pretrained:  # weights and all from the hub
-                clip = open_clip.create_model(backbone, require_pretrained=True)
-                name, tokenizer = backbone, open_clip.get_tokenizer(backbone)
+                with one_try():
+                    clip = open_clip.create_model(backbone, require_pretrained=True)
+                name, tokenizer = backbone, _tokenizer(backbone)
             else:
                 clip, name = _build(backbone, pretrained)
-                tokenizer = open_clip.get_tokenizer(name)
+                tokenizer = _tokenizer(name)
     except UserError:
         raise
     except ImportError as error:

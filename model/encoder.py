@@ -1,6 +1,7 @@
 """Image encoders of any kind, for their features: open_clip's models, with texts, and timm's, without."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch.nn as nn
 
 from dataloader.transforms import Pixels
 from model.clip import input_pixels, load_clip
+from model.hub import one_try
 from model.preact_resnet import PreActResNet18
 from utils.config import BACKBONES, UserError, nearest
 
@@ -66,7 +68,9 @@ def load_timm(cfg, num_classes, seed):
             f"pretrained: there is no weight file {cfg.pretrained}; for {cfg.backbone} it is a file, none, or "
             "empty to let timm fetch the weights."
         )
-    with torch.random.fork_rng(devices=[]):  # the same initial weights whenever the run is started
+    fetched = cfg.pretrained == "" and name not in OWN_NETWORKS
+    # the same initial weights whenever the run is started
+    with torch.random.fork_rng(devices=[]), one_try() if fetched else nullcontext():
         torch.manual_seed(seed)
         try:
             model = (

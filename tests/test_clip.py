@@ -1,12 +1,15 @@
 """Loading CLIP: names, files, activations, and what is said when something cannot be had."""
 
 import json
+import sys
 
+import huggingface_hub
 import numpy as np
 import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
+from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
 from dataloader.digits import enlarge_digits, load_digits_8x8
@@ -210,3 +213,35 @@ def test_resolution_is_the_backbone_s():
     with pytest.raises(UserError, match="resolution: is 224, but ViT-B/16 takes images of 32 pixels"):
         resolution(clip, load_config(["--resolution", "224"]))
     assert np.allclose(image_statistics(clip)[0], (0.48145466, 0.4578275, 0.40821073))
+
+
+def test_without_a_network_the_hub_is_tried_once(monkeypatch):
+    """One request, with a timeout, and then the cache alone; what was set before is set again."""
+    asked = []
+
+    class Session:
+        def head(self, url, timeout):
+            asked.append(timeout)
+            raise OSError("no network")
+
+    monkeypatch.setattr(huggingface_hub.utils, "get_session", Session)
+    monkeypatch.setattr(
+        clip_module, "download_pretrained", lambda source: asked.append(constants.HF_HUB_OFFLINE) or 1 / 0
+    )
+    with pytest.raises(UserError, match="could not be fetched"):
+        load_clip("ViT-B/32")
+    assert asked == [5, True] and not constants.HF_HUB_OFFLINE
+    monkeypatch.setattr(
+        clip_module, "download_pretrained", lambda source: asked.append(constants.HF_HUB_OFFLINE) or 1 / 0
+    )
+    monkeypatch.setattr(Session, "head", lambda self, url, timeout: None)
+    with pytest.raises(UserError, match="could not be fetched"):
+        load_clip("ViT-B/32")
+    assert asked[2:] == [False]
+
+
+def test_a_missing_transformers_is_said_before_a_download(monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    monkeypatch.setattr(clip_module, "download_pretrained", lambda source: pytest.fail("fetched"))
+    with pytest.raises(UserError, match="ViT-B-16-SigLIP needs the package transformers; pip install transformers"):
+        load_clip("ViT-B-16-SigLIP", "webli")
