@@ -28,6 +28,7 @@ from tests.helpers import (
 )
 from utils.config import UserError, known_keys, load_config
 from utils.device import precision
+from utils.runs import in_words
 
 
 def test_a_run_leaves_its_record(cell):
@@ -163,6 +164,25 @@ def test_tables(cell, capsys):
     apart = tables.make_table([{**deft, "f1": f, "source": x} for f, x in ((0.9, "a1"), (0.94, "a1"), (0.5, "b2"))])
     assert [row[0] for row in apart[1:]] == ["digits (a1)", "digits (b2)"] and "92.00 ± 2.83" in apart[1]
     assert "50.00" in apart[2] and [row[4] for row in apart[1:]] == ["2", "1"]
+
+
+def test_the_screen_speaks_in_words():
+    line = {
+        "epoch": 1,
+        "loss": 1.23456,
+        "selected": 0.5342,
+        "precision": 1.0,
+        "acc_test": 75.47,
+        "lr": 0.03,
+        "seconds": 7.0,
+    }
+    expected = "loss 1.235, 53.4 % of the labels kept, 100.0 % of those kept are right, test accuracy 75.47 %, 7.0 s"
+    assert in_words(line) == expected
+    assert in_words({"acc_test": 50.0, "acc_imagenet": 40.0}) == "test accuracy 50.00 %, accuracy on imagenet 40.00 %"
+    summary = {"acc_last": 75.0, "acc_best": 76.5, "acc_imagenet_last": 40.0, "noise_rate": 0.4, "auroc": None}
+    assert in_words(summary).startswith(
+        "40.0 % of the labels are wrong, test accuracy 75.00 % at the end, 76.50 % at its"
+    )
 
 
 def test_equal_names_are_found_in_their_order():

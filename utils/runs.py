@@ -40,7 +40,22 @@ FREE_KEYS = {
     "tensorboard",
     "script",
 }
+# what the screen says of a number; of those that are fractions, per cent, as in the tables
 FRACTIONS = ("noise_rate", "precision", "recall", "f1", "auroc", "auprc_mislabelled", "selected")
+WORDS = {
+    "loss": "loss {:.4g}",
+    "noise_rate": "{:.1f} % of the labels are wrong",
+    "selected": "{:.1f} % of the labels kept",
+    "precision": "{:.1f} % of those kept are right",
+    "recall": "{:.1f} % of the right ones are kept",
+    "f1": "F1 {:.1f} %",
+    "auroc": "AUROC {:.1f} %",
+    "auprc_mislabelled": "AUPRC of the wrong labels {:.1f} %",
+    "acc_test": "test accuracy {:.2f} %",
+    "acc_last": "test accuracy {:.2f} % at the end",
+    "acc_best": "{:.2f} % at its best",
+    "seconds": "{:.1f} s",
+}
 
 
 def backbone_name(cfg):
@@ -233,10 +248,12 @@ def show(summary):
     """Print the verdict of a summary, if it is of a detector, and the numbers that people look for."""
     if "verdict" in summary:
         print(verdict_line(summary))
-    keys = (*FRACTIONS, "acc_last", "acc_best", "seconds")
-    print(in_words({k: summary.get(k) for k in keys}))
+    print(in_words({k: v for k, v in summary.items() if not k.startswith("acc_") or k in ("acc_last", "acc_best")}))
 
 
 def in_words(numbers):
-    """Numbers for the screen, where all parts are per cent, as in the tables; files hold some as fractions."""
-    return ", ".join(f"{k} {100 * v if k in FRACTIONS else v:.4g}" for k, v in numbers.items() if isinstance(v, float))
+    """A line for the screen of an epoch's numbers or of a summary; further ones are in their files."""
+    known = [(text, numbers.get(k), 100 if k in FRACTIONS else 1) for k, text in WORDS.items()]
+    others = [k for k in numbers if k.startswith("acc_") and k not in WORDS]
+    known += [(f"accuracy on {k.removeprefix('acc_')} {{:.2f}} %", numbers[k], 1) for k in others]
+    return ", ".join(text.format(factor * value) for text, value, factor in known if isinstance(value, float))
