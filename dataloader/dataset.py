@@ -70,6 +70,7 @@ class Dataset:
     other_names: list = field(default_factory=list)  # true labels that are no class: no training image was given them
     root: str = ""  # folder that paths in lists are relative to; "" where the images are no files
     trusted: bool = True  # the labels on disk are taken for the truth
+    truth_on_disk: bool = False  # they are not, but noise was made: the true labels are what it was made from
     more_tests: dict = field(default_factory=dict)  # further test sets, name -> Split
     skipped: list = field(default_factory=list)  # rows that were left out, (path, why)
     duplicates: list = field(default_factory=list)  # same files, (group, path, split, label, whether labels differ)
@@ -178,6 +179,8 @@ class Dataset:
             facts["noise_rate"] = float(np.mean(~is_clean))
             if len(index) < len(self.train.labels):
                 facts["num_known"] = len(index)
+        if self.truth_on_disk:
+            facts["truth"] = "labels on disk"  # which may be wrong themselves
         if self.true_labels is not None:
             counts = np.zeros((self.num_classes + len(self.other_names), self.num_classes), dtype=np.int64)
             np.add.at(counts, (self.true_labels, self.train.labels), 1)

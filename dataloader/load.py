@@ -120,7 +120,7 @@ def load_data(cfg):
             )
     truth = dataset.true_labels
     if truth is None and (dataset.trusted or cfg.noise_mode not in ("", "none")):
-        truth = dataset.train.labels
+        truth, dataset.truth_on_disk = dataset.train.labels, not dataset.trusted
     if dataset.trusted:
         for split in dataset.given_tests.values():
             split.true_labels = split.labels

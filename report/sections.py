@@ -98,9 +98,12 @@ def against_truth(data, arrays, relabel_above):
                 f"{100 * np.mean(fixed[sure] == truth[sure]):.1f} %",
             )
         )
+    known = "The truth is known of these images, and the detector did not see it."
+    if data.truth_on_disk:
+        known = "Taken for the truth are the labels on disk, before noise was made; they may be wrong themselves."
     text = (
-        "<p class=soft>The truth is known of these images, and the detector did not see it. Precision: the share of the "
-        "labels kept that are right. Recall: the share of the right labels that are kept.</p>"
+        f"<p class=soft>{known} Precision: the share of the labels kept that are right. Recall: the share of the right "
+        "labels that are kept.</p>"
     )
     return section(
         "truth",

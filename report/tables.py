@@ -4,6 +4,7 @@
 
 Precision, recall and F1 are of the clean class: of the labels kept, against the labels that are right. AUROC is of p_clean,
 AUPRC of p_clean as a score of the mislabelled class. summary.json has precision, recall and F1 of that class as well.
+A * marks runs that judged the labels of the images held out for testing too, as detectors without training do.
 The verdict, of several seeds the worst, says whether a detector's result can be used; summary.json has the reason.
 """
 
@@ -48,16 +49,19 @@ def mean_std(values):
 def make_table(summaries):
     """Rows of text: data set, noise, run, the worst verdict, number of seeds, then mean ± std of every column.
 
-    Seeds are those of one data set: where two have one name, it is followed by what identifies the data.
+    Seeds are those of one data set: where two have one name and noise, it is followed by what identifies the data. A star
+    marks runs that judged the images held out for testing too, so that they are not measured on the same labels as others.
     """
     groups, sources = {}, {}
+
+    def kind(s):
+        return s["dataset"], s["noise"], s["name"] if "/score-" in s["name"] else ""
+
     for s in summaries:
-        kind = s["dataset"], s["name"] if "/score-" in s["name"] else ""
-        sources.setdefault(kind, set()).add(s.get("source"))
+        sources.setdefault(kind(s), set()).add(s.get("source"))
     for s in summaries:
-        kind = s["dataset"], s["name"] if "/score-" in s["name"] else ""
-        dataset = s["dataset"] if len(sources[kind]) == 1 else f"{s['dataset']} ({s.get('source')})"
-        groups.setdefault((dataset, s["noise"], s["name"]), []).append(s)
+        dataset = s["dataset"] if len(sources[kind(s)]) == 1 else f"{s['dataset']} ({s.get('source')})"
+        groups.setdefault((dataset, s["noise"], s["name"] + " *" * s.get("all_judged", False)), []).append(s)
     # detectors, then phase 2, then baselines, as one reads them
     order = sorted(groups, key=lambda g: (g[0], g[1], "precision" not in groups[g][0], g[2].startswith("phase2"), g[2]))
     rows = [["data set", "noise", "run", "verdict", "seeds", *COLUMNS]]
@@ -91,7 +95,10 @@ def main(argv=None):
         prog="python -m report.tables", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("runs", nargs="+", metavar="RUNS", help="folder; every summary.json below it is read")
-    print(format_table(make_table(read_summaries(parse_flags(parser, argv).runs))))
+    rows = make_table(read_summaries(parse_flags(parser, argv).runs))
+    print(format_table(rows))
+    if any(row[2].endswith(" *") for row in rows):
+        print("* of all labels, those of the images held out for testing too; the others are of the training labels")
 
 
 if __name__ == "__main__":

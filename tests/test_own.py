@@ -22,8 +22,10 @@ from dataloader.load import load_data
 from dataloader.loaders import Loader
 from dataloader.rows import tidy_names
 from dataloader.transforms import Pixels, decode, open_image
+from methods.decisions import UNDECIDED
 from methods.masks import load_mask
 from report import export, page, tables
+from report.sections import against_truth
 from tests.helpers import write_cifar, write_folder
 from utils.config import UserError, load_config, settle_epochs
 from utils.files import as_path, as_text
@@ -61,6 +63,20 @@ def test_true_labels_count_where_all_are_given(tmp_path):
     path.write_text(rows.replace("y,\n", "y,y\n"))
     whole = load(path, "--test_fraction", "0.34").whole()
     assert whole.true_labels.tolist() == [0, 1, 0, 1, 1, 0]
+
+
+def test_noise_on_labels_that_may_be_wrong_themselves_is_said(tmp_path):
+    path = table(tmp_path, SIX)
+    data = load(path, *NO_TEST, "--noise_mode", "sym", "--noise_ratio", "0.5")
+    assert data.facts()["truth"] == "labels on disk" and data.true_labels.tolist() == [0, 0, 0, 1, 1, 1]
+    zeros = {"p_clean": np.linspace(0, 1, 6), "predicted": np.zeros(6, dtype=np.int64), "confidence": np.zeros(6)}
+    zeros |= {"labels": data.train.labels, "mask": np.arange(6) > 2, "by_detector": np.arange(6) > 2}
+    zeros |= {"decision": np.full(6, UNDECIDED), "new_labels": np.full(6, -1)}
+    assert "they may be wrong themselves" in against_truth(data, zeros, 0.9)[2]
+    given = path.with_name("given.csv")
+    given.write_text(SIX.replace("label\n", "label,true_label\n").replace(",x\n", ",x,x\n").replace(",y\n", ",y,y\n"))
+    data = load(given, *NO_TEST, "--noise_mode", "sym", "--noise_ratio", "0.5")
+    assert "truth" not in data.facts() and "The truth is known" in against_truth(data, zeros, 0.9)[2]
 
 
 # --- folders
@@ -604,9 +620,9 @@ def test_tables_keep_data_sets_apart(tmp_path, capsys):
         main_detect.main(["--cfg", "config/PEFT/own.yaml", *flags(tmp_path / place, out, "--seed", str(seed))])
     capsys.readouterr()
     tables.main([str(out)])
-    rows = [[cell.strip() for cell in line.split("|")[1:5]] for line in capsys.readouterr().out.splitlines()[2:]]
-    assert sorted(row[3] for row in rows if row[0].startswith("own-photos (")) == ["1", "2"]
-    assert ["own-pets", "none", "label-match", "1"] in rows and len(rows) == 3
+    rows = [[cell.strip() for cell in line.split("|")[1:6]] for line in capsys.readouterr().out.splitlines()[2:]]
+    assert sorted(row[4] for row in rows if row[0].startswith("own-photos (")) == ["1", "2"]
+    assert ["own-pets", "none", "label-match *", "not usable", "1"] in rows and rows[-1] == []
 
 
 def test_an_image_that_changed_under_its_name_is_another(tmp_path):

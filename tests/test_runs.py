@@ -164,6 +164,11 @@ def test_tables(cell, capsys):
     apart = tables.make_table([{**deft, "f1": f, "source": x} for f, x in ((0.9, "a1"), (0.94, "a1"), (0.5, "b2"))])
     assert [row[0] for row in apart[1:]] == ["digits (a1)", "digits (b2)"] and "92.00 ± 2.83" in apart[1]
     assert "50.00" in apart[2] and [row[4] for row in apart[1:]] == ["2", "1"]
+    # data that differ by their noise, as mini-ImageNet's levels, need no other name
+    levels = tables.make_table([{**deft, "noise": x, "source": x} for x in ("red-0.2", "red-0.4")])
+    assert [row[:2] for row in levels[1:]] == [["digits", "red-0.2"], ["digits", "red-0.4"]]
+    both = tables.make_table([deft, {**deft, "name": "knn", "all_judged": True}])
+    assert [row[2] for row in both[1:]] == ["deft", "knn *"]
 
 
 def test_the_screen_speaks_in_words():
