@@ -11,6 +11,7 @@ import main_detect
 from methods import clipcleaner, dynamics, neighbours
 from methods.detectors import DETECTORS
 from methods.inputs import Inputs, read_descriptions
+from tests.helpers import detection
 from utils.config import UserError, default_values
 
 
@@ -293,3 +294,18 @@ def test_descriptions(tmp_path):
         path.write_text(content)
         with pytest.raises(UserError, match=message):
             read_descriptions(path, ["dog"])
+
+
+def test_a_run_with_descriptions(tmp_path):
+    """They change what CLIPCleaner sees of the classes named; the others keep the template."""
+    path, flags = tmp_path / "descriptions.yaml", detection(tmp_path, "--detector", "clipcleaner-zero-consistency")
+    path.write_text("zero: [with a hole, like a ring]\none: [like a stick]\n")
+    plain = main_detect.main(flags)
+    described = main_detect.main([*flags, "--descriptions", str(path), "--tag", "described"])
+    assert plain["auroc"] > 0.95 and described["auroc"] > 0.9 and plain["auroc"] != described["auroc"]
+    path.write_text("zerro: [with a hole]\n")
+    with pytest.raises(UserError, match="there is no class 'zerro'. Did you mean zero"):
+        main_detect.main([*flags, "--descriptions", str(path), "--tag", "wrong"])
+    with pytest.raises(UserError, match="gone.yaml cannot be read"):
+        main_detect.main([*flags, "--descriptions", str(tmp_path / "gone.yaml"), "--tag", "gone"])
+    assert not list(tmp_path.glob("digits/*/*/*-wrong/clean_mask.npz"))
