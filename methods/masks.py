@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from dataloader.dataset import image_keys
-from dataloader.rows import TRUSTED_BY
+from dataloader.rows import TRUSTED_BY, shortened
 from methods.decisions import as_arrays, followed, settle
 from utils.config import UserError, nearest
 from utils.files import read_lines, slug, write_whole
@@ -25,8 +25,9 @@ def save_mask(path, selection, data, seed):
 def load_mask(path, data, seed):
     """The clean mask (N,) bool of the training images of a Dataset, from a file.
 
-    Ours (.npz) finds each image by its name, and may be of more images; an array (.npy) and the official .pt are in the
-    order of the images. UserError says what differs from what the mask was made for.
+    Ours (.npz) finds each image by its name, and may be of more images; those it was made without, or before they changed,
+    are not selected, and printed. An array (.npy) and the official .pt are in the order of the images. UserError says what
+    differs from what the mask was made for.
     """
     path, labels = Path(path), data.train.labels
     try:
@@ -47,7 +48,7 @@ def load_mask(path, data, seed):
             raise UserError(f"{path}: made for {key} {saved[key]}, this run has {here}.")
     if "images" in saved:
         rows = _rows_of(saved, data, path)
-        mask, made_for = mask[rows], saved["labels"][rows]
+        mask, made_for = mask[rows] & (rows >= 0), np.where(rows >= 0, saved["labels"][rows], labels)
     elif len(mask) != len(labels):
         raise UserError(f"{path}: made for {len(mask)} samples, this run has {len(labels)}.")
     else:
@@ -65,17 +66,22 @@ def load_mask(path, data, seed):
 
 
 def _rows_of(saved, data, path):
-    """Where the training images of a Dataset are in what a mask was made for; UserError unless all are, unchanged."""
+    """Where the training images of a Dataset are in what a mask was made for, -1 for those that are not, or have changed.
+
+    Such images come where some were added, replaced or deleted since, as who is held out for testing follows. They are
+    printed; UserError where they are more than half: then the mask is of other data.
+    """
     here = image_keys(data.train, data.root)
     rows = positions(saved["images"][:, 0], here[:, 0])
-    for rule, what in (
-        (rows < 0, "made without {} of the {} training images"),
-        (saved["images"][rows, 1] != here[:, 1], "made before {} of the {} training images changed"),
-    ):
-        if rule.any():
-            first = data.path(np.flatnonzero(rule)[0]) or f"number {np.flatnonzero(rule)[0]}"
-            raise UserError(f"{path}: {what.format(rule.sum(), len(rule))}, first {first}.")
-    return rows
+    new, changed = rows < 0, (rows >= 0) & (saved["images"][rows, 1] != here[:, 1])
+    for which, what in ((new, "made without"), (changed, "made before a change of")):
+        if which.any():
+            names = shortened([data.path(i) or f"number {i}" for i in np.flatnonzero(which)], 5)
+            text = f"{path}: {what} {which.sum()} of the {len(rows)} training images"
+            if np.mean(new | changed) > 0.5:
+                raise UserError(f"{text}: {names}.")
+            print(f"{text}, which are not trained on: {names}")
+    return np.where(changed, -1, rows)
 
 
 def positions(names, wanted):

@@ -198,7 +198,7 @@ def test_equal_names_are_found_in_their_order():
 # --- masks
 
 
-def test_masks_that_do_not_fit_are_refused(cell, tmp_path):
+def test_masks_that_do_not_fit_are_refused(cell, tmp_path, capsys):
     out, _ = cell
     data = load_data(load_config(phase1(out)))
     ours, train = out / "digits/sym-0.4/seed0/deft/clean_mask.npz", data.train
@@ -209,13 +209,20 @@ def test_masks_that_do_not_fit_are_refused(cell, tmp_path):
     assert np.array_equal(load_mask(ours, replace(data, train=train.take(some)), 0), whole[some])
     other = train.take(np.arange(359))
     other.images = other.images.copy()
-    other.images[5], other.digests = 0, None
+    five = np.flatnonzero(whole)[5]
+    other.images[five], other.digests = 0, None
     other.digests = pixel_digests(other.images)
+    assert np.array_equal(load_mask(ours, replace(data, train=other), 0), whole & (np.arange(359) != five))
+    assert (
+        f"made without 1 of the 359 training images, which are not trained on: number {five}\n"
+        in capsys.readouterr().out
+    )
+    other.digests = [digest if i > 300 else f"{i:016x}" + "0" * 16 for i, digest in enumerate(other.digests)]
     for here, seed, message in [
         (data, 1, "made for seed 0, this run has 1"),
         (replace(data, name="cifar10"), 0, "made for dataset digits, this run has cifar10"),
         (replace(data, noise_name="sym-0.2"), 0, "made for noise sym-0.4, this run has sym-0.2"),
-        (replace(data, train=other), 0, "made without 1 of the 359 training images, first number 5"),
+        (replace(data, train=other), 0, "made without 301 of the 359 training images: number 0, "),
         (replace(data, train=replace(train, labels=(train.labels + 1) % 10)), 0, "other labels; 359 of 359 differ"),
     ]:
         with pytest.raises(UserError, match=f"clean_mask.npz: .*{message}"):
