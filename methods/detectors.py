@@ -227,8 +227,8 @@ def _say_which(inputs, shares):
     use_text = tells >= TEXT_TELLS
     print(
         f"auto: {'LEMoN, then' if use_text else ''} neighbours{'' if use_text else ', a linear probe'} and eigenvectors; "
-        f"zero-shot predictions agree with the labels {100 * tells:.0f} % as well as the neighbours do, "
-        f"{'enough' if use_text else 'too little'} to use the texts ({100 * TEXT_TELLS:.0f} %)"
+        f"zero-shot predictions agree with the labels {tells:.2f} times as well as the neighbours do, "
+        f"{'enough' if use_text else 'too little'} to use the texts (from {TEXT_TELLS} on)"
     )
     return use_text
 

@@ -60,8 +60,8 @@ def overview(data, arrays, relabel_above):
         (f"suspects put right in labels_fixed.csv (at {relabel_above:g} or more)", f"{sure.sum():,}"),
     ]
     found = of_run(arrays)
-    expected, low, high = found.wrong()
-    tiles.append((f"wrong labels expected, {found.source}: 90 % interval", f"{expected:,.0f}: {low:,.0f}–{high:,.0f}"))
+    _, low, high = found.wrong()
+    tiles.append((f"share that is wrong, 90 % interval, {found.source}", f"{100 * low / n:.1f}–{100 * high / n:.1f} %"))
     reviewed = np.bincount(arrays["decision"], minlength=3)[1:]
     if reviewed.any():
         tiles.append(("reviewed by a person: right, wrong", f"{reviewed[0]:,}, {reviewed[1]:,}"))
@@ -70,9 +70,9 @@ def overview(data, arrays, relabel_above):
     text = (
         "<p class=soft>The interval (Wilson) says how far the share of suspects may lie from this one among other "
         "images of the same kind, had as many of them been looked at. It knows nothing of the detector’s own "
-        "mistakes: among the suspects are right labels, among the rest are wrong ones. The expected number of wrong "
-        "labels allows for both. From the scores alone it is rough; labels you decide about, spread over the whole list, "
-        "make it better.</p>"
+        "mistakes: among the suspects are right labels, among the rest are wrong ones. The share that is wrong "
+        "allows for both. From the scores alone it is rough; labels you decide about, spread over the whole list, make it "
+        "better.</p>"
     )
     return section(
         "overview", "Overview", f"<div class=pair><div>{_tiles(tiles)}{text}</div>{plot_scores(arrays)}</div>"
