@@ -191,6 +191,8 @@ def _read_table(path, cfg):
 
 def _decoded(text, path, line, is_path):
     """A field of a table. A path may be no UTF-8, or as_text of such a one, if that is the file's name."""
+    if "\0" in text:
+        raise UserError(f"{path}: line {line} holds a character that is 0, which no file name has ({text!r}).")
     if is_path and "\\udc" in text and not (path.parent / text).exists():
         text = as_path(text)
     if not text.isascii() and as_text(text) != text and not (is_path and (path.parent / text).exists()):

@@ -307,6 +307,12 @@ def test_bad_tables(tmp_path, text, flags, message):
         load(path, *flags)
 
 
+def test_a_zero_character_in_a_json_table(tmp_path):
+    path = table(tmp_path, '{"path": "a.png", "label": "x"}\n{"path": "b\\u0000.png", "label": "y"}\n', "labels.jsonl")
+    with pytest.raises(UserError, match=r"labels.jsonl: line 2 holds a character that is 0.*b\\x00.png"):
+        load(path, *NO_TEST)
+
+
 def test_other_files_are_no_tables(tmp_path):
     with pytest.raises(UserError, match="line 2 is no JSON object"):
         load(table(tmp_path, '{"path": "a.png", "label": 1}\n[1]\n', "labels.jsonl"))
