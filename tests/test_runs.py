@@ -51,6 +51,7 @@ def test_a_run_leaves_its_record(cell):
         assert config.keys() == {key for key, k in known_keys().items() if k.read_by(script)}
         assert config["noise_ratio"] == 0.4
         assert summary["noise_rate"] == pytest.approx(np.mean(data.train.labels != data.true_labels))
+        assert f'version = "{summary["version"]}"' in Path("pyproject.toml").read_text().splitlines()
         assert summary["num_train"] == 359 and summary["versions"]["torch"] == importlib.metadata.version("torch")
         if trained:
             lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]

@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import subprocess
+import tomllib
 from importlib.metadata import version
 from pathlib import Path
 
@@ -74,6 +75,13 @@ def git_commit():
     return rev.stdout.strip() + ("+" if dirty.stdout.strip() else "")
 
 
+def project_version():
+    """The version that pyproject.toml gives this project."""
+    return tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"][
+        "version"
+    ]
+
+
 def environment(device):
     """Versions, device and peak memory, for the summary."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
@@ -82,7 +90,7 @@ def environment(device):
         out["peak_cuda_memory_gb"] = round(peak_gb(device), 2)
     packages = {"torch": "torch", "open_clip": "open_clip_torch", "numpy": "numpy"}
     out["versions"] = {"python": platform.python_version()} | {k: version(v) for k, v in packages.items()}
-    out["git_commit"] = git_commit()
+    out |= {"version": project_version(), "git_commit": git_commit()}
     return out
 
 
