@@ -14,6 +14,7 @@ from dataloader.rows import SPLITS, read_rows, say_names, shortened, tidy_names
 from dataloader.transforms import to_rgb
 from utils.config import UserError, nearest
 from utils.files import slug, write_whole
+from utils.summaries import read_summary
 
 OWN_VIEW = View(flip=False)  # neither cut nor mirrored: what fills the frame stays whole, and letters what they are
 
@@ -43,6 +44,7 @@ def own(cfg):
         f"{cfg.data_path}: {len(train)} training images of {len(classes)} classes, {len(test)} "
         f"{'for testing' if held_out is None else 'others held out for testing'}"
     )
+    _say_lost_classes(cfg.data_path, classes)
     unknown = [row.path for row in test if row.true_label in others]
     if unknown:
         print(f"not tested on, since their true label is no class: {shortened(unknown, 5)}")
@@ -60,6 +62,16 @@ def own(cfg):
         skipped=skipped,
         duplicates=duplicates,
     )
+
+
+def _say_lost_classes(source, classes):
+    """Print which classes of a run have no image left in a table that lies in its folder, as a report writes them."""
+    summary = (read_summary(Path(source).parent / "summary.json") if Path(source).is_file() else None) or {}
+    lost = sorted(set(summary.get("classes", [])) - set(classes))
+    if lost:
+        print(
+            f"warning: {source} has no image left of {len(lost)} classes, which a model will not know: {shortened(lost)}"
+        )
 
 
 def source_name(source):

@@ -101,7 +101,8 @@ def main(argv=None):
     if flags.csv:
         write_csv(flags.csv, rows)
     if broken:
-        raise UserError(f"{len(broken)} of {len(paths)} files could not be read as images, first {broken[0]}.")
+        rest = f"; {flags.csv} is written, with the other {len(rows) - 1}" if flags.csv else ""
+        raise UserError(f"{len(broken)} of {len(paths)} files could not be read as images, first {broken[0]}{rest}.")
 
 
 if __name__ == "__main__":

@@ -313,6 +313,17 @@ def test_a_zero_character_in_a_json_table(tmp_path):
         load(path, *NO_TEST)
 
 
+def test_classes_that_a_table_of_corrected_labels_has_lost_are_named(tmp_path, capsys):
+    path = table(tmp_path, SIX, "labels_fixed.csv")
+    load(path, *NO_TEST)
+    assert "no image left" not in capsys.readouterr().out
+    (tmp_path / "summary.json").write_text(json.dumps({"classes": ["w", "x", "y", "z"]}))
+    load(path, *NO_TEST)
+    assert (
+        "labels_fixed.csv has no image left of 2 classes, which a model will not know: w, z" in capsys.readouterr().out
+    )
+
+
 def test_other_files_are_no_tables(tmp_path):
     with pytest.raises(UserError, match="line 2 is no JSON object"):
         load(table(tmp_path, '{"path": "a.png", "label": 1}\n[1]\n', "labels.jsonl"))

@@ -130,6 +130,12 @@ def test_predict_prints_label_and_probability(own_run, tmp_path, capsys):
     with pytest.raises(UserError, match="1 of 2 files could not be read as images, first .*bad.png"):
         predict.main([str(folder), str(tmp_path), "--device", "cpu"])
     assert capsys.readouterr().out.splitlines()[0].split("\t")[1:] == rows[0][1:]
+    with pytest.raises(
+        UserError, match="1 of 2 files could .* first .*bad.png; .*out.csv is written, with the other 1"
+    ):
+        predict.main([str(folder), str(tmp_path), "--device", "cpu", "--csv", str(tmp_path / "out.csv")])
+    assert len((tmp_path / "out.csv").read_text().splitlines()) == 2
+    (tmp_path / "out.csv").unlink()
     odd = [tmp_path / "sub" / "two\tparts.png", tmp_path / "sub" / os.fsdecode(b"latin\xe9.png")]
     for path in odd:
         path.write_bytes(Path(data.test.images[0]).read_bytes())
