@@ -1,9 +1,10 @@
-"""CLIPCleaner as published (Feng et al., ACM MM 2024): select clean samples with CLIP, then train a network with MixFix.
+"""CLIPCleaner (Feng et al., ACM MM 2024): select clean samples with CLIP, then train a network with MixFix.
 
     python main_clipcleaner.py --cfg config/CLIPCleaner/cifar100.yaml --noise_mode sym --noise_ratio 0.5
 
 The two steps are also `main_detect.py --detector clipcleaner` and `main_baseline.py --lnl_methods MixFix --mask NAME`, with
-any detector and any mask.
+any detector and any mask. The published selection describes each class by several features that a language model wrote;
+these files are not included, and without --descriptions a class has the texts of `templates`.
 """
 
 from types import SimpleNamespace

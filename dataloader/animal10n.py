@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from dataloader.dataset import Dataset, View
-from dataloader.files import IMAGE_SUFFIXES
+from dataloader.files import IMAGE_SUFFIXES, is_system
 from dataloader.listings import ENLARGE, need_folder, to_split
 from utils.config import UserError
 
@@ -14,7 +14,7 @@ def animal10n(cfg):
     for part in ("training", "testing"):
         pairs = []
         for path in sorted(need_folder(Path(cfg.data_path) / part).iterdir()):
-            if path.suffix.lower() not in IMAGE_SUFFIXES:
+            if path.suffix.lower() not in IMAGE_SUFFIXES or is_system(path.name):
                 continue
             label = path.name.split("_")[0]
             if not label.isdigit():

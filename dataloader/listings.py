@@ -3,7 +3,7 @@
 import numpy as np
 
 from dataloader.dataset import Split
-from dataloader.files import IMAGE_SUFFIXES
+from dataloader.files import image_files, is_system
 from utils.config import UserError
 from utils.files import read_lines
 
@@ -45,12 +45,12 @@ def need_folder(folder):
 
 def class_folders(root):
     """Paths, labels and class names of <root>/<class>/**/*.jpg …, sorted."""
-    classes = sorted(d.name for d in root.iterdir() if d.is_dir() and not d.name.startswith("."))
+    classes = sorted(d.name for d in root.iterdir() if d.is_dir() and not is_system(d.name))
     if not classes:
         raise UserError(f"data_path: {root} contains no class folder.")
     paths, labels = [], []
     for label, name in enumerate(classes):
-        files = sorted(str(p) for p in (root / name).rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+        files, _ = image_files(root / name)
         if not files:
             raise UserError(f"data_path: the class folder {root / name} contains no image.")
         paths += files

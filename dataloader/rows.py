@@ -242,7 +242,7 @@ def read_csv(path):
 
 def _read_jsonl(path):
     rows = []
-    for number, line in enumerate(_text(path).splitlines(), 1):
+    for number, line in enumerate(_text(path).split("\n"), 1):  # splitlines also breaks at U+2028 within a text
         if line.strip():
             try:
                 fields = dict(json.loads(line).items())

@@ -55,13 +55,6 @@ def forgetting(of_label):
     return (of_label <= 0).mean(0)
 
 
-def forgetting_events(of_label):
-    """How often (N,) a label that was predicted was not any more at the next epoch; -1 where it never was (Toneva et al.)."""
-    right = of_label > 0
-    events = (right[:-1] & ~right[1:]).sum(0)
-    return np.where(right.any(0), events, -1)
-
-
 def mean_probability(probabilities, last=5):
     """Probability (N,) of the label, averaged over the last epochs."""
     return probabilities[-last:].mean(0)

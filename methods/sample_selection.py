@@ -6,7 +6,7 @@ import torch
 from methods.losses import generalized_cross_entropy
 from methods.method import Method
 from methods.selection import gmm_clean_probability
-from model.classifier import image_features, linear_head
+from model.classifier import head_inputs, linear_head
 from utils.config import UserError
 from utils.distributed import from_the_first, gather_parts, rank
 
@@ -55,7 +55,7 @@ class TURN(Method):
             self.register_buffer(name, torch.zeros(num_samples))
 
     def prepare(self, model, loader, seed, amp):
-        features, labels = image_features(model, loader, amp), loader.labels
+        features, labels = head_inputs(model, loader, amp), loader.labels
         head = linear_head(model)
         with torch.enable_grad():
             linear_probe(head, features, labels, self.PROBE_EPOCHS, self.PROBE_LR, seed)

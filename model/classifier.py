@@ -107,7 +107,7 @@ def head_input(model, images):
 
 
 @torch.no_grad()
-def image_features(model, loader, amp):
+def head_inputs(model, loader, amp):
     """The input (N, width) float32 of the linear head for the un-augmented images of a loader, in order."""
     model.eval()
     with amp():

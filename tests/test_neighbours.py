@@ -210,7 +210,6 @@ def test_dynamics_by_hand():
     margins = np.array([[1, -1, -1, 1], [2, 1, -1, -1], [3, -1, -1, 2]], dtype=np.float32)
     assert np.allclose(dynamics.area_under_margin(margins), [2, -1 / 3, -1, 2 / 3])
     assert np.allclose(dynamics.forgetting(margins), [0, 2 / 3, 1, 1 / 3])
-    assert dynamics.forgetting_events(margins).tolist() == [0, 1, -1, 1]
     assert np.allclose(dynamics.mean_probability(np.array([[0.1], [0.2], [0.6]]), last=2), [0.4])
 
 

@@ -18,6 +18,7 @@ import main_real_phase1
 import main_real_phase2
 from dataloader.dataset import hold_out
 from dataloader.files import HEIF, below, inspect_file, inspect_files
+from dataloader.listings import class_folders
 from dataloader.load import load_data
 from dataloader.loaders import Loader
 from dataloader.rows import tidy_names
@@ -80,6 +81,16 @@ def test_noise_on_labels_that_may_be_wrong_themselves_is_said(tmp_path):
 
 
 # --- folders
+
+
+def test_what_systems_leave_behind_is_no_class_and_no_image(tmp_path):
+    write_folder(tmp_path, {"b": 2, "a": 1, "@eaDir": 1})
+    (tmp_path / "a" / "._0000.png").write_bytes(b"resource fork")
+    (tmp_path / "b" / "@eaDir").mkdir()
+    (tmp_path / "b" / "@eaDir" / "thumb.jpg").touch()
+    paths, labels, names = class_folders(tmp_path)
+    assert names == ["a", "b"] and labels.tolist() == [0, 1, 1]
+    assert [Path(p).parent.name for p in paths] == ["a", "b", "b"]
 
 
 def test_paths_without_a_root_stay_absolute():
@@ -222,6 +233,13 @@ def test_a_messy_folder(tmp_path, capsys):
         (
             "\n".join(
                 json.dumps({"path": f"{p}.png", "label": k, "id": i})
+                for i, (p, k) in enumerate(zip("abcdef", "xxxyyy"))
+            ),
+            "labels.jsonl",
+        ),
+        (
+            "\r\n".join(
+                f'{{"path": "{p}.png", "label": "{k}", "id": {i}, "note": "two\u2028lines\x85or three"}}'
                 for i, (p, k) in enumerate(zip("abcdef", "xxxyyy"))
             ),
             "labels.jsonl",

@@ -30,7 +30,7 @@ def train(out):
 
 def train_semi_supervised(out):
     """All images but one in a batch, and one of a single image, of which the second process has none."""
-    quick = ["--dataset", "own", "--data_path", str(out), "--test_fraction", "0.2", "--epochs", "2", "--warmup", "0"]
+    quick = ["--dataset", "own", "--data_path", str(out), "--test_fraction", "0.2", "--epochs", "1", "--warmup", "0"]
     batch_size = len(load_data(load_config(phase2(out, *quick))).train.labels) - 1
     for method in ("RoLT", "Co-teaching", "UNICON", "ProMix"):
         flags = [*quick, "--batch_size", str(batch_size), "--lnl_methods", method]
