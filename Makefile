@@ -1,6 +1,6 @@
 # make demo   find the wrong labels of handwritten digits, then train on the right ones
 # make test   run the tests
-# make lint   ruff: lint and format check
+# make lint   ruff: lint and format check; mypy: type hints
 # Each creates .venv and installs requirements.txt first if needed; VENV=DIR uses another environment.
 
 PYTHON ?= python3
@@ -30,6 +30,7 @@ test: $(STAMP)
 lint: $(STAMP)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	$(PY) -m mypy
 
 # .deft marks an environment created here; an existing environment without it is used as it is
 $(STAMP): requirements.txt

@@ -11,7 +11,7 @@ import torch
 from dataloader.files import images_identity
 from dataloader.transforms import decode
 
-_in_use = set()  # files of this process, which must not be evicted
+_in_use: set = set()  # files of this process, which must not be evicted
 
 
 def decoded_files(paths, size, folder, limit_gb):

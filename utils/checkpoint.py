@@ -1,12 +1,17 @@
 """Checkpoints: what is needed to resume training."""
 
+from pathlib import Path
+from typing import Any
+
 import torch
+import torch.nn as nn
+from torch.optim import Optimizer
 
 from utils.config import UserError
 from utils.files import write_whole
 
 
-def trained_state(model):
+def trained_state(model: nn.Module) -> dict[str, torch.Tensor]:
     """{name: tensor} of the trained parameters and of the running statistics of normalisation layers."""
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     return {
@@ -16,7 +21,9 @@ def trained_state(model):
     }
 
 
-def save_checkpoint(path, model, optimizer, scaler=None, **rest):
+def save_checkpoint(
+    path: Path, model: nn.Module, optimizer: Optimizer, scaler: torch.amp.GradScaler | None = None, **rest: Any
+) -> None:
     """Save trained parameters, optimizer state and `rest` (numbers, strings, tensors and plain containers of these)."""
     with write_whole(path) as file:
         torch.save(
@@ -30,7 +37,9 @@ def save_checkpoint(path, model, optimizer, scaler=None, **rest):
         )
 
 
-def load_checkpoint(path, model, optimizer=None, scaler=None):
+def load_checkpoint(
+    path: Path, model: nn.Module, optimizer: Optimizer | None = None, scaler: torch.amp.GradScaler | None = None
+) -> dict[str, Any]:
     """Restore model, optimizer and scaler from a checkpoint; returns its remaining entries."""
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)

@@ -5,9 +5,11 @@ import difflib
 import math
 import re
 import sys
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any, NoReturn, TypeVar
 
 import yaml
 
@@ -36,6 +38,7 @@ REAL_WORLD = {
     "pseudo_from": 2,
     "schedule": "constant",
 }
+T = TypeVar("T")
 DEFAULTS = Path(__file__).resolve().parents[1] / "config" / "default.yaml"
 
 
@@ -43,28 +46,28 @@ class UserError(Exception):
     """Something the user can mend: one line that names the file, key or row and what was expected."""
 
 
-def nearest(word, known):
+def nearest(word: object, known: Iterable[object]) -> str:
     """' Did you mean X?' where one of `known` is spelt almost like `word`, else ''."""
     by_lower = {str(k).lower(): str(k) for k in known}
     close = difflib.get_close_matches(str(word).lower(), by_lower, n=1, cutoff=0.5)
     return f" Did you mean {by_lower[close[0]]}?" if close else ""
 
 
-def pick(table, name, key):
+def pick(table: Mapping[str, T], name: str, key: str) -> T:
     """table[name]; an unknown name is a UserError that lists the right ones."""
     if name not in table:
         raise UserError(f"{key}: there is no '{name}', only {', '.join(table)}.{nearest(name, table)}")
     return table[name]
 
 
-def whole_numbers(words, key):
+def whole_numbers(words: list[str], key: str) -> list[int]:
     """A list of words as integers; UserError for one that is none."""
     if not all(word.strip().isdigit() for word in words):
         raise UserError(f"{key}: must be whole numbers, not {', '.join(words)}.")
     return [int(word) for word in words]
 
 
-def default_values():
+def default_values() -> dict[str, Any]:
     """{key: value} of config/default.yaml."""
     return yaml.safe_load(DEFAULTS.read_text(encoding="utf-8"))
 
@@ -74,16 +77,16 @@ class Key:
     """What config/default.yaml says of a key: its group, the scripts that read it, its default and comment."""
 
     group: str
-    scripts: tuple  # empty: all
+    scripts: tuple[str, ...]  # empty: all
     default: object
     comment: str
 
-    def read_by(self, script):
+    def read_by(self, script: str | None) -> bool:
         """Whether the script reads the key; script None reads all."""
         return script is None or not self.scripts or script in self.scripts
 
 
-def known_keys():
+def known_keys() -> dict[str, Key]:
     """{key: Key} of config/default.yaml, in its order."""
     text, keys, group, scripts = DEFAULTS.read_text(encoding="utf-8"), {}, "", ()
     defaults = yaml.safe_load(text)
@@ -95,11 +98,11 @@ def known_keys():
     return keys
 
 
-def _coerce(name, key, value, where):
+def _coerce(name: str, key: Key, value: Any, where: str) -> Any:
     """`value` of a Key as the type of its default, within the limits that its comment sets."""
     default, comment = key.default, key.comment
 
-    def fail(expected, hint=""):
+    def fail(expected: str, hint: str = "") -> NoReturn:
         raise UserError(f"{where}: {name} must be {expected}, not {value!r}.{hint}")
 
     if isinstance(default, bool):
@@ -137,8 +140,8 @@ def _coerce(name, key, value, where):
 class _Loader(yaml.SafeLoader):
     """yaml.SafeLoader, but a key that stands there twice is an error: it would win or lose in silence."""
 
-    def construct_mapping(self, node, deep=False):
-        lines = {}
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        lines: dict[str, int] = {}
         for key, _ in node.value:
             name, line = str(key.value).lower(), key.start_mark.line + 1
             if name in lines:
@@ -147,7 +150,7 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _read_yaml(path):
+def _read_yaml(path: str | Path) -> dict[Any, Any]:
     """{key: value} of a YAML file, keys as they are written there."""
     path = Path(path)
     if not path.is_file():
@@ -163,26 +166,28 @@ def _read_yaml(path):
     return content
 
 
-def _implied(given, known):
+def _implied(given: dict[str, Any], known: Container[str]) -> dict[str, Any]:
     """The settings, of `known` keys, that go with the backbone and the adaptation that are given, if any."""
-    implied = BACKBONES.get(given.get("backbone"), ("", {}))[1] | ADAPTATIONS.get(given.get("adaptation"), {})
+    implied = BACKBONES.get(given.get("backbone", ""), ("", {}))[1] | ADAPTATIONS.get(given.get("adaptation", ""), {})
     return {name: value for name, value in implied.items() if name in known}
 
 
-def parse_flags(parser, argv=None):
+def parse_flags(parser: argparse.ArgumentParser, argv: list[str] | None = None) -> argparse.Namespace:
     """The flags of a small command, by its argparse parser; what is wrong with them is a UserError."""
 
-    def fail(message):
+    def fail(message: str) -> NoReturn:
         raise UserError(f"{message}; {' '.join(parser.format_usage().split())}")
 
-    parser.error, parser.allow_abbrev = fail, False
+    parser.error, parser.allow_abbrev = fail, False  # type: ignore[method-assign]
     flags, unknown = parser.parse_known_args(argv)
     for word in unknown:
         fail(f"{word}: no such flag.{nearest(word, re.findall(r'--[a-z_]+', parser.format_usage()))}")
     return flags
 
 
-def _parser(keys, script, description, defaults):
+def _parser(
+    keys: dict[str, Key], script: str | None, description: str | None, defaults: dict[str, Any]
+) -> argparse.ArgumentParser:
     """argparse's parser of --cfg and of the keys that a script reads, in the groups of config/default.yaml."""
     parser = argparse.ArgumentParser(
         usage="python SCRIPT --cfg YAML [--KEY VALUE …]",
@@ -206,17 +211,18 @@ def _parser(keys, script, description, defaults):
             f"--{name}",
             help=text.replace("%", "%%"),
             metavar="true|false" if switch else "X",
-            **({"nargs": "?", "const": "true"} if switch else {}),
+            nargs="?" if switch else None,
+            const="true" if switch else None,
         )
 
-    def fail(message):
+    def fail(message: str) -> NoReturn:
         raise UserError(message)
 
-    parser.error = fail
+    parser.error = fail  # type: ignore[method-assign]
     return parser
 
 
-def _refuse(word, keys, script):
+def _refuse(word: str, keys: dict[str, Key], script: str | None) -> NoReturn:
     """UserError for a flag that is none of this script's."""
     word = word.split("=")[0]
     key = keys.get(word.removeprefix("--")) if word.startswith("--") else None
@@ -227,7 +233,9 @@ def _refuse(word, keys, script):
     raise UserError(f"{word}: no such flag.{hint}")
 
 
-def load_config(argv=None, description="", script=None, **settings):
+def load_config(
+    argv: list[str] | None = None, description: str | None = "", script: str | None = None, **settings: Any
+) -> SimpleNamespace:
     """The resolved configuration: a namespace with an attribute for each key of default.yaml that `script` reads, and it.
 
     `argv` None means sys.argv; `script` None reads all keys; `settings` are the script's own defaults, between
@@ -239,7 +247,7 @@ def load_config(argv=None, description="", script=None, **settings):
     resolved = {name: settings.get(name, key.default) for name, key in keys.items() if key.read_by(script)}
     parser = _parser(keys, script, description, resolved)
     if argv is None:
-        parser.usage = parser.usage.replace("SCRIPT", Path(sys.argv[0]).name)
+        parser.usage = str(parser.usage).replace("SCRIPT", Path(sys.argv[0]).name)
     flags, unknown = parser.parse_known_args(argv)
     if unknown:
         _refuse(unknown[0], keys, script)
@@ -262,7 +270,7 @@ def load_config(argv=None, description="", script=None, **settings):
     return SimpleNamespace(**settings | resolved | _implied(given, resolved) | given, script=script)
 
 
-def settle_epochs(cfg, num_samples):
+def settle_epochs(cfg: SimpleNamespace, num_samples: int) -> None:
     """Fill in `epochs` 0 and `warmup` -1, which follow the size of the training set, and print them.
 
     Few images make few steps an epoch, and the prompts need steps: 1500, within 10 to 100 epochs; the warm-up a tenth of

@@ -1,6 +1,7 @@
 """The device and the numerical precision of a run."""
 
 import os
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -9,7 +10,7 @@ from utils.config import UserError
 from utils.distributed import world_size
 
 
-def pick_device(cfg):
+def pick_device(cfg: SimpleNamespace) -> torch.device:
     """The torch.device that `device` and `gpuid` select; a gpuid falls back to the CPU if CUDA is not available."""
     wanted = cfg.device
     if world_size() > 1 and wanted in ("auto", "cuda"):
@@ -31,12 +32,12 @@ def pick_device(cfg):
     return device
 
 
-def torch_generator(seed, purpose):
+def torch_generator(seed: int, purpose: int) -> torch.Generator:
     """A separate CPU generator for one purpose (initial values, …), derived from the seed."""
     return torch.Generator().manual_seed(int(np.random.default_rng([seed, 7, purpose]).integers(2**62)))
 
 
-def precision(device, prec):
+def precision(device: torch.device, prec: str) -> str:
     """Resolve `prec: auto` for a device: bf16 if the hardware supports it natively, else fp32."""
     if prec != "auto":
         return prec
@@ -47,7 +48,7 @@ def precision(device, prec):
     return "bf16" if has_bf16 else "fp32"
 
 
-def autocast(device, prec):
+def autocast(device: torch.device, prec: str) -> torch.autocast:
     """Context manager for a forward pass: autocast to bf16 or fp16 over fp32 weights, or plain fp32."""
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision(device, prec))
     return torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
@@ -59,14 +60,14 @@ class Amp:
     fp16 gradients are scaled to prevent underflow; for other precisions `scaler` is None.
     """
 
-    def __init__(self, device, prec="fp32"):
+    def __init__(self, device: torch.device | str, prec: str = "fp32") -> None:
         self.device, self.prec = torch.device(device), prec
         self.scaler = torch.amp.GradScaler(self.device.type) if prec == "fp16" else None
 
-    def __call__(self):
+    def __call__(self) -> torch.autocast:
         return autocast(self.device, self.prec)
 
-    def step(self, loss, optimizer):
+    def step(self, loss: torch.Tensor, optimizer: torch.optim.Optimizer) -> None:
         """Backward pass and optimizer step for this process's share of the loss."""
         loss = loss * world_size()  # DDP averages gradients over processes, but the losses of the shares add up
         optimizer.zero_grad()

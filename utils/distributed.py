@@ -7,33 +7,36 @@ semi-supervised methods, which mix or compare the samples of a batch, it is like
 
 import os
 import sys
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.nn as nn
 from torch.nn.parallel import DistributedDataParallel
 
 from utils.config import UserError
 
 
-def world_size():
+def world_size() -> int:
     """Number of processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def several_machines():
+def several_machines() -> bool:
     """Whether the launcher started processes on other machines too."""
     return os.environ.get("WORLD_SIZE", "1") != os.environ.get("LOCAL_WORLD_SIZE", "1")
 
 
-def rank():
+def rank() -> int:
     """Number of this process, from 0. Only process 0 writes files and prints."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 @contextmanager
-def processes():
+def processes() -> Iterator[None]:
     """Set up the process group if torchrun started several processes, and silence all but the first."""
     if "LOCAL_RANK" in os.environ and int(os.environ["WORLD_SIZE"]) > 1:
         cuda, local_rank = torch.cuda.is_available(), int(os.environ["LOCAL_RANK"])
@@ -53,14 +56,14 @@ def processes():
         dist.destroy_process_group()
 
 
-def wait_for_all():
+def wait_for_all() -> None:
     """Barrier: files that the first process wrote before it exist for all processes after it."""
     if world_size() > 1:
         dist.barrier()
 
 
 @contextmanager
-def first_alone():
+def first_alone() -> Iterator[None]:
     """Process 0 runs the block first; the others run it afterwards and find the files it has written."""
     if rank() > 0:
         wait_for_all()
@@ -69,14 +72,14 @@ def first_alone():
         wait_for_all()
 
 
-def parallel(model):
+def parallel(model: nn.Module) -> nn.Module:
     """The model, wrapped so that gradients are averaged over the processes after each backward pass."""
     if world_size() == 1:
         return model
     return DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
 
 
-def total(x):
+def total(x: torch.Tensor) -> torch.Tensor:
     """Sum of a tensor over the processes."""
     if world_size() > 1:
         x = x.detach().clone()
@@ -84,7 +87,7 @@ def total(x):
     return x
 
 
-def gather_parts(x):
+def gather_parts(x: Any) -> list[Any]:
     """The values of x in all processes, by rank; with several processes, tensors are moved to the CPU."""
     if world_size() == 1:
         return [x]
@@ -93,12 +96,12 @@ def gather_parts(x):
     return parts
 
 
-def gather(*columns):
+def gather(*columns: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """Concatenate each column, a CPU tensor (n, …), over all processes."""
     return tuple(torch.cat(column) for column in zip(*gather_parts(columns)))
 
 
-def in_order(seen):
+def in_order(seen: Iterable[tuple[torch.Tensor, ...]]) -> list[torch.Tensor]:
     """From (index (B,), column (B, …), …) of every batch and process to each column sorted by index, on the CPU."""
     index, *columns = gather(*(torch.cat(column).cpu() for column in zip(*seen)))
     back = index.argsort()
@@ -106,7 +109,7 @@ def in_order(seen):
 
 
 @contextmanager
-def merged_buffers(module):
+def merged_buffers(module: nn.Module) -> Iterator[None]:
     """Merge the changes that the processes make to float buffers in the block; each row is changed by one process only."""
     before = {k: b.clone() for k, b in module.named_buffers() if b.is_floating_point()} if world_size() > 1 else {}
     yield
@@ -115,14 +118,14 @@ def merged_buffers(module):
             buffer.copy_(before[name] + total(buffer - before[name]))
 
 
-def from_the_first(module):
+def from_the_first(module: nn.Module) -> None:
     """Broadcast the buffers of process 0, since values computed in each process may differ in the last digit."""
     if world_size() > 1:
         for buffer in module.buffers():
             dist.broadcast(buffer, 0)
 
 
-def average_statistics(model):
+def average_statistics(model: nn.Module) -> None:
     """Average batch-norm statistics, which each process computes from its own share, over the processes."""
     for name, buffer in model.named_buffers():
         if world_size() > 1 and name.endswith(("running_mean", "running_var")):

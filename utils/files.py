@@ -5,14 +5,16 @@ import io
 import json
 import os
 import re
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from utils.config import UserError
 
 
 @contextmanager
-def write_whole(path, shared=False):
+def write_whole(path: str | Path, shared: bool = False) -> Iterator[BinaryIO]:
     """Write a binary file atomically: it appears as `path` only if the block ends without an error.
 
     UserError where the file itself cannot be written, as on a full disk; other errors of the block pass through.
@@ -39,39 +41,39 @@ def write_whole(path, shared=False):
         raise
 
 
-def _write_error(error):
+def _write_error(error: BaseException | None) -> str:
     """Why a write to an open file failed, by an error or what it followed from: libraries raise their own after it."""
     while error:
         if isinstance(error, OSError) and error.errno and error.filename is None:
-            return error.strerror
+            return error.strerror or str(error)
         error = error.__cause__ or error.__context__
     return ""
 
 
-def write_text(path, text):
+def write_text(path: str | Path, text: str) -> None:
     """Write a UTF-8 text file atomically; see as_text for what is no UTF-8."""
     with write_whole(path) as file:
         file.write(as_text(text).encode())
 
 
-def as_text(path):
+def as_text(path: object) -> str:
     """A path as text that every program reads: its bytes that are no UTF-8 as \\udc80 to \\udcff, as Python shows them."""
     return str(path).encode("utf-8", "backslashreplace").decode()
 
 
-def as_path(text):
+def as_path(text: str) -> str:
     """The path of what as_text made of it."""
     return re.sub(r"\\udc([89a-f][0-9a-f])", lambda match: chr(0xDC00 + int(match[1], 16)), text)
 
 
-def write_csv(path, rows):
+def write_csv(path: str | Path, rows: Iterable[Iterable[object]]) -> None:
     """Write a CSV file atomically; the first row is the header."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
     write_text(path, text.getvalue())
 
 
-def read_lines(path):
+def read_lines(path: str | Path) -> list[str]:
     """The lines of a UTF-8 text file without trailing empty lines; UserError if it cannot be read."""
     try:
         return Path(path).read_text(encoding="utf-8-sig").rstrip().split("\n")
@@ -79,17 +81,17 @@ def read_lines(path):
         raise UserError(f"{path}: not a UTF-8 text file ({error})") from None
 
 
-def slug(text):
+def slug(text: object) -> str:
     """A safe folder name: ViT-B/16 -> ViT-B-16."""
     return "".join(c if c.isalnum() or c in "-_." else "-" for c in str(text)).strip("-.")
 
 
-def image_list(output_dir, fingerprint):
+def image_list(output_dir: Path, fingerprint: str | None) -> Path:
     """Where the images of a fingerprint are listed, {path: hash of the content} in JSON."""
     return output_dir / "cache" / f"images-{fingerprint}.json"
 
 
-def listed_changes(output_dir, before, now):
+def listed_changes(output_dir: Path, before: str | None, now: str) -> str:
     """' (1 changed: a.png; 2 new: …; 1 gone: …)' between the images of two fingerprints, '' where they are not listed."""
     try:
         old, new = (json.loads(image_list(output_dir, x).read_text(encoding="utf-8")) for x in (before, now))

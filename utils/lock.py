@@ -6,17 +6,20 @@ import hashlib
 import os
 import time
 import weakref
+from pathlib import Path
 
 from utils.config import UserError
 
 UNSUPPORTED = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}  # by some network file systems, which then go without
-_held = weakref.WeakValueDictionary()  # {path: Lock} of this process, which may open a run's folder more than once
+_held: weakref.WeakValueDictionary[Path, "Lock"] = (
+    weakref.WeakValueDictionary()
+)  # {path: Lock} of this process, which may open a run's folder more than once
 
 
 class Lock:
     """A lock on `folder` until the object is gone; the operating system frees it even where the process is killed."""
 
-    def __init__(self, path, folder):
+    def __init__(self, path: Path, folder: Path) -> None:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self.file = path.open("a+", encoding="utf-8")
@@ -35,7 +38,7 @@ class Lock:
         self.file.flush()
 
 
-def lock(output_dir, folder):
+def lock(output_dir: Path, folder: Path) -> Lock:
     """The Lock on a run's folder, in <output_dir>/cache/locks; UserError if another process holds it, naming that."""
     name = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:16]
     path = (output_dir / "cache" / "locks" / name).resolve()

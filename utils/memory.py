@@ -3,13 +3,14 @@
 import ctypes
 import resource
 import sys
+from typing import Any
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # mallopt(3)
 _libc = ctypes.CDLL(None)
 glibc = _libc if hasattr(_libc, "gnu_get_libc_version") else None
 
 
-def keep_freed_memory():
+def keep_freed_memory() -> None:
     """Make glibc keep the memory of freed tensors for later ones; no effect with other C libraries.
 
     By default, glibc returns every allocation above 32 MB to the system, and the next one causes a page fault every
@@ -20,7 +21,7 @@ def keep_freed_memory():
         glibc.mallopt(M_TRIM_THRESHOLD, -1)
 
 
-def give_back_freed_memory():
+def give_back_freed_memory() -> None:
     """Make glibc return freed memory to the system; for pieces of work that are recomputed to save memory.
 
     The memory freed by one piece is fragmented by small objects of the autograd graph, so the tensors of the next piece
@@ -30,7 +31,7 @@ def give_back_freed_memory():
         glibc.malloc_trim(0)
 
 
-def peak_gb(device="cpu"):
+def peak_gb(device: Any = "cpu") -> float:
     """Peak memory so far in GB, of the GPU or of this process."""
     if str(device).startswith("cuda"):
         import torch

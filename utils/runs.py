@@ -5,11 +5,16 @@ import os
 import platform
 import subprocess
 import tomllib
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import torch
+import torch.nn as nn
 import yaml
+from torch.optim import Optimizer
 
 from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.config import UserError, default_values
@@ -59,12 +64,12 @@ WORDS = {
 }
 
 
-def backbone_name(cfg):
+def backbone_name(cfg: SimpleNamespace) -> str:
     """The backbone as part of a folder name; of a folder or file, its last part."""
     return slug(Path(cfg.backbone).name if Path(cfg.backbone).exists() else cfg.backbone)
 
 
-def git_commit():
+def git_commit() -> str | None:
     """The commit of this checkout, with + behind it where files differ, or None outside a checkout."""
     here = Path(__file__).resolve().parent
     try:
@@ -75,14 +80,14 @@ def git_commit():
     return rev.stdout.strip() + ("+" if dirty.stdout.strip() else "")
 
 
-def project_version():
+def project_version() -> str:
     """The version that pyproject.toml gives this project."""
     return tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"][
         "version"
     ]
 
 
-def environment(device):
+def environment(device: torch.device) -> dict[str, Any]:
     """Versions, device and peak memory, for the summary."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     out = {"device": f"{device} ({name}, {os.cpu_count()} cores)", "peak_memory_gb": round(peak_gb(), 2)}
@@ -94,7 +99,7 @@ def environment(device):
     return out
 
 
-def seed_folder(cfg, place):
+def seed_folder(cfg: SimpleNamespace, place: str) -> Path:
     """Where all runs of one data set, noise and seed lie; place is `<dataset>/<noise>`."""
     return Path(cfg.output_dir) / place / f"seed{cfg.seed}"
 
@@ -110,7 +115,7 @@ class Run:
     and identity gives its `summary`; with other ones it is refused, naming what differs.
     """
 
-    def __init__(self, cfg, place, name, identity):
+    def __init__(self, cfg: SimpleNamespace, place: str, name: str, identity: dict[str, str]) -> None:
         self.cfg, self.device = cfg, pick_device(cfg)
         self.seed_folder = seed_folder(cfg, place)
         self.folder = self.seed_folder / (f"{name}-{slug(cfg.tag)}" if cfg.tag else name)
@@ -120,20 +125,22 @@ class Run:
         there = next(p for p in self.folder.absolute().parents if p.exists())
         if not (there.is_dir() and os.access(there, os.W_OK)):
             raise UserError(f"output_dir: {there} cannot be written to.")
-        self.history, self.summary, self.identity, self.events, self.lock = [], None, identity, None, None
+        self.history: list[dict[str, Any]] = []
+        self.summary: dict[str, Any] | None = None
+        self.identity, self.events, self.lock = identity, None, None
         if cfg.tensorboard:
             summary_writer()  # fails before training rather than after its first epoch
         if (self.folder / "config.yaml").is_file():
             self._check_same_settings()
         if not (self.folder / "summary.json").is_file() and rank() == 0:
             self.lock = lock(Path(cfg.output_dir), self.folder)  # before looking again: it may just have been finished
-        if (self.folder / "summary.json").is_file():
-            self.summary = read_summary(self.folder / "summary.json")
+        self.summary = read_summary(self.folder / "summary.json")
+        if self.summary:
             self._check_same_data(self.summary["identity"])
             print(f"finished before: {self.folder}")
             show(self.summary)
 
-    def _check_same_data(self, before):
+    def _check_same_data(self, before: Mapping[str, str]) -> None:
         for what, value in self.identity.items():
             if before.get(what) == value:
                 continue
@@ -148,12 +155,12 @@ class Run:
                 f"--tag NAME another run of these; deleting the folder makes it anew{self._decisions()}."
             )
 
-    def _decisions(self):
+    def _decisions(self) -> str:
         """What deleting the folder would lose, for an error: what a person decided (see methods/decisions.py)."""
         path = self.folder / "decisions.jsonl"
         return f", but loses what you decided; --decisions {path} gives it to a new run's report" * path.is_file()
 
-    def _check_same_settings(self):
+    def _check_same_settings(self) -> None:
         path = self.folder / "config.yaml"
         before, now = {**default_values(), **yaml.safe_load(path.read_text(encoding="utf-8"))}, vars(self.cfg)
         changed = [k for k in sorted(now) if k not in FREE_KEYS and before.get(k) != now[k]]
@@ -165,7 +172,9 @@ class Run:
                 f"another run beside it; deleting the folder makes it anew{self._decisions()}."
             )
 
-    def resume(self, model, optimizer, scaler=None):
+    def resume(
+        self, model: nn.Module, optimizer: Optimizer, scaler: torch.amp.GradScaler | None = None
+    ) -> tuple[int, dict[str, Any]]:
         """Load the last checkpoint, if any. Returns the epoch to go on with, from 1, and what was saved with it."""
         path = self.folder / "checkpoint.pt"
         if not path.is_file():
@@ -178,15 +187,22 @@ class Run:
         print(f"going on after epoch {len(self.history)}: {self.folder}")
         return len(self.history) + 1, saved
 
-    def _write_settings(self):
+    def _write_settings(self) -> None:
         if not (self.folder / "config.yaml").is_file():
             settings = {key: value for key, value in vars(self.cfg).items() if key != "script"}
             write_text(self.folder / "config.yaml", yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
 
-    def _write_log(self):
+    def _write_log(self) -> None:
         write_text(self.folder / "log.jsonl", "".join(json.dumps(line) + "\n" for line in self.history))
 
-    def end_epoch(self, line, model, optimizer, scaler=None, **extra):
+    def end_epoch(
+        self,
+        line: dict[str, Any],
+        model: nn.Module,
+        optimizer: Optimizer,
+        scaler: torch.amp.GradScaler | None = None,
+        **extra: Any,
+    ) -> None:
         """Record an epoch: the checkpoint first, since it holds the log as well."""
         self.history.append(line)
         if rank() > 0:
@@ -208,15 +224,15 @@ class Run:
             write_epoch(self.events, line)
         print(f"epoch {line['epoch']}/{self.cfg.epochs}: {in_words(line)}", flush=True)
 
-    def accuracies(self):
+    def accuracies(self) -> dict[str, float]:
         """acc_last and acc_best, in per cent, of the epochs' test accuracies; acc_<name>_last … of further test sets."""
-        out = {}
+        out: dict[str, float] = {}
         for key in [key for key in (self.history[:1] or [{}])[0] if key.startswith("acc_")]:
             accs, short = [line[key] for line in self.history], "acc" if key == "acc_test" else key
             out |= {f"{short}_last": accs[-1], f"{short}_best": max(accs)}
         return out
 
-    def finish(self, facts, numbers, tables):
+    def finish(self, facts: dict[str, Any], numbers: dict[str, Any], tables: dict[str, list]) -> dict[str, Any]:
         """Write summary.json: `facts` of the data, `numbers`, and where and how long the run was made; returns it.
 
         tables: {file name: rows}, written beside it as CSV.
@@ -252,14 +268,14 @@ class Run:
         return self.summary
 
 
-def show(summary):
+def show(summary: dict[str, Any]) -> None:
     """Print the verdict of a summary, if it is of a detector, and the numbers that people look for."""
     if "verdict" in summary:
         print(verdict_line(summary))
     print(in_words({k: v for k, v in summary.items() if not k.startswith("acc_") or k in ("acc_last", "acc_best")}))
 
 
-def in_words(numbers):
+def in_words(numbers: Mapping[str, Any]) -> str:
     """A line for the screen of an epoch's numbers or of a summary; further ones are in their files."""
     known = [(text, numbers.get(k), 100 if k in FRACTIONS else 1) for k, text in WORDS.items()]
     others = [k for k in numbers if k.startswith("acc_") and k not in WORDS]

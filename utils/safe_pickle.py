@@ -3,6 +3,7 @@
 import pickle
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,13 +18,13 @@ ALLOWED = {
 class ArrayUnpickler(pickle.Unpickler):
     """Loads plain containers and numpy arrays; any other type raises an UnpicklingError."""
 
-    def find_class(self, module, name):
+    def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in ALLOWED and not (module == "numpy.dtypes" and name.endswith("DType")):
             raise pickle.UnpicklingError(f"it contains {module}.{name}")
         return super().find_class(module.replace("numpy.core", "numpy._core"), name)
 
 
-def load_arrays(path):
+def load_arrays(path: str | Path) -> Any:
     """Load arrays or a container of arrays, written by torch.save or pickle; a single tensor becomes an array.
 
     Raises pickle.UnpicklingError, or any exception that a damaged file causes.

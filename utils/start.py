@@ -3,12 +3,14 @@
 import os
 import sys
 import warnings
+from collections.abc import Callable
+from io import TextIOWrapper
 
 from utils.config import UserError
 from utils.memory import keep_freed_memory
 
 
-def run_main(main):
+def run_main(main: Callable[[], object]) -> None:
     """Run a script's main(); a UserError ends it with one line on stderr and exit code 2, Ctrl-C with 130.
 
     main() reads its flags before it imports anything that takes long. Under torchrun the processes are joined first.
@@ -16,7 +18,8 @@ def run_main(main):
     if not sys.warnoptions:
         warnings.simplefilter("ignore")  # of libraries; what a user should know is said in our own words
     keep_freed_memory()
-    sys.stdout.reconfigure(errors="backslashreplace")  # paths that are no UTF-8: see utils.files.as_text
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # paths that are no UTF-8: see utils.files.as_text
     try:
         if "LOCAL_RANK" in os.environ:
             from utils.distributed import processes

@@ -1,11 +1,15 @@
 """The epochs of a run for TensorBoard, an optional package."""
 
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 
 from utils.config import UserError
 
 
-def summary_writer():
+def summary_writer() -> Any:
     """torch.utils.tensorboard.SummaryWriter; UserError where TensorBoard is not installed."""
     try:
         from torch.utils.tensorboard import SummaryWriter
@@ -14,7 +18,7 @@ def summary_writer():
     return SummaryWriter
 
 
-def write_epoch(writer, line):
+def write_epoch(writer: Any, line: dict[str, Any]) -> None:
     """One line of log.jsonl: its numbers, and the histograms of p_clean, whose bins are of equal width in [0, 1]."""
     for key, value in line.items():
         if isinstance(value, float):
@@ -29,7 +33,7 @@ def write_epoch(writer, line):
     writer.flush()
 
 
-def write_epochs(folder, log):
+def write_epochs(folder: str | Path, log: Iterable[dict[str, Any]]) -> None:
     """All epochs of a log."""
     writer = summary_writer()(str(folder), purge_step=1)  # hides what was written before
     for line in log:
