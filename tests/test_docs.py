@@ -1,5 +1,6 @@
 """README and docs/: links, commands and flags exist, every page is reachable, and the README stays short."""
 
+import csv
 import re
 import shlex
 import shutil
@@ -8,6 +9,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
@@ -124,3 +126,20 @@ def test_the_extensions_of_the_design_page_work(tmp_path):
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "tests"]
     run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert run.returncode == 0 and "6 passed" in run.stdout, run.stdout + run.stderr
+
+
+def test_figures_of_the_detectors():
+    """The short table of docs/methods.md is part of the whole one; no detector beats `auto` by more than a spread."""
+    page, whole = (Path(name).read_text(encoding="utf-8") for name in ("docs/methods.md", "results/detectors.md"))
+    f1 = whole.split("## ")[1]
+    cells = {tuple(re.findall(r"[\d.]+ ± [\d.]+", line)) for line in f1.splitlines()}
+    short = page.split("| detector | sym 0.2 ")[1].split("\n\n")[0].splitlines()[2:]
+    assert len(short) == 8 and all(tuple(re.findall(r"[\d.]+ ± [\d.]+", line)) in cells for line in short)
+    seen = {}
+    with open("results/detectors.csv", newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            for measure in ("f1", "auroc"):
+                seen.setdefault((measure, row["noise"], row["detector"]), []).append(float(row[measure]))
+    for (measure, noise, _), values in seen.items():
+        auto = seen[measure, noise, "auto"]
+        assert np.mean(values) - np.mean(auto) <= max(np.std(values, ddof=1), np.std(auto, ddof=1))
