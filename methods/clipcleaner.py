@@ -13,7 +13,13 @@ BLOCK = 2**24  # cosines held at once, 64 MB
 CRITERIA = ("zero-gmm", "zero-consistency", "lr-gmm", "lr-consistency")
 
 
-def zero_shot_probability(features, descriptions, owner, num_classes, temperature=TEMPERATURE):
+def zero_shot_probability(
+    features: np.ndarray,
+    descriptions: np.ndarray,
+    owner: np.ndarray,
+    num_classes: int,
+    temperature: float = TEMPERATURE,
+) -> np.ndarray:
     """p (N, K) from several descriptions per class: p_k is proportional to the sum of exp(cos / temperature) over class k.
 
     features (N, D) and descriptions (P, D) have unit length; owner (P,) is the class of each description, and every class
@@ -29,7 +35,7 @@ def zero_shot_probability(features, descriptions, owner, num_classes, temperatur
     return p
 
 
-def visual_probability(features, labels, num_classes):
+def visual_probability(features: np.ndarray, labels: np.ndarray, num_classes: int) -> np.ndarray:
     """p (N, K) of a logistic regression, fitted to the given labels and applied to the same images.
 
     scikit-learn's with the published settings: random_state 0, max_iter 10000, class_weight balanced. A class without
@@ -45,17 +51,17 @@ def visual_probability(features, labels, num_classes):
     return p
 
 
-def consistency(p, labels):
+def consistency(p: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """p_y / max_k p_k (N,), in [0, 1]; 1 if the label is the most probable class."""
     return p[np.arange(len(labels)), labels] / np.maximum(p.max(1), 1e-30)
 
 
-def log_probability(p, labels):
+def log_probability(p: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """log p_y (N,)."""
     return np.log(np.maximum(p[np.arange(len(labels)), labels], 1e-30))
 
 
-def scaled_within_class(scores, labels):
+def scaled_within_class(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Scores (N,) min-max scaled within their class; 1 if all scores of a class are equal."""
     scaled = np.ones(len(labels))
     for k in np.unique(labels):
@@ -66,7 +72,7 @@ def scaled_within_class(scores, labels):
     return scaled
 
 
-def per_class_mixture(scores, labels, rng):
+def per_class_mixture(scores: np.ndarray, labels: np.ndarray, rng: int | np.random.RandomState) -> np.ndarray:
     """Posterior (N,) of the upper component of a two-component mixture, fitted to the scores of each class.
 
     The mixtures have scikit-learn's defaults and share one random state, in the order of the classes. Where all scores of a
@@ -81,7 +87,9 @@ def per_class_mixture(scores, labels, rng):
     return p_upper
 
 
-def criterion_scores(zero_shot, visual, labels, seed):
+def criterion_scores(
+    zero_shot: np.ndarray | None, visual: np.ndarray | None, labels: np.ndarray, seed: int
+) -> dict[str, np.ndarray]:
     """{criterion: score (N,) in [0, 1]}; the two criteria of `zero_shot` or `visual` are left out if it is None."""
     rng, scores = np.random.RandomState(seed), {}
     for name, p in (("zero", zero_shot), ("lr", visual)):
@@ -91,7 +99,9 @@ def criterion_scores(zero_shot, visual, labels, seed):
     return scores
 
 
-def fill_empty_classes(selected, scores, labels, num_classes, official=False):
+def fill_empty_classes(
+    selected: np.ndarray, scores: np.ndarray, labels: np.ndarray, num_classes: int, official: bool = False
+) -> np.ndarray:
     """`selected` (N,) bool, with samples added to classes that have images but none selected.
 
     Adds as many as the smallest selected class has, but at least floor(N / K^2), with the highest `scores` (N,).
@@ -108,7 +118,15 @@ def fill_empty_classes(selected, scores, labels, num_classes, official=False):
     return selected
 
 
-def select(scores, labels, num_classes, theta_gmm=0.5, theta_cons=0.8, rank_by=None, official=False):
+def select(
+    scores: dict[str, np.ndarray],
+    labels: np.ndarray,
+    num_classes: int,
+    theta_gmm: float = 0.5,
+    theta_cons: float = 0.8,
+    rank_by: np.ndarray | None = None,
+    official: bool = False,
+) -> np.ndarray:
     """The intersection (N,) of the criteria in `scores`, with empty classes filled by `rank_by` (N,)."""
     kept = [s >= (theta_gmm if name.endswith("gmm") else theta_cons) for name, s in scores.items()]
     selected = np.logical_and.reduce(kept)

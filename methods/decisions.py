@@ -6,11 +6,13 @@ A decision is of one image and its given label: `right`, or `wrong`, with what i
 import json
 import os
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from dataloader.dataset import Dataset
 from dataloader.rows import read_csv, shortened
 from utils.config import UserError, nearest
 
@@ -31,7 +33,7 @@ class Decision:
     where: str = ""  # file and line, for errors
 
     @property
-    def image(self):
+    def image(self) -> str:
         """What tells the image from the others of a data set, as text."""
         return f"id {self.id}" if self.id else f"path {self.path}" if self.path else f"content {self.content}"
 
@@ -39,22 +41,22 @@ class Decision:
 class Images:
     """The training images of a Dataset, found by what a Decision knows of them."""
 
-    def __init__(self, data):
+    def __init__(self, data: Dataset) -> None:
         self.data, self.paths = data, [data.path(i) for i in range(len(data.train.labels))]
         self.contents = data.digests or [""] * len(self.paths)
         self.by_id = {name: [i] for i, name in enumerate(data.ids or []) if name}
         self.by_path = {path: [i] for i, path in enumerate(self.paths) if path}
-        self.by_content = {}
+        self.by_content: dict[str, list[int]] = {}
         for i, content in enumerate(self.contents):
             if content:
                 self.by_content.setdefault(content, []).append(i)
 
-    def row(self, i, decision="", new_label=""):
+    def row(self, i: int, decision: str = "", new_label: str = "") -> Decision:
         """The Decision about image i."""
         ids, given = self.data.ids, self.data.label_names[self.data.train.labels[i]]
         return Decision(ids[i] if ids else "", self.paths[i], self.contents[i], given, decision, new_label)
 
-    def find(self, row):
+    def find(self, row: Decision) -> tuple[list[int], str]:
         """(indices, "") of the images that a Decision is about, or ([], why there is none).
 
         Files are one image each; equal pictures of an array with one label are the same to a person, and go together.
@@ -67,7 +69,7 @@ class Images:
         return same, "" if same else "labelled differently now" if found else "gone"
 
 
-def read_decisions(path, classes):
+def read_decisions(path: str | Path, classes: list[str]) -> list[Decision]:
     """The Decisions of a CSV file, as the report saves it, or of a run's log (.jsonl), in the order of the file.
 
     UserError for a row that says neither right nor wrong, or a new label that is no class.
@@ -76,9 +78,8 @@ def read_decisions(path, classes):
     is_log = path.suffix == ".jsonl"
     for line, fields in _log_lines(path) if is_log else read_csv(path):
         where = f"{path}: line {line}"
-        row = Decision(
-            *(str(fields.get(k, "")) for k in ("id", "path", "content", "given_label", "decision", "new_label")), where
-        )
+        known = ("id", "path", "content", "given_label", "decision", "new_label")
+        row = Decision(**{k: str(fields.get(k, "")) for k in known}, where=where)
         if not (row.id or row.path or row.content):
             raise UserError(f"{where} names no image; expected an id, a path or a content.")
         if row.decision not in ("right", "wrong") and not (is_log and not row.decision):
@@ -96,7 +97,7 @@ def read_decisions(path, classes):
     return rows
 
 
-def _log_lines(path):
+def _log_lines(path: Path) -> list[tuple[int, dict[str, str]]]:
     """[(line number, fields)] of a log; a last line that a kill left without its end is not there."""
     try:
         lines = path.read_text(encoding="utf-8").split("\n")[:-1]
@@ -105,12 +106,15 @@ def _log_lines(path):
         raise UserError(f"{path}: not a log of decisions ({error}).") from None
 
 
-def by_image(rows, images, last_counts=False):
+def by_image(
+    rows: Iterable[Decision], images: Images, last_counts: bool = False
+) -> tuple[dict[int, Decision], dict[str, list[Decision]]]:
     """{index: Decision} of Decisions about Images, and {why: [Decision …]} of those whose image is not there.
 
     Two rows that contradict each other are a UserError, unless last_counts, as in a log, where "" takes back.
     """
-    found, missing = {}, {}
+    found: dict[int, Decision] = {}
+    missing: dict[str, list[Decision]] = {}
     for row in rows:
         indices, reason = images.find(row)
         if not indices:
@@ -126,7 +130,7 @@ def by_image(rows, images, last_counts=False):
     return {i: row for i, row in found.items() if row.decision}, missing
 
 
-def said(row):
+def said(row: Decision) -> tuple[str, str]:
     """(decision, new label) of a Decision, to compare."""
     return row.decision, row.new_label if row.decision == "wrong" else ""
 
@@ -134,14 +138,14 @@ def said(row):
 class Log:
     """The log of decisions in a run's folder, to read and to add to."""
 
-    def __init__(self, folder):
+    def __init__(self, folder: str | Path) -> None:
         self.path = Path(folder) / LOG
 
-    def rows(self, classes):
+    def rows(self, classes: list[str]) -> list[Decision]:
         """Its Decisions, [] where there is no log."""
         return read_decisions(self.path, classes) if self.path.is_file() else []
 
-    def add(self, rows):
+    def add(self, rows: Iterable[Decision]) -> None:
         """Append Decisions; they are on the disk when this returns. UserError where they cannot be written."""
         lines = [json.dumps({k: v for k, v in asdict(row).items() if k != "where"}) for row in rows]
         try:
@@ -156,14 +160,14 @@ class Log:
             raise UserError(f"{self.path}: {error.strerror}; the decisions were not saved.") from None
 
 
-def settle(folder, data, file=None):
+def settle(folder: str | Path, data: Dataset, file: str | Path | None = None) -> dict[int, Decision]:
     """{index: Decision} that counts for a Dataset, by the log in the run's folder; what happened is printed.
 
     file: a CSV of decisions, which are first added to the log and take the place of earlier ones.
     """
     images, log = Images(data), Log(folder)
     decided, missing = by_image(log.rows(data.label_names), images, last_counts=True)
-    source = log.path
+    source: str | Path = log.path
     if file:
         source = file
         new, missing = by_image(read_decisions(file, data.label_names), images, Path(file).suffix == ".jsonl")
@@ -195,7 +199,7 @@ def settle(folder, data, file=None):
     return decided
 
 
-def as_arrays(decided, data):
+def as_arrays(decided: dict[int, Decision], data: Dataset) -> tuple[np.ndarray, np.ndarray]:
     """decision (N,) int8, one of UNDECIDED, RIGHT, WRONG, and new_labels (N,) int64, -1 where none was given."""
     decision = np.zeros(len(data.train.labels), dtype=np.int8)
     new_labels, number = np.full(len(decision), -1), {name: k for k, name in enumerate(data.label_names)}
@@ -206,7 +210,9 @@ def as_arrays(decided, data):
     return decision, new_labels
 
 
-def followed(mask, labels, decision, new_labels):
+def followed(
+    mask: np.ndarray, labels: np.ndarray, decision: np.ndarray, new_labels: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """(mask (N,) bool, labels (N,)) to train on: what a person called right, or put right, is in; what is wrong is out."""
     relabelled = new_labels >= 0
     return (mask & (decision != WRONG)) | (decision == RIGHT) | relabelled, np.where(relabelled, new_labels, labels)

@@ -5,7 +5,9 @@ and kept by the Inputs.
 """
 
 import warnings
-from typing import NamedTuple
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,8 +18,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from tqdm import tqdm
 
+from dataloader.dataset import Dataset
 from methods import clipcleaner, dynamics, neighbours
-from methods.inputs import load_inputs
+from methods.inputs import Inputs, load_inputs
 from methods.loops import evaluate
 from methods.selection import two_groups
 from methods.verdict import TEXT_TELLS, feature_evidence
@@ -35,20 +38,20 @@ class Detection(NamedTuple):
     confidence: np.ndarray  # how sure it is of that
 
 
-def label_match(inputs):
+def label_match(inputs: Inputs) -> Detection:
     """Trusted where the zero-shot prediction is the given label; p_clean is the zero-shot probability of the label."""
     p = softmax(inputs.logits, axis=1)
     return _by_probability(p, inputs.labels)
 
 
-def clip_margin(inputs):
+def clip_margin(inputs: Inputs) -> Detection:
     """p_clean from how far the zero-shot logit of the label lies above (or below) the best other one, by `two_groups`."""
     own, best = _own_and_best_other(inputs.logits, inputs.labels)
     p_clean = two_groups(own - best, inputs.seed)
     return _scored(p_clean, softmax(inputs.logits, axis=1))
 
 
-def confident_learning(inputs):
+def confident_learning(inputs: Inputs) -> Detection:
     """cleanlab's confident learning (Northcutt et al., JAIR 2021) on out-of-fold probabilities of a linear classifier.
 
     Trusted is what cleanlab finds no label issue in; p_clean is its label quality score, self-confidence.
@@ -63,7 +66,7 @@ def confident_learning(inputs):
     return Detection(~issues, get_label_quality_scores(inputs.labels, p), p.argmax(1), p.max(1))
 
 
-def out_of_fold(features, labels, num_classes, seed, folds=5):
+def out_of_fold(features: np.ndarray, labels: np.ndarray, num_classes: int, seed: int, folds: int = 5) -> np.ndarray:
     """Class probabilities (N, K) of each sample by a logistic regression that has not seen it.
 
     A class with fewer images than folds is unknown in some of them, where its probability is 0.
@@ -86,7 +89,7 @@ def out_of_fold(features, labels, num_classes, seed, folds=5):
     return probabilities
 
 
-def clip_cleaner(criteria, inputs):
+def clip_cleaner(criteria: tuple[str, ...], inputs: Inputs) -> Detection:
     """CLIPCleaner's selection by some of its criteria (Feng et al., ACM MM 2024).
 
     p_clean is the mean of their scores, each stretched so that its threshold is at 0.5.
@@ -95,28 +98,29 @@ def clip_cleaner(criteria, inputs):
     visual = inputs.visual if any(c.startswith("lr") for c in criteria) else None
     scores = clipcleaner.criterion_scores(zero_shot, visual, inputs.labels, inputs.seed)
     scores = {name: scores[name] for name in criteria}
-    rank_by = clipcleaner.log_probability(visual if zero_shot is None else zero_shot, inputs.labels)
+    given = [p for p in (zero_shot, visual) if p is not None]
+    rank_by = clipcleaner.log_probability(given[0], inputs.labels)
     thetas = {name: cfg.theta_gmm if name.endswith("gmm") else cfg.theta_cons for name in criteria}
     mask = clipcleaner.select(
         scores, inputs.labels, inputs.num_classes, cfg.theta_gmm, cfg.theta_cons, rank_by, cfg.fill_empty == "official"
     )
     p_clean = np.mean([_stretched(scores[name], thetas[name]) for name in criteria], axis=0)
-    p = np.mean([p for p in (zero_shot, visual) if p is not None], axis=0)
+    p = np.mean(given, axis=0)
     return Detection(mask, p_clean, p.argmax(1), p.max(1))
 
 
-def knn(inputs):
+def knn(inputs: Inputs) -> Detection:
     """Trusted where the label has the largest share among the nearest neighbours, weighted by their distance."""
     return _by_probability(neighbours.weighted_knn(inputs.neighbours, inputs.labels, inputs.num_classes), inputs.labels)
 
 
-def simifeat_vote(inputs):
+def simifeat_vote(inputs: Inputs) -> Detection:
     """SimiFeat-V (Zhu et al., ICML 2022): trusted where the neighbours and the image itself vote for the label."""
     shares = neighbours.simifeat_shares(inputs.neighbours, inputs.labels, inputs.num_classes)
     return _by_probability(shares, inputs.labels)
 
 
-def simifeat_rank(inputs):
+def simifeat_rank(inputs: Inputs) -> Detection:
     """SimiFeat-R (Zhu et al., ICML 2022): of each class the part that HOC takes for right, in the order of the votes."""
     shares = neighbours.simifeat_shares(inputs.neighbours, inputs.labels, inputs.num_classes)
     keep = neighbours.right_given_label(inputs.neighbours, inputs.labels, inputs.num_classes)
@@ -124,7 +128,7 @@ def simifeat_rank(inputs):
     return Detection(mask, score, shares.argmax(1), shares.max(1))
 
 
-def lemon(inputs):
+def lemon(inputs: Inputs) -> Detection:
     """LEMoN's distance from image and text neighbours (Zhang et al., ICML 2025); p_clean by `two_groups`."""
     found, text = inputs.neighbours, inputs.text_features
     score = neighbours.lemon_score(found, inputs.features, inputs.labels, text)
@@ -134,7 +138,7 @@ def lemon(inputs):
     return _scored(two_groups(-score, inputs.seed), weights)
 
 
-def fine(inputs):
+def fine(inputs: Inputs) -> Detection:
     """FINE (Kim et al., NeurIPS 2021): a mixture per class on the alignment with the class's first eigenvector."""
     alignment = neighbours.eigenvector_alignment(inputs.features, inputs.labels, inputs.num_classes)
     own = alignment[np.arange(len(inputs.labels)), inputs.labels]
@@ -142,20 +146,20 @@ def fine(inputs):
     return _scored(p_clean, alignment)
 
 
-def eigenvector(inputs):
+def eigenvector(inputs: Inputs) -> Detection:
     """Trusted where the eigenvector of its class (see `fine`) fits an image better than that of any other class."""
     alignment = neighbours.eigenvector_alignment(inputs.features, inputs.labels, inputs.num_classes)
     alignment /= np.maximum(alignment.sum(1, keepdims=True), 1e-12)
     return _by_probability(alignment, inputs.labels)
 
 
-def selfclean(inputs):
+def selfclean(inputs: Inputs) -> Detection:
     """SelfClean (Groeger et al., 2024): trusted where the nearest image of the same label is the nearest of all."""
     ratio = neighbours.intra_extra_ratio(inputs.neighbours)
     return _scored(ratio, neighbours.weighted_knn(inputs.neighbours, inputs.labels, inputs.num_classes))
 
 
-def area_under_margin(inputs):
+def area_under_margin(inputs: Inputs) -> Detection:
     """AUM (Pleiss et al., NeurIPS 2020) of a linear probe; p_clean by `two_groups`.
 
     The paper finds its threshold with samples of an extra class; the mixture needs none.
@@ -165,21 +169,21 @@ def area_under_margin(inputs):
     return Detection(p_clean > 0.5, p_clean, predicted, confidence)
 
 
-def forgetting(inputs):
+def forgetting(inputs: Inputs) -> Detection:
     """Part of a linear probe's epochs that predicted the label (after Toneva et al., ICLR 2019); trusted above one half."""
     margins, _, predicted, confidence = inputs.dynamics
     p_clean = 1 - dynamics.forgetting(margins)
     return Detection(p_clean > 0.5, p_clean, predicted, confidence)
 
 
-def mean_probability(inputs):
+def mean_probability(inputs: Inputs) -> Detection:
     """A linear probe's probability of the label, averaged over the last epochs; trusted by `two_groups`."""
     _, probabilities, predicted, confidence = inputs.dynamics
     p_clean = dynamics.mean_probability(probabilities)
     return Detection(two_groups(p_clean, inputs.seed) > 0.5, p_clean, predicted, confidence)
 
 
-def auto(inputs):
+def auto(inputs: Inputs) -> Detection:
     """A combination that needs no choice: a first opinion, then neighbours and eigenvectors of the trusted labels alone.
 
     The first opinion is LEMoN's; where the texts tell too little (`text_tells`), or there are none, the sum of the margins
@@ -209,7 +213,7 @@ def auto(inputs):
     return _scored(two_groups(score, seed), shares)
 
 
-def text_tells(logits, shares, labels):
+def text_tells(logits: np.ndarray, shares: np.ndarray, labels: np.ndarray) -> float:
     """How much the zero-shot prediction knows of the labels, as a part of what the neighbours know: about 1 for good texts.
 
     Both are Cohen's kappa of a prediction with the given labels, which no prediction has seen: 0 is chance. Wrong labels
@@ -218,7 +222,7 @@ def text_tells(logits, shares, labels):
     return max(_kappa(logits.argmax(1), labels), 0) / max(_kappa(shares.argmax(1), labels), 1e-3)
 
 
-def _say_which(inputs, shares):
+def _say_which(inputs: Inputs, shares: np.ndarray) -> bool:
     """Whether `auto` uses the texts; printed, with the reason."""
     if inputs.text_features is None:
         print("auto: neighbours, eigenvectors and a linear probe, since this encoder has no texts")
@@ -233,23 +237,23 @@ def _say_which(inputs, shares):
     return use_text
 
 
-def _kappa(predicted, labels):
+def _kappa(predicted: np.ndarray, labels: np.ndarray) -> float:
     K = max(predicted.max(), labels.max()) + 1
     chance = np.bincount(predicted, minlength=K) @ np.bincount(labels, minlength=K) / len(labels) ** 2
     return (np.mean(predicted == labels) - chance) / max(1 - chance, 1e-12)
 
 
-def _unit_variance(score):
+def _unit_variance(score: np.ndarray) -> np.ndarray:
     return (score - score.mean()) / max(score.std(), 1e-12)
 
 
-def _log_margin(weights, labels, floor):
+def _log_margin(weights: np.ndarray, labels: np.ndarray, floor: float) -> np.ndarray:
     """log of the label's weight minus that of the best other class, of unit variance, (N,); weights (N, K) plus a floor."""
     own, best = _own_and_best_other(weights, labels)
     return _unit_variance(np.log(own + floor) - np.log(best + floor)) if weights.shape[1] > 1 else np.zeros(len(labels))
 
 
-def _own_and_best_other(values, labels):
+def _own_and_best_other(values: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The value (N,) of the label and the largest of the other classes, of values (N, K), which are not copied."""
     rows = np.arange(len(labels))
     own = values[rows, labels]
@@ -259,28 +263,28 @@ def _own_and_best_other(values, labels):
     return own, best
 
 
-def _stretched(score, theta):
+def _stretched(score: np.ndarray, theta: float) -> np.ndarray:
     """A score in [0, 1], stretched on both sides of theta so that theta comes to 0.5."""
     below, above = np.minimum(score, theta), np.maximum(score - theta, 0)
     return 0.5 * below / max(theta, 1e-12) + 0.5 * above / max(1 - theta, 1e-12)
 
 
-def _by_probability(p, labels):
+def _by_probability(p: np.ndarray, labels: np.ndarray) -> Detection:
     """Detection by class probabilities (N, K): trusted where the label is the most probable class."""
     return Detection(p.argmax(1) == labels, p[np.arange(len(labels)), labels], p.argmax(1), p.max(1))
 
 
-def _scored(p_clean, weights):
+def _scored(p_clean: np.ndarray, weights: np.ndarray) -> Detection:
     """Detection by p_clean (N,) above 0.5; the suggestion by weights (N, K), which need not add up to 1."""
     return Detection(p_clean > 0.5, p_clean, weights.argmax(1), weights.max(1) / np.maximum(weights.sum(1), 1e-30))
 
 
 class Detector(NamedTuple):
-    find: object  # Inputs -> Detection
+    find: Callable[[Inputs], Detection]
     needs_text: bool
 
 
-def _clipcleaner(*criteria):
+def _clipcleaner(*criteria: str) -> Detector:
     return Detector(lambda inputs: clip_cleaner(criteria, inputs), any(c.startswith("zero") for c in criteria))
 
 
@@ -304,7 +308,9 @@ DETECTORS = {
 }
 
 
-def run_detector(cfg, data, device):
+def run_detector(
+    cfg: SimpleNamespace, data: Dataset, device: torch.device
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """The selection of the detector that `cfg` names on a Dataset, and numbers for the summary: accuracies, evidence.
 
     The selection is `mask`, `p_clean`, `predicted` and `confidence`, (N,) numpy each.

@@ -11,7 +11,15 @@ from tqdm import tqdm
 from methods.selection import margins
 
 
-def linear_probe_dynamics(features, labels, num_classes, seed, epochs=20, lr=0.1, batch_size=128):
+def linear_probe_dynamics(
+    features: np.ndarray,
+    labels: np.ndarray,
+    num_classes: int,
+    seed: int,
+    epochs: int = 20,
+    lr: float = 0.1,
+    batch_size: int = 128,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Train a linear classifier on fixed features (N, D) with cross-entropy; margins and probabilities (E, N), logits (N, K).
 
     SGD with momentum 0.9 on features of zero mean and unit variance, cosine schedule; each epoch is recorded after its
@@ -41,12 +49,12 @@ def linear_probe_dynamics(features, labels, num_classes, seed, epochs=20, lr=0.1
     return of_label, probabilities, logits.numpy()
 
 
-def area_under_margin(of_label):
+def area_under_margin(of_label: np.ndarray) -> np.ndarray:
     """AUM (N,): the margin, averaged over the epochs (Pleiss et al., NeurIPS 2020)."""
     return of_label.mean(0)
 
 
-def forgetting(of_label):
+def forgetting(of_label: np.ndarray) -> np.ndarray:
     """Epochs after which an image was still, or again, not given its label, as a share (N,) in [0, 1].
 
     Forgetting events (Toneva et al., ICLR 2019) count the changes from right to wrong and are infinite for an image that
@@ -55,6 +63,6 @@ def forgetting(of_label):
     return (of_label <= 0).mean(0)
 
 
-def mean_probability(probabilities, last=5):
+def mean_probability(probabilities: np.ndarray, last: int = 5) -> np.ndarray:
     """Probability (N,) of the label, averaged over the last epochs."""
     return probabilities[-last:].mean(0)

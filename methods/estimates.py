@@ -8,6 +8,7 @@ WEIGHT checked labels.
 """
 
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import numpy as np
 from scipy.special import expit, logit
@@ -38,16 +39,16 @@ class Estimate:
     checked: np.ndarray
 
     @property
-    def source(self):
+    def source(self) -> str:
         """What the estimate rests on, in words."""
         n = self.checked.sum()
         return f"from {n:,} checked labels and the scores" if n else "from the scores alone"
 
-    def wrong(self):
+    def wrong(self) -> tuple[float, float, float]:
         """(expected, low, high) number of wrong labels, with a 90 % interval."""
         return self.wrong_among(len(self.order))
 
-    def wrong_among(self, n):
+    def wrong_among(self, n: int) -> tuple[float, float, float]:
         """(expected, low, high) number of wrong labels among the first n suspects, with a 90 % interval."""
         first = self.order[:n]
         open_, known = first[~self.checked[first]], self.p_wrong[first[self.checked[first]]].sum()
@@ -57,12 +58,12 @@ class Estimate:
         expected, (low, high) = self.p_wrong[first].sum(), np.quantile(sums, [0.05, 0.95])
         return float(expected), float(min(low, expected)), float(max(high, expected))
 
-    def suspects_for(self, precision):
+    def suspects_for(self, precision: float) -> int:
         """The largest n whose first n suspects are expected to be wrong in that part or more; 0 where there is none."""
         reached = np.cumsum(self.p_wrong[self.order]) >= precision * np.arange(1, len(self.order) + 1)
         return int(np.flatnonzero(reached)[-1]) + 1 if reached.any() else 0
 
-    def in_words(self, n):
+    def in_words(self, n: int) -> str:
         """What to expect of the first n suspects."""
         expected, low, high = self.wrong_among(n)
         return (
@@ -71,7 +72,7 @@ class Estimate:
         )
 
 
-def estimate(p_clean, checked=None, seed=0):
+def estimate(p_clean: np.ndarray, checked: dict[int, bool] | None = None, seed: int = 0) -> Estimate:
     """The Estimate of p_clean (N,), and {index: whether the label is wrong} of labels that a person checked."""
     rng, N = np.random.default_rng(seed), len(p_clean)
     p_clean = np.asarray(p_clean, dtype=np.float64)
@@ -83,7 +84,7 @@ def estimate(p_clean, checked=None, seed=0):
     low, gap = (rng.exponential(mean, (DRAWS, 1)).clip(max=0.5) for mean in (LOW, HIGH))
     draws = low + (1 - gap - low) * expit(a + np.maximum(b, 0) * np.bincount(level, z) / size)  # (DRAWS, L)
     index = np.array(sorted(checked or {}), dtype=np.int64)
-    answer = np.array([checked[i] for i in index], dtype=bool)
+    answer: np.ndarray = np.array([checked[i] for i in index] if checked else [], dtype=bool)
     for group in np.array_split(np.arange(len(size)), GROUPS):
         seen = np.isin(level[index], group)
         if seen.any():
@@ -96,7 +97,7 @@ def estimate(p_clean, checked=None, seed=0):
     return Estimate(order, p_wrong, level, draws, is_checked)
 
 
-def of_run(arrays):
+def of_run(arrays: dict[str, np.ndarray]) -> Estimate:
     """The Estimate of a run's arrays (report.suspects.read_run), with the labels that a person has decided about."""
     decision = arrays["decision"]
     return estimate(
@@ -104,12 +105,12 @@ def of_run(arrays):
     )
 
 
-def _with_mean(p, before, now):
+def _with_mean(p: np.ndarray, before: np.ndarray, now: np.ndarray) -> np.ndarray:
     """Probabilities p whose mean is `before`, lowered or raised in proportion so that it is `now`."""
     return np.where(now < before, p * now / before, 1 - (1 - p) * (1 - now) / (1 - before))
 
 
-def limit_suspects(selection, cfg):
+def limit_suspects(selection: dict[str, np.ndarray], cfg: SimpleNamespace) -> dict[str, np.ndarray]:
     """The selection with other suspects: the first `review_budget`, or as many as are expected to be wrong in `target_precision`.
 
     Suspects are counted from the lowest p_clean; where both are 0 they are the detector's own. Prints how many, and what to
@@ -127,7 +128,9 @@ def limit_suspects(selection, cfg):
     return selection | {"mask": mask}
 
 
-def calibration(p_wrong, is_wrong, bins=10):
+def calibration(
+    p_wrong: np.ndarray, is_wrong: np.ndarray, bins: int = 10
+) -> tuple[list[tuple[float, float, int]], float]:
     """[(mean P(wrong), part that is wrong, number)] of bins of equal width, and the expected calibration error.
 
     The error is the mean over all labels of |mean P(wrong) - part that is wrong| of their bin (Guo et al., ICML 2017).

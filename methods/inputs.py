@@ -3,14 +3,18 @@
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
+import torch
 import yaml
 from scipy.special import softmax
 
+from dataloader.dataset import Dataset
 from methods import clipcleaner, dynamics, neighbours
 from model.clip import cosine_logits
-from model.encoder import load_encoder
+from model.encoder import Encoder, load_encoder
 from model.features import features_name, image_features
 from model.prompts import spoken, text_features, zero_shot_features
 from utils.config import DEFAULTS, UserError, nearest
@@ -29,14 +33,14 @@ class Inputs:
     features: np.ndarray
     labels: np.ndarray
     num_classes: int
-    cfg: object
-    text_features: np.ndarray | None = None
-    logits: np.ndarray | None = None
+    cfg: Any
+    text_features: Any = None  # arrays, or None for an encoder without texts
+    logits: Any = None
     descriptions: tuple[np.ndarray, np.ndarray] | None = None
     seed: int = 0
     kept_as: str = ""  # name of the features in the cache, see model.features.features_name
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         N, D = self.features.shape
         if len(self.labels) != N:
             raise UserError(f"features: {N} images, but {len(self.labels)} labels; they are of another data set.")
@@ -58,23 +62,23 @@ class Inputs:
             )
 
     @cached_property
-    def neighbours(self):
+    def neighbours(self) -> neighbours.Neighbours:
         """The `cfg.neighbours` nearest of each image."""
         return neighbours.find_neighbours(self.features, self.labels, self.cfg.neighbours)
 
     @cached_property
-    def visual(self):
+    def visual(self) -> np.ndarray:
         """p (N, K) of the logistic regression on the given labels that predicts the same images."""
         return clipcleaner.visual_probability(self.features, self.labels, self.num_classes)
 
     @cached_property
-    def zero_shot(self):
+    def zero_shot(self) -> np.ndarray:
         """p (N, K) by the descriptions."""
         descriptions, owner = self.descriptions or (self.text_features, np.arange(self.num_classes))
         return clipcleaner.zero_shot_probability(self.features, descriptions, owner, self.num_classes)
 
     @cached_property
-    def dynamics(self):
+    def dynamics(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """margins (E, N), probabilities (E, N), predicted (N,) and its probability (N,) of a linear probe's epochs."""
         margins, probabilities, logits = dynamics.linear_probe_dynamics(
             self.features, self.labels, self.num_classes, self.seed
@@ -83,7 +87,7 @@ class Inputs:
         return margins, probabilities, p.argmax(1), p.max(1)
 
 
-def read_descriptions(path, classnames):
+def read_descriptions(path: str | Path, classnames: list[str]) -> list[list[str]]:
     """Texts of each class, K lists, from a YAML file of class names and their features, such as `tabby cat: [striped fur]`.
 
     A text is "a photo of a {class} {feature}." with the class in lower case (Feng et al., ACM MM 2024); the key
@@ -113,7 +117,7 @@ def read_descriptions(path, classnames):
     return [texts.get(name) or [f"a photo of a {name}."] for name in names]
 
 
-def load_inputs(cfg, data, device):
+def load_inputs(cfg: SimpleNamespace, data: Dataset, device: torch.device) -> tuple[Inputs, dict[str, np.ndarray]]:
     """Inputs of the training images of a Dataset, and {name: zero-shot logits (N, K)} of its test sets, if there are texts."""
     encoder = load_encoder(cfg, device)
     name = features_name(encoder, data.train, data.view, cfg, device)
@@ -122,7 +126,7 @@ def load_inputs(cfg, data, device):
         return Inputs(features.numpy(), data.train.labels, data.num_classes, cfg, seed=cfg.seed, kept_as=name), {}
     text = zero_shot_features(encoder.clip, encoder.tokenizer, data.classnames, cfg.templates)
 
-    def logits(features):
+    def logits(features: torch.Tensor) -> np.ndarray:
         return cosine_logits(encoder.clip, features.to(device), text).detach().cpu().numpy()
 
     inputs = Inputs(
@@ -138,14 +142,16 @@ def load_inputs(cfg, data, device):
     )
     tests = {}
     for test, split in data.tests.items():
-        if data.all_judged and len(split.labels) == len(data.held_out):
+        if data.all_judged and data.held_out is not None and len(split.labels) == len(data.held_out):
             tests[test] = logits(features[data.held_out])
         else:
             tests[test] = logits(image_features(encoder, split, data.view, cfg, device))
     return inputs, tests
 
 
-def _descriptions(encoder, cfg, classnames):
+def _descriptions(
+    encoder: Encoder, cfg: SimpleNamespace, classnames: list[str]
+) -> tuple[np.ndarray, np.ndarray] | None:
     """Features (P, D) of the descriptions of `cfg`, and whose each is (P,); None where there are none."""
     path = cfg.descriptions or DEFAULTS.parent / "descriptions" / f"{cfg.dataset}.yaml"
     if not cfg.descriptions and not path.is_file():

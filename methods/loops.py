@@ -1,9 +1,13 @@
 """Shared by the training loops: learning rate, progress bar, evaluation. Sums stay on the device until the end."""
 
 import math
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
+from typing import Any
 
 import torch
+import torch.nn as nn
+from torch import Tensor
 from tqdm import tqdm
 
 from methods.losses import cross_entropy
@@ -15,7 +19,9 @@ class NonFinite(UserError):
     """A loss is NaN or infinite; the message names the epoch and the batch."""
 
 
-def learning_rate(base, epoch, epochs, schedule="cosine", milestones=()):
+def learning_rate(
+    base: float, epoch: int, epochs: int, schedule: str = "cosine", milestones: Iterable[int] = ()
+) -> float:
     """Learning rate of epoch 1 … epochs: constant; cosine from `base` towards 0, stepped once an epoch; or steps, a tenth
     of itself after each of the epochs `milestones`."""
     if schedule == "cosine":
@@ -23,7 +29,7 @@ def learning_rate(base, epoch, epochs, schedule="cosine", milestones=()):
     return base * 0.1 ** sum(epoch > milestone for milestone in milestones) if schedule == "steps" else base
 
 
-def run_batch(model, images):
+def run_batch(model: nn.Module, images: Tensor) -> Any:
     """model(images (B, 3, H, W)); for B = 0, a blank image is used so that gradients are zero instead of None."""
     if len(images):
         return model(images)
@@ -33,17 +39,17 @@ def run_batch(model, images):
     return tuple(x[:0] for x in out) if isinstance(out, tuple) else out[:0]
 
 
-def progress(batches, title):
+def progress(batches: Iterable[Any], title: str) -> tqdm:
     """A progress bar over batches if the output is a terminal."""
     return tqdm(batches, title, leave=False, disable=None, unit="batch")
 
 
-def watched(bar, step):
+def watched(bar: tqdm, step: int) -> bool:
     """Whether to update the bar's numbers in this step: rarely, since it synchronises the device, and only on a terminal."""
     return not bar.disable and step % 20 == 0
 
 
-def check_finite(losses, title):
+def check_finite(losses: Tensor, title: str) -> None:
     """Raise NonFinite if one of the losses (one per batch) is NaN or infinite."""
     bad = ~torch.isfinite(losses)
     if bad.any():
@@ -55,7 +61,12 @@ def check_finite(losses, title):
 
 
 @torch.no_grad()
-def score_samples(predict, batches, amp=nullcontext, title="score"):
+def score_samples(
+    predict: Callable[[Tensor], Tensor],
+    batches: Iterable[Any],
+    amp: Callable[[], Any] = nullcontext,
+    title: str = "score",
+) -> tuple[Tensor, Tensor, Tensor]:
     """Cross-entropy with the given label, predicted class and its probability, (N,) each, of un-augmented batches.
 
     Returns CPU tensors in the order of the split. The caller puts the model into eval mode.
@@ -72,7 +83,13 @@ def score_samples(predict, batches, amp=nullcontext, title="score"):
 
 
 @torch.no_grad()
-def evaluate(predict, batches, num_classes, amp=nullcontext, title="test"):
+def evaluate(
+    predict: Callable[[Tensor], Tensor],
+    batches: Iterable[Any],
+    num_classes: int,
+    amp: Callable[[], Any] = nullcontext,
+    title: str = "test",
+) -> dict[str, Any]:
     """Accuracy in per cent of predict(images (B, 3, H, W)) -> logits (B, K), over the whole set and per class.
 
     Returns {"acc", "acc_per_class" (None for a class without images)}. The caller puts the model into eval mode.
@@ -91,7 +108,9 @@ def evaluate(predict, batches, num_classes, amp=nullcontext, title="test"):
     }
 
 
-def evaluate_all(predict, loaders, num_classes, amp=nullcontext):
+def evaluate_all(
+    predict: Callable[[Tensor], Tensor], loaders: dict[str, Any], num_classes: int, amp: Callable[[], Any] = nullcontext
+) -> dict[str, Any]:
     """Accuracy on every test set: {"accs": {"acc_test", "acc_<name>", …}, "acc_per_class": that of `test`, if any}."""
     results = {name: evaluate(predict, loader.eval(), num_classes, amp, name) for name, loader in loaders.items()}
     return {

@@ -2,39 +2,40 @@
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from utils.distributed import total
 
 
-def cross_entropy(logits, labels):
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """-log softmax(logits)[y]."""
     return F.cross_entropy(logits, labels, reduction="none")
 
 
-def one_hot(labels, num_classes):
+def one_hot(labels: Tensor, num_classes: int) -> Tensor:
     """Labels (…) int64 as float32 targets (…, K); unlike F.one_hot, it does not synchronise with the device."""
     return (labels[..., None] == torch.arange(num_classes, device=labels.device)).float()
 
 
-def soft_cross_entropy(logits, targets):
+def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     """-sum_k t_k log softmax(logits)_k for targets (B, K) that are probabilities."""
     return -(targets * F.log_softmax(logits, 1)).sum(1)
 
 
-def symmetric_cross_entropy(logits, labels, alpha=1.0, beta=1.0):
+def symmetric_cross_entropy(logits: Tensor, labels: Tensor, alpha: float = 1.0, beta: float = 1.0) -> Tensor:
     """SCE (Wang et al., ICCV 2019): alpha CE + beta RCE, RCE = -sum_k p_k log(onehot_k) with log 0 = log 1e-4."""
     p = logits.softmax(1).clamp(1e-7, 1.0)
     onehot = F.one_hot(labels, logits.shape[1]).to(p.dtype).clamp(1e-4, 1.0)
     return alpha * cross_entropy(logits, labels) - beta * (p * onehot.log()).sum(1)
 
 
-def generalized_cross_entropy(logits, labels, q=0.7):
+def generalized_cross_entropy(logits: Tensor, labels: Tensor, q: float = 0.7) -> Tensor:
     """GCE (Zhang and Sabuncu, NeurIPS 2018): (1 - p_y^q) / q; between CE (q -> 0) and the mean absolute error (q = 1)."""
     log_p = F.log_softmax(logits, 1).gather(1, labels[:, None])[:, 0]
     return (1 - (q * log_p).exp()) / q
 
 
-def negative_prompt_loss(p_yes, complementary_labels, targets, weight=1.0):
+def negative_prompt_loss(p_yes: Tensor, complementary_labels: Tensor, targets: Tensor, weight: float = 1.0) -> Tensor:
     """DeFT's loss of the negative prompt (DeFT, eq. 7): -log p_no[i, c_i] - weight log p_yes[i, t_i], (B,).
 
     p_yes (B, K), p_no = 1 - p_yes, complementary labels c (B,), targets t (B,); probabilities clamped to [1e-5, 1].
@@ -44,7 +45,7 @@ def negative_prompt_loss(p_yes, complementary_labels, targets, weight=1.0):
     return -p_no_c.log() - weight * p_yes_t.log()
 
 
-def batch_mean(values, mask):
+def batch_mean(values: Tensor, mask: Tensor) -> Tensor:
     """Mean of values (B,) over mask (B,) bool; 0 with zero gradient if the mask is empty.
 
     Under torchrun, values and mask are this process's share of the batch, and the results of all processes add up to the

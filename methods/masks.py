@@ -1,10 +1,12 @@
 """The clean mask, the file that phase 1 hands to phase 2."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 
-from dataloader.dataset import image_keys
+from dataloader.dataset import Dataset, image_keys
 from dataloader.rows import TRUSTED_BY, shortened
 from methods.decisions import as_arrays, followed, settle
 from utils.config import UserError, nearest
@@ -13,16 +15,17 @@ from utils.safe_pickle import load_arrays
 from utils.summaries import read_summary, usable, verdict_line
 
 
-def save_mask(path, selection, data, seed):
+def save_mask(path: Path, selection: dict[str, np.ndarray], data: Dataset, seed: int) -> None:
     """The clean mask, npz: mask (N,) bool, p_clean (N,), the predicted class (N,) with the detector's probability of it,
     confidence (N,), which make up the selection, and what it was made for: the given labels (N,) and keys (N, 2) of the
     images (see dataset.image_keys)."""
     made_for = {"labels": data.train.labels, "images": image_keys(data.train, data.root)}
+    arrays: dict[str, Any] = {**selection, **made_for, "dataset": data.name, "noise": data.noise_name, "seed": seed}
     with write_whole(path) as file:
-        np.savez_compressed(file, **selection, **made_for, dataset=data.name, noise=data.noise_name, seed=seed)
+        np.savez_compressed(file, **arrays)
 
 
-def load_mask(path, data, seed):
+def load_mask(path: str | Path, data: Dataset, seed: int) -> np.ndarray:
     """The clean mask (N,) bool of the training images of a Dataset, from a file.
 
     Ours (.npz) finds each image by its name, and may be of more images; those it was made without, or before they changed,
@@ -65,7 +68,7 @@ def load_mask(path, data, seed):
     return mask.astype(bool)
 
 
-def _rows_of(saved, data, path):
+def _rows_of(saved: dict[str, np.ndarray], data: Dataset, path: Path) -> np.ndarray:
     """Where the training images of a Dataset are in what a mask was made for, -1 for those that are not, or have changed.
 
     Such images come where some were added, replaced or deleted since, as who is held out for testing follows. They are
@@ -84,7 +87,7 @@ def _rows_of(saved, data, path):
     return np.where(changed, -1, rows)
 
 
-def positions(names, wanted):
+def positions(names: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     """Where each of `wanted` (M,) is in `names` (N,), numbers both: of equal ones the k-th is the k-th; -1 for none."""
     order, places = np.argsort(names, kind="stable"), np.argsort(wanted, kind="stable")
     ranks = np.empty(len(wanted), dtype=np.int64)
@@ -94,7 +97,7 @@ def positions(names, wanted):
     return np.where(found, order[np.minimum(at, len(names) - 1)], -1)
 
 
-def default_mask(data_path):
+def default_mask(data_path: str) -> str:
     """What `mask` is where nobody says: all for a table that a report wrote, whose labels have been checked, else deft."""
     path = Path(data_path)
     if path.is_file() and path.suffix.lower() == ".csv" and TRUSTED_BY in read_lines(path)[0].split(","):
@@ -105,7 +108,9 @@ def default_mask(data_path):
     return "deft"
 
 
-def trusted_samples(cfg, data, seed_folder):
+def trusted_samples(
+    cfg: SimpleNamespace, data: Dataset, seed_folder: Path
+) -> tuple[Path | None, np.ndarray, np.ndarray]:
     """(path of the clean mask, mask (N,) bool, labels (N,)) that `cfg.mask` means for a Dataset; fills in an empty one.
 
     What a person decided about labels, in the log beside a run's mask, counts for more than the mask. The path is None
@@ -123,7 +128,7 @@ def trusted_samples(cfg, data, seed_folder):
     return path, *followed(mask, labels, *as_arrays(settle(path.parent, data), data))
 
 
-def find_mask(mask, seed_folder):
+def find_mask(mask: str, seed_folder: Path) -> Path:
     """The path that `--mask` means: a file, or the detector whose run lies in `seed_folder`."""
     if Path(mask).is_file():
         return Path(mask)
@@ -140,7 +145,7 @@ def find_mask(mask, seed_folder):
     return path
 
 
-def mask_name(mask):
+def mask_name(mask: str) -> str:
     """The part of a run's name that stands for `--mask`: the detector, or the stem of the file."""
     path = Path(mask)
     return slug(path.parent.name if path.name == "clean_mask.npz" else path.stem if path.suffix else mask)

@@ -28,7 +28,7 @@ class Neighbours:
     other: np.ndarray
 
 
-def find_neighbours(features, labels, k):
+def find_neighbours(features: np.ndarray, labels: np.ndarray, k: int) -> Neighbours:
     """Neighbours of each image, itself left out. Exact up to EXACT_UP_TO images, in blocks, with less than 2 GB.
 
     k is cut to the number of other images. Beyond EXACT_UP_TO, faiss finds most of them (Malkov and Yashunin's HNSW graph);
@@ -41,7 +41,7 @@ def find_neighbours(features, labels, k):
     return _exact(features, labels, k) if len(features) <= EXACT_UP_TO else _indexed(features, labels, k)
 
 
-def _exact(features, labels, k):
+def _exact(features: np.ndarray, labels: np.ndarray, k: int) -> Neighbours:
     N, order = len(features), np.argsort(labels, kind="stable")  # images of one class lie side by side
     sorted_features, ends = features[order], np.searchsorted(labels[order], np.arange(labels.max() + 2))
     rows = max(1, min(N, BLOCK // N))
@@ -62,7 +62,7 @@ def _exact(features, labels, k):
     return found
 
 
-def _indexed(features, labels, k, links=32):
+def _indexed(features: np.ndarray, labels: np.ndarray, k: int, links: int = 32) -> Neighbours:
     try:
         import faiss
     except ImportError:
@@ -94,7 +94,7 @@ def _indexed(features, labels, k, links=32):
     return Neighbours(cosine, found, same, other)
 
 
-def label_shares(weights, neighbour_labels, num_classes):
+def label_shares(weights: np.ndarray, neighbour_labels: np.ndarray, num_classes: int) -> np.ndarray:
     """Share (N, K) of each class among the neighbours, by their weights (N, k); uniform where all weights are 0."""
     N, k = neighbour_labels.shape
     shares = np.zeros((N, num_classes), dtype=np.float32)
@@ -105,7 +105,13 @@ def label_shares(weights, neighbour_labels, num_classes):
     return shares
 
 
-def weighted_knn(neighbours, labels, num_classes, trusted=None, temperature=0.07):
+def weighted_knn(
+    neighbours: Neighbours,
+    labels: np.ndarray,
+    num_classes: int,
+    trusted: np.ndarray | None = None,
+    temperature: float = 0.07,
+) -> np.ndarray:
     """Shares (N, K) with weights exp(cos / temperature), as in the kNN classifier of Wu et al. (CVPR 2018).
 
     With `trusted` (N,) bool only those neighbours count.
@@ -115,7 +121,9 @@ def weighted_knn(neighbours, labels, num_classes, trusted=None, temperature=0.07
     return label_shares(weights, labels[neighbours.index], num_classes)
 
 
-def sampled_vote(features, labels, num_classes, seed, k=10):
+def sampled_vote(
+    features: np.ndarray, labels: np.ndarray, num_classes: int, seed: int, k: int = 10
+) -> tuple[np.ndarray, np.ndarray]:
     """Rows (M,) of VOTERS images at most, and what the k nearest of up to CANDIDATES others vote for, (M,)."""
     rng = np.random.default_rng([seed, 11])
     order = rng.permutation(len(labels))
@@ -129,12 +137,12 @@ def sampled_vote(features, labels, num_classes, seed, k=10):
         cosine = features[rows[block]] @ features[others].T
         cosine[block - start, block] = -2  # not itself
         values, index = torch.from_numpy(cosine).topk(k, dim=1)
-        near = others[index.numpy()]
-        votes.append(weighted_knn(Neighbours(values.numpy(), near, None, None), labels, num_classes).argmax(1))
+        near = Neighbours(values.numpy(), others[index.numpy()], np.empty(0), np.empty(0))
+        votes.append(weighted_knn(near, labels, num_classes).argmax(1))
     return rows, np.concatenate(votes)
 
 
-def simifeat_shares(neighbours, labels, num_classes):
+def simifeat_shares(neighbours: Neighbours, labels: np.ndarray, num_classes: int) -> np.ndarray:
     """SimiFeat's soft labels (N, K): cosine-weighted shares among the neighbours and the image itself.
 
     The image's own weight continues the first two: 2 cos_1 - cos_2, as in the published code (Zhu et al., ICML 2022).
@@ -144,7 +152,7 @@ def simifeat_shares(neighbours, labels, num_classes):
     return label_shares(weights, np.column_stack([labels, labels[neighbours.index]]), num_classes)
 
 
-def simifeat_rank(shares, labels, keep_rates):
+def simifeat_rank(shares: np.ndarray, labels: np.ndarray, keep_rates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """SimiFeat, ranked: score (N,), cosine between soft label and one-hot label, and mask (N,).
 
     Of each class, the part keep_rates (K,) with the highest scores is trusted; the rate is held within [0.05, 0.95].
@@ -158,7 +166,7 @@ def simifeat_rank(shares, labels, keep_rates):
     return score, mask
 
 
-def right_given_label(neighbours, labels, num_classes, steps=200):
+def right_given_label(neighbours: Neighbours, labels: np.ndarray, num_classes: int, steps: int = 200) -> np.ndarray:
     """P(true label = k | given label = k), (K,), from the labels of each image and its two nearest.
 
     HOC (Zhu et al., ICML 2021): the three are taken to have one true label, so their given labels have the probabilities
@@ -188,7 +196,7 @@ def right_given_label(neighbours, labels, num_classes, steps=200):
         return (T.diagonal() * p / counts[0].clamp(min=1 / N)).numpy()
 
 
-def intra_extra_ratio(neighbours):
+def intra_extra_ratio(neighbours: Neighbours) -> np.ndarray:
     """SelfClean's score (N,) in [0, 1] (Groeger et al., 2024): d_other^2 / (d_same^2 + d_other^2), d = 1 - cos.
 
     Low where the nearest image of another label is closer than the nearest of its own. 0.5 where both distances are 0.
@@ -197,7 +205,9 @@ def intra_extra_ratio(neighbours):
     return np.where(same + other > 1e-12, other / np.maximum(same + other, 1e-12), 0.5)
 
 
-def eigenvector_alignment(features, labels, num_classes, trusted=None):
+def eigenvector_alignment(
+    features: np.ndarray, labels: np.ndarray, num_classes: int, trusted: np.ndarray | None = None
+) -> np.ndarray:
     """Squared cosine (N, K) with the first eigenvector of each class's Gram matrix (FINE, Kim et al., NeurIPS 2021).
 
     With `trusted` (N,) bool the matrix is of those images alone. 0 for a class without images.
@@ -212,7 +222,16 @@ def eigenvector_alignment(features, labels, num_classes, trusted=None):
     return np.square(cosine, out=cosine)
 
 
-def lemon_score(neighbours, features, labels, text_features, beta=5.0, gamma=5.0, tau_1=0.1, tau_2=5.0):
+def lemon_score(
+    neighbours: Neighbours,
+    features: np.ndarray,
+    labels: np.ndarray,
+    text_features: np.ndarray,
+    beta: float = 5.0,
+    gamma: float = 5.0,
+    tau_1: float = 0.1,
+    tau_2: float = 5.0,
+) -> np.ndarray:
     """LEMoN's distance (N,), high where the label looks wrong (Zhang et al., ICML 2025): d_mm + beta s_n + gamma s_m.
 
     d = 1 - cos. d_mm is that of image and text of the label. s_n is the mean over the neighbours of

@@ -1,14 +1,17 @@
 """Scores -> clean masks, and how good a mask is."""
 
+from typing import Any
+
 import numpy as np
+from torch import Tensor
 
 
-def clean_probability(logits_pos, logits_neg):
+def clean_probability(logits_pos: Tensor, logits_neg: Tensor) -> Tensor:
     """p_yes (B, K): softmax over the pair (stop_grad(logits_pos), logits_neg), first entry (DeFT, section 3)."""
     return (logits_pos.detach() - logits_neg).sigmoid()
 
 
-def select_clean(p_yes, labels, require_agreement=False):
+def select_clean(p_yes: Tensor, labels: Tensor, require_agreement: bool = False) -> tuple[Tensor, Tensor]:
     """Samples that look correctly labelled, (B,) bool, and p_clean = p_yes[i, y_i], (B,).
 
     p_yes (B, K) is the probability that the positive rather than the negative prompt of a class fits the image.
@@ -22,13 +25,13 @@ def select_clean(p_yes, labels, require_agreement=False):
     return selected, p_clean
 
 
-def margins(logits, labels):
+def margins(logits: Tensor, labels: Tensor) -> Tensor:
     """Logit of the label minus the best other one, (B,), of logits (B, K) and labels (B,)."""
     own = labels[:, None]
     return logits.gather(1, own)[:, 0] - logits.scatter(1, own, -float("inf")).amax(1)
 
 
-def precision_recall(mask, is_clean):
+def precision_recall(mask: np.ndarray, is_clean: np.ndarray) -> dict[str, float]:
     """Precision, recall and F1 of the samples kept, over the whole set; (N,) bool each, numpy.
 
     precision = kept and clean / kept, recall = kept and clean / clean, as fractions; 0 where undefined.
@@ -38,7 +41,9 @@ def precision_recall(mask, is_clean):
     return {"precision": hits / max(kept, 1), "recall": hits / max(clean, 1), "f1": 2 * hits / max(kept + clean, 1)}
 
 
-def histograms(p_clean, known, bins=20):
+def histograms(
+    p_clean: np.ndarray, known: tuple[np.ndarray, np.ndarray] | None, bins: int = 20
+) -> dict[str, list[int]]:
     """Counts of p_clean (N,), numpy, in equal bins of [0, 1], of the labels that are right and wrong, for a log.
 
     known: what Dataset.known gives; where it is None all labels are `not known`.
@@ -51,7 +56,7 @@ def histograms(p_clean, known, bins=20):
     return {name: np.histogram(part, bins, (0, 1))[0].tolist() for name, part in parts.items()}
 
 
-def detection_quality(mask, p_clean, is_clean):
+def detection_quality(mask: np.ndarray, p_clean: np.ndarray, is_clean: np.ndarray) -> dict[str, float | None]:
     """How well labels were told apart, for a summary; (N,) bool, float and bool, numpy.
 
     precision, recall, f1 are of the clean class, those that end in _mislabelled of the other; auroc and
@@ -68,7 +73,9 @@ def detection_quality(mask, p_clean, is_clean):
     }
 
 
-def gmm_clean_probability(losses, seed=None, **settings):
+def gmm_clean_probability(
+    losses: np.ndarray, seed: int | np.random.RandomState | None = None, **settings: Any
+) -> np.ndarray:
     """Chance (N,) that a sample belongs to the component of lower mean of a two-component mixture on its loss (N,).
 
     The losses are min-max scaled first; max_iter 10, tol 1e-2, reg_covar 5e-4 (as the official code), unless
@@ -82,7 +89,7 @@ def gmm_clean_probability(losses, seed=None, **settings):
     return mixture.predict_proba(scaled)[:, mixture.means_.argmin()]
 
 
-def two_groups(scores, seed):
+def two_groups(scores: np.ndarray, seed: int) -> np.ndarray:
     """Chance (N,) that a score (N,) belongs to the upper of two normal distributions of one width, fitted to all.
 
     One width makes it grow with the score. Where nothing is wrong it still finds two groups; 1 where all are equal.

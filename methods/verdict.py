@@ -4,9 +4,13 @@ Accuracies are means over the classes, so that guessing is right for 1 / classes
 this needs true labels.
 """
 
+from typing import Any
+
 import numpy as np
 
+from dataloader.dataset import Dataset
 from dataloader.rows import shortened
+from methods.inputs import Inputs
 from methods.neighbours import sampled_vote
 
 BOUND = 2.33  # standard deviations: a bound that guessing passes once in a hundred times
@@ -27,7 +31,7 @@ OTHER_ENCODER = "another image encoder (--backbone)"
 LOOK = "look at the first suspects (python -m report.page RUN) before you use the mask"
 
 
-def evidence(of, hits, counts):
+def evidence(of: str, hits: np.ndarray, counts: np.ndarray) -> dict[str, Any]:
     """What is known of predictions, for a summary: hits (K,) of counts (K,) labels of each class.
 
     `lower` is a bound below the accuracy; that of a class of which few labels are known counts as near one half.
@@ -46,13 +50,13 @@ def evidence(of, hits, counts):
     }
 
 
-def agreement(of, predicted, labels):
+def agreement(of: str, predicted: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
     """Evidence of predicted classes (N,) that have not seen the labels (N,)."""
     K = int(labels.max()) + 1
     return evidence(of, np.bincount(labels[predicted == labels], minlength=K), np.bincount(labels, minlength=K))
 
 
-def feature_evidence(inputs, needs_text, out_of_fold=None):
+def feature_evidence(inputs: Inputs, needs_text: bool, out_of_fold: np.ndarray | None = None) -> dict[str, Any]:
     """{name: evidence} of what a detector on features rests on, by its Inputs; the first counts.
 
     `zero-shot` predictions, and to compare them the votes of the `neighbours`; `out-of-fold` predictions (N,), where the
@@ -67,7 +71,9 @@ def feature_evidence(inputs, needs_text, out_of_fold=None):
     return neighbours
 
 
-def trained_evidence(data, selection, acc_per_class):
+def trained_evidence(
+    data: Dataset, selection: dict[str, np.ndarray], acc_per_class: list[float | None] | None
+) -> dict[str, Any]:
     """{"trained": evidence} of a network trained on a Dataset: its test accuracies, in per cent, or else its selection."""
     if acc_per_class and "test" in data.tests:
         counts = np.bincount(data.tests["test"].labels, minlength=data.num_classes)
@@ -76,7 +82,7 @@ def trained_evidence(data, selection, acc_per_class):
     return {"trained": agreement("its predictions", selection["predicted"], data.train.labels)}
 
 
-def judge(data, mask, known, accuracies):
+def judge(data: Dataset, mask: np.ndarray, known: dict[str, Any], accuracies: dict[str, float]) -> dict[str, str]:
     """{"level": usable, doubtful or not usable; "why", a sentence; "instead", what to do} of a mask (N,) on a Dataset.
 
     known: {name: evidence}, see feature_evidence and trained_evidence; accuracies: acc_best and acc_last of a training, {}
@@ -106,23 +112,23 @@ def judge(data, mask, known, accuracies):
     return {"level": level, "why": why, "instead": instead}
 
 
-def _skill(known):
+def _skill(known: dict[str, Any]) -> float:
     """How far an accuracy lies above guessing: 0 is guessing, 1 is always right."""
     return (known["accuracy"] - known["chance"]) / max(1 - known["chance"], 1e-12)
 
 
-def _in_words(known):
+def _in_words(known: dict[str, Any]) -> str:
     accuracy, chance = 100 * known["accuracy"], 100 * known["chance"]
     return f"{known['of']} agree with {accuracy:.1f} % of {known['images']:,} labels, guesses with {chance:.1f} %"
 
 
-def _without_trusted(mask, data):
+def _without_trusted(mask: np.ndarray, data: Dataset) -> list[str]:
     labels = data.train.labels
     images, kept = (np.bincount(x, minlength=data.num_classes) for x in (labels, labels[mask]))
     return [data.label_names[k] for k in np.flatnonzero((images >= CLASS) & (kept == 0))]
 
 
-def _listed(names):
+def _listed(names: list[str]) -> str:
     return (
         f"the class {names[0]}" if len(names) == 1 else f"{len(names)} classes ({shortened(names, 3)})" if names else ""
     )

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 
+import main_detect
 import main_phase1
 from methods import deft
 from methods.deft import agreement, final_selection
 from methods.detectors import DETECTORS, text_tells
-from tests.helpers import phase1
+from tests.helpers import detection, phase1
 from tests.test_neighbours import clusters, make_inputs
 from utils.config import UserError
 
@@ -88,8 +89,8 @@ def test_phase_1_with_every_rule(tmp_path, cell):
         (("--templates", "a photo,{}"), "templates: 'a photo' has no {}"),
     ]:
         with pytest.raises(UserError, match=message):
-            main = main_phase1.main if "templates" not in more[0] else __import__("main_detect").main
-            main(phase1(tmp_path, *more, "--tag", "wrong"))
+            main, flags = (main_detect.main, detection) if "templates" in more[0] else (main_phase1.main, phase1)
+            main(flags(tmp_path, *more, "--tag", "wrong"))
 
 
 def test_auto_falls_back_where_the_texts_tell_nothing(capsys):
