@@ -51,7 +51,7 @@ def test_finetune(random_clip, prefix, full_batch, micro_batch):
                 model,
                 [(images[kept], labels[kept], kept)],
                 optimizer,
-                METHODS["CE"](None, n, K),
+                METHODS["CE"](load_config([]), n, K),
                 Amp("cpu"),
                 clean_mask=mask if full_batch else None,
             )
