@@ -115,8 +115,8 @@ class Method(nn.Module):
         self.cfg = cfg
         if self.is_warm(cfg.epochs):
             raise UserError(
-                f"warmup: {cfg.warmup} epochs leave {type(self).__name__} none to select in; it trains for {cfg.epochs}"
-                f"{f' in stages, of which the last has {self.stage(cfg.epochs)[1]}' if self.stage(1)[1] < cfg.epochs else ''}."
+                f"warmup: {cfg.warmup} leaves {type(self).__name__} no epoch to select in; epochs is {cfg.epochs}"
+                f"{f' in stages, the last of {self.stage(cfg.epochs)[1]}' if self.stage(1)[1] < cfg.epochs else ''}."
             )
 
     def forward(self, logits, labels, index):

@@ -54,7 +54,7 @@ def test_elr_targets_follow_the_sample():
 
 def test_selecting_needs_an_epoch_after_the_warm_up():
     for flags in ("--epochs 5 --warmup 5", "--epochs 1"):
-        with pytest.raises(UserError, match="warmup: . epochs leave GMM none to select in"):
+        with pytest.raises(UserError, match="warmup: . leaves GMM no epoch to select in"):
             METHODS["GMM"](load_config(flags.split()), 4, 2)
     METHODS["GMM"](load_config(["--epochs", "2"]), 4, 2)
     METHODS["CE"](load_config(["--epochs", "1"]), 4, 2)

@@ -167,7 +167,7 @@ def test_longremix_keeps_what_stays_clean_and_starts_again():
 def test_the_last_epoch_is_none_of_the_warm_up(name):
     last = 4 if name == "LongReMix" else 9  # its shorter stage has 5 of 10 epochs
     method(name, "--warmup", str(last), epochs=10)
-    with pytest.raises(UserError, match=f"warmup: {last + 1} epochs leave {name} none to select in"):
+    with pytest.raises(UserError, match=f"warmup: {last + 1} leaves {name} no epoch to select in"):
         method(name, "--warmup", str(last + 1), epochs=10)
 
 
