@@ -4,6 +4,7 @@ import contextlib
 import os
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from dataloader.transforms import decode
 _in_use: set = set()  # files of this process, which must not be evicted
 
 
-def decoded_files(paths, size, folder, limit_gb):
+def decoded_files(paths: list[str], size: int, folder: Path, limit_gb: float) -> "DecodedFiles | None":
     """DecodedFiles in a file in `folder`, or None if it exceeds limit_gb GB or the disk is full.
 
     The file is named after the paths, sizes and modification times of all images. Files that this process does not use
@@ -50,14 +51,14 @@ class DecodedFiles:
     share the file.
     """
 
-    def __init__(self, paths, size, file):
+    def __init__(self, paths: list[str], size: int, file: Path) -> None:
         self.paths, self.size = paths, size
         self.pixels = _open(file, np.uint8, (len(paths), 3, size, size))
         self.sums = _open(file.with_suffix(".crc.npy"), np.uint32, (len(paths),))
         self.checked = np.zeros(len(paths), dtype=bool)  # checksums are verified once per process
         file.touch()
 
-    def row(self, i):
+    def row(self, i: int) -> torch.Tensor:
         """uint8 (3, size, size) of image i."""
         if not self.checked[i]:
             if self.sums[i] == 0 or self.sums[i] != _checksum(self.pixels[i]):
@@ -67,11 +68,11 @@ class DecodedFiles:
         return torch.from_numpy(self.pixels[i])
 
 
-def _checksum(row):
-    return zlib.crc32(np.ascontiguousarray(row)) or 1  # 0 means never written
+def _checksum(row: np.ndarray) -> int:
+    return zlib.crc32(np.ascontiguousarray(row).data) or 1  # 0 means never written
 
 
-def _open(file, dtype, shape):
+def _open(file: Path, dtype: Any, shape: tuple[int, ...]) -> np.memmap:
     """Memory-map the array in a file; if it is missing or truncated, create it with zeros and allocate the disk space."""
     try:
         return np.lib.format.open_memmap(file, "r+", dtype, shape)

@@ -1,7 +1,9 @@
 """What a run works on: images with their labels (Split), how they are viewed (View), and both together (Dataset)."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import numpy as np
 
@@ -39,7 +41,7 @@ class Split:
     the images' names, see image_keys.
     """
 
-    images: object
+    images: Any
     labels: np.ndarray
     true_labels: np.ndarray | None = None
     # (N,) int8, where people checked labels without giving true ones: 1 right, 0 wrong, -1 not checked
@@ -49,10 +51,10 @@ class Split:
     keys: np.ndarray | None = None
     noise: ImageNoise | None = None  # on the images, where asked for
 
-    def take(self, index):
+    def take(self, index: Sequence[int] | np.ndarray) -> "Split":
         """The rows of index (M,), in that order."""
-        columns = {f.name: getattr(self, f.name) for f in fields(self)}
-        taken = {name: [x[i] for i in index] for name, x in columns.items() if isinstance(x, list)}
+        columns: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        taken: dict[str, Any] = {name: [x[i] for i in index] for name, x in columns.items() if isinstance(x, list)}
         taken |= {name: x[index] for name, x in columns.items() if isinstance(x, np.ndarray)}
         return replace(self, **taken)
 
@@ -81,72 +83,71 @@ class Dataset:
     noise_name: str = field(default="none")  # of the run's folder
 
     @property
-    def num_classes(self):
+    def num_classes(self) -> int:
         return len(self.classnames)
 
     @property
-    def true_labels(self):
+    def true_labels(self) -> np.ndarray | None:
         """Of the training images, (N,) int64, numbers of true_names; None where the truth is not known."""
         return self.train.true_labels
 
     @property
-    def true_names(self):
+    def true_names(self) -> list[str]:
         """What true labels are called: the classes, and behind them what is none of them."""
         return self.label_names + self.other_names
 
     @property
-    def ids(self):
+    def ids(self) -> list[str] | None:
         """Names of the training images, where a table gives them."""
         return self.train.ids
 
     @property
-    def digests(self):
+    def digests(self) -> list[str] | None:
         """Hashes of the training images' contents, where they have been read."""
         return self.train.digests
 
-    def path(self, i):
+    def path(self, i: int) -> str:
         """The path of training image i relative to `root` (see files.below); "" where it is no file."""
         image = self.train.images[i]
         return as_text(below(self.root, image)) if self.root and isinstance(image, str) else ""
 
     @property
-    def given_tests(self):
+    def given_tests(self) -> dict[str, Split]:
         """All test sets with their given labels, name -> Split; the first is `test`, where there is one."""
         return ({"test": self.test} if self.test else {}) | self.more_tests
 
     @property
-    def tests(self):
+    def tests(self) -> dict[str, Split]:
         """What to test on, name -> Split: the labels are the true ones where they are known, and all of them classes."""
         by_truth = {name: _by_truth(split, self.num_classes) for name, split in self.given_tests.items()}
         return {name: split for name, split in by_truth.items() if len(split.labels)}
 
     @property
-    def place(self):
+    def place(self) -> str:
         """Where runs on these data lie below output_dir: <dataset>/<noise>."""
         return f"{slug(self.name)}/{slug(self.noise_name)}"
 
-    def whole(self):
+    def whole(self) -> "Dataset":
         """The same with the images that were held out among the training images again, where they stood.
 
         For detectors that train no network: they judge every label.
         """
         if self.held_out is None:
             return self
-        both = Split(
-            *(
-                x if x is None else x + y if isinstance(x, list) else np.concatenate([x, y])
-                for x, y in ((getattr(self.train, f.name), getattr(self.test, f.name)) for f in fields(Split))
-            )
-        )
+        columns: dict[str, Any] = {}
+        for name in (f.name for f in fields(Split)):
+            x, y = getattr(self.train, name), getattr(self.test, name)
+            columns[name] = x if x is None else x + y if isinstance(x, list) else np.concatenate([x, y])
+        both = Split(**columns)
         rest = np.setdiff1d(np.arange(len(both.labels)), self.held_out)
         return replace(self, train=both.take(np.argsort(np.concatenate([rest, self.held_out]))), all_judged=True)
 
     @property
-    def identity(self):
+    def identity(self) -> dict[str, str]:
         """What tells these images and labels from all others, for utils.runs.Run."""
         return {"images": self.fingerprint, "labels": label_hash(self.train.labels)}
 
-    def known(self):
+    def known(self) -> tuple[np.ndarray, np.ndarray] | None:
         """The training labels known to be right or wrong: their index (M,), and whether each is right, (M,) bool.
 
         None where nothing is known.
@@ -158,7 +159,7 @@ class Dataset:
         index = np.flatnonzero(self.train.verified >= 0)
         return index, self.train.verified[index] == 1
 
-    def facts(self):
+    def facts(self) -> dict[str, Any]:
         """Name, sizes and, where the truth is known, the realised noise, for a summary."""
         facts = {
             "dataset": self.name,
@@ -174,8 +175,8 @@ class Dataset:
             facts["all_judged"] = True  # the test images are among the training images
         if self.skipped:
             facts["skipped"] = len(self.skipped)
-        if self.known() is not None:
-            index, is_clean = self.known()
+        if (known := self.known()) is not None:
+            index, is_clean = known
             facts["noise_rate"] = float(np.mean(~is_clean))
             if len(index) < len(self.train.labels):
                 facts["num_known"] = len(index)
@@ -187,7 +188,7 @@ class Dataset:
             facts["noise_counts"] = counts.tolist()  # [true][given]
         return facts
 
-    def tables(self):
+    def tables(self) -> dict[str, list]:
         """What a run lists of its files: {file name: rows}, a heading first."""
         tables = {}
         if self.skipped:
@@ -197,7 +198,7 @@ class Dataset:
         return tables
 
 
-def _by_truth(split, num_classes):
+def _by_truth(split: Split, num_classes: int) -> Split:
     """The split labelled with the truth, where it is known, without images whose true label is no class."""
     if split.true_labels is None:
         return split
@@ -206,19 +207,19 @@ def _by_truth(split, num_classes):
     return split if known.all() else split.take(np.flatnonzero(known))
 
 
-def label_hash(labels):
+def label_hash(labels: np.ndarray) -> str:
     """Eight hex digits that identify a list of labels."""
     return hashlib.sha256(np.ascontiguousarray(labels, dtype="<i8").tobytes()).hexdigest()[:8]
 
 
-def content_numbers(split):
+def content_numbers(split: Split) -> np.ndarray:
     """(N,) uint64 that tell the contents of the images from all others; files that have not been read are their sizes."""
     if split.digests is not None:
         return np.array([int(digest[:16], 16) for digest in split.digests], dtype=np.uint64)
     return np.array([(file_identity(path) or [0])[0] for path in split.images], dtype=np.uint64)
 
 
-def image_keys(split, root):
+def image_keys(split: Split, root: str) -> np.ndarray:
     """(N, 2) uint64: the name of each image, and its content, as numbers.
 
     The name of a file is its path below the folder `root`; an image that is no file is what its pixels are.
@@ -227,16 +228,16 @@ def image_keys(split, root):
     if not isinstance(split.images[0], str):
         return np.stack([content, content], axis=1)
     names = [below(root, path).encode("utf-8", "surrogateescape") for path in split.images]
-    names = [int.from_bytes(hashlib.blake2b(name, digest_size=8).digest()) for name in names]
-    return np.stack([np.array(names, dtype=np.uint64), content], axis=1)
+    numbers = [int.from_bytes(hashlib.blake2b(name, digest_size=8).digest()) for name in names]
+    return np.stack([np.array(numbers, dtype=np.uint64), content], axis=1)
 
 
-def fingerprint(keys):
+def fingerprint(keys: np.ndarray) -> str:
     """Eight hex digits of images in their order, by their keys (N, 2)."""
     return hashlib.sha256(keys.astype("<u8").tobytes()).hexdigest()[:8]
 
 
-def source_identity(data, keys):
+def source_identity(data: Dataset, keys: np.ndarray) -> str:
     """Eight hex digits of all images of a Dataset, with their keys (N, 2), and their labels, given and true.
 
     The same whatever their order and whichever of them are held out for testing, so that seeds of one data set share it.
@@ -255,7 +256,7 @@ def source_identity(data, keys):
     return hashlib.sha256(names + np.sort(rows).astype("<u8").tobytes()).hexdigest()[:8]
 
 
-def identified(data, root):
+def identified(data: Dataset, root: str) -> Dataset:
     """The Dataset with what tells its images from others; root: the folder that its files lie in."""
     splits = [data.train, *data.given_tests.values()]
     is_files = isinstance(data.train.images[0], str)
@@ -270,7 +271,7 @@ def identified(data, root):
     return replace(data, root=root if is_files else "", fingerprint=fingerprint(keys), source=source)
 
 
-def hold_out(labels, fraction, seed):
+def hold_out(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Indices of a stratified (train, test) split, both sorted; a class too small to be split stays in training."""
     from sklearn.model_selection import train_test_split
 

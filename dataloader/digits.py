@@ -1,5 +1,7 @@
 """scikit-learn's handwritten digits, the data set of the demo."""
 
+from types import SimpleNamespace
+
 import numpy as np
 from PIL import Image
 
@@ -7,7 +9,7 @@ from dataloader.dataset import Dataset, Split, View, hold_out
 from utils.config import UserError, default_values
 
 
-def load_digits_8x8():
+def load_digits_8x8() -> tuple[np.ndarray, np.ndarray]:
     """scikit-learn's 1,797 handwritten digits: grey levels 0..16, uint8 (1797, 8, 8), and labels int64."""
     from sklearn.datasets import load_digits
 
@@ -15,16 +17,18 @@ def load_digits_8x8():
     return digits.images.astype(np.uint8), digits.target.astype(np.int64)
 
 
-def enlarge_digits(levels):
+def enlarge_digits(levels: np.ndarray) -> np.ndarray:
     """Grey levels 0..16 (N, 8, 8) -> uint8 RGB (N, 32, 32, 3): white ink on black, bicubic."""
     big = [
-        np.asarray(Image.fromarray(np.minimum(lv * 16, 255).astype(np.uint8)).resize((32, 32), Image.BICUBIC))
+        np.asarray(
+            Image.fromarray(np.minimum(lv * 16, 255).astype(np.uint8)).resize((32, 32), Image.Resampling.BICUBIC)
+        )
         for lv in levels
     ]
     return np.repeat(np.stack(big)[..., None], 3, axis=3)
 
 
-def digits(cfg):
+def digits(cfg: SimpleNamespace) -> Dataset:
     """The 1,797 digits of scikit-learn, enlarged to 32x32; a fraction of `test_fraction` is held out, by `seed`."""
     if cfg.data_path != default_values()["data_path"]:
         raise UserError(

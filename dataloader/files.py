@@ -5,8 +5,11 @@ import io
 import json
 import os
 from collections import Counter
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -27,14 +30,15 @@ SYSTEM_NAMES = set(
 ) | {"system volume information"}
 
 
-def is_system(name):
+def is_system(name: str) -> bool:
     """Whether a file or folder of this name is none of a person's own."""
     return name.startswith(".") or name.lower() in SYSTEM_NAMES
 
 
-def image_files(folder):
+def image_files(folder: str | Path) -> tuple[list[str], Counter[str]]:
     """(sorted paths of the image files below a folder, {suffix: number of the other files}), without system files."""
-    paths, others = [], Counter()
+    paths: list[str] = []
+    others: Counter[str] = Counter()
     for place, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not is_system(name)]
         for name in files:
@@ -46,18 +50,18 @@ def image_files(folder):
     return sorted(paths, key=lambda path: path.split(os.sep)), others
 
 
-def passed_over(others):
+def passed_over(others: Mapping[str, int]) -> str:
     """{suffix: number} of files that are no images, as text."""
     text = ", ".join(f"{suffix or 'without a suffix'} ({n})" for suffix, n in sorted(others.items()))
     return text + ("; `pip install pillow-heif` makes HEIC readable" if HEIF & others.keys() else "")
 
 
-def inspect_file(path):
+def inspect_file(path: str | Path) -> tuple[str, str]:
     """(content hash, why it cannot be read or "") of one image file, decoded to its end."""
     try:
         content = Path(path).read_bytes()
     except OSError as error:
-        return "", "missing" if isinstance(error, FileNotFoundError) else error.strerror
+        return "", "missing" if isinstance(error, FileNotFoundError) else str(error.strerror)
     digest = hashlib.blake2b(content, digest_size=16).hexdigest()
     try:
         with Image.open(io.BytesIO(content)) as image:
@@ -72,7 +76,7 @@ def inspect_file(path):
     return digest, ""
 
 
-def file_identity(path):
+def file_identity(path: str | Path) -> list[int] | None:
     """[size, time of last change] of a file; None where there is none."""
     try:
         stat = os.stat(path)
@@ -81,7 +85,7 @@ def file_identity(path):
     return [stat.st_size, stat.st_mtime_ns]
 
 
-def inspect_files(paths, cache):
+def inspect_files(paths: Iterable[str], cache: Path) -> tuple[list[str], list[str]]:
     """inspect_file of every path, as two lists; what is in the JSON file `cache` and unchanged since is not read again."""
     try:
         known = json.loads(Path(cache).read_text(encoding="utf-8"))
@@ -102,7 +106,7 @@ def inspect_files(paths, cache):
     return [known[path][2] for path in paths], [known[path][3] for path in paths]
 
 
-def images_identity(images):
+def images_identity(images: Any) -> str:
     """What tells these images from all others, as a hash: pixels of an array or of Pillow images; of files, where they lie,
     their size and the time of their last change."""
     sha = hashlib.sha256()
@@ -117,24 +121,24 @@ def images_identity(images):
     return sha.hexdigest()
 
 
-def pixel_digests(images):
+def pixel_digests(images: Any) -> list[str]:
     """What tells each image by its pixels: a hash of every picture of a uint8 array (N, H, W, 3), or of Pillow images."""
     arrays = (np.asarray(to_rgb(x) if isinstance(x, Image.Image) else x) for x in images)
     return [hashlib.blake2b(f"{x.shape}".encode() + x.tobytes(), digest_size=16).hexdigest() for x in arrays]
 
 
-def data_root(source):
+def data_root(source: str | Path) -> str:
     """The folder, absolute, that the paths of a data set are relative to: `source`, or where it lies if it is a table."""
     return os.path.dirname(os.path.abspath(source)) if os.path.isfile(source) else os.path.abspath(source)
 
 
-def below(root, path):
+def below(root: str, path: str | Path) -> str:
     """A path relative to the folder `root`, with /; absolute where it does not lie below it, or there is no root."""
     path = os.path.abspath(path)
     is_below = root and path.startswith(os.path.join(root, ""))
     return path[len(root) :].lstrip(os.sep).replace(os.sep, "/") if is_below else path
 
 
-def inspection_cache(cfg):
+def inspection_cache(cfg: SimpleNamespace) -> Path:
     """Where what was found out about the files of data_path is kept."""
     return Path(cfg.output_dir) / "cache" / f"{cfg.dataset}-files.json"

@@ -1,8 +1,11 @@
 """Noise on the pixels of batches, on the device; each image has the same noise in every epoch, wherever it stands."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +28,7 @@ class ImageNoise:
     level: float
     seed: int
 
-    def __call__(self, images, keys):
+    def __call__(self, images: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
         """uint8 (B, 3, H, W) of the images with keys (B,), int64, both on the device -> uint8 of the same shape."""
         if self.kind == "gaussian":
             noise = sample_normal(images.shape[1:], keys, self.seed)
@@ -35,7 +38,7 @@ class ImageNoise:
         return jpeg(images, self.level)
 
 
-def image_noise_of(cfg, part):
+def image_noise_of(cfg: SimpleNamespace, part: str) -> ImageNoise | None:
     """The ImageNoise of the training images (part 0) or of a test set (part 1, …) according to `cfg`, or None."""
     if cfg.image_noise == "none":
         return None
@@ -50,23 +53,23 @@ def image_noise_of(cfg, part):
     return ImageNoise(cfg.image_noise, cfg.image_noise_level, cfg.seed)
 
 
-def image_noise_name(cfg):
+def image_noise_name(cfg: SimpleNamespace) -> str:
     """The image noise as part of a run's folder name; empty for none."""
     return f"{cfg.image_noise}-{cfg.image_noise_level:g}-{cfg.image_noise_on}" if cfg.image_noise != "none" else ""
 
 
-def _to_uint8(images):
+def _to_uint8(images: torch.Tensor) -> torch.Tensor:
     return images.round().clamp(0, 255).to(torch.uint8)
 
 
-def _mix(x):
+def _mix(x: torch.Tensor) -> torch.Tensor:
     """splitmix64's finaliser (Steele et al., OOPSLA 2014) on int64: well mixed bits, the same on every device."""
     for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15), (31, 1)):
         x = (x ^ ((x >> shift) & ((1 << (64 - shift)) - 1))) * factor  # shifted without the sign
     return x
 
 
-def sample_normal(shape, keys, seed):
+def sample_normal(shape: Sequence[int], keys: torch.Tensor, seed: int) -> torch.Tensor:
     """Standard normal (B, *shape) float32; those of image b depend on seed and keys[b], int64, alone (Box-Muller)."""
     n = math.prod(shape)
     mixed = _mix(_mix(keys + 1) ^ seed)  # (B,)
@@ -76,7 +79,7 @@ def sample_normal(shape, keys, seed):
     return torch.stack([radius * angle.cos(), radius * angle.sin()], 2).flatten(1)[:, :n].reshape(-1, *shape)
 
 
-def blur(images, std):
+def blur(images: torch.Tensor, std: float) -> torch.Tensor:
     """Gaussian blur of float (B, C, H, W) by `std` pixels: rows, then columns; the edge pixels are repeated outwards."""
     if std <= 0:
         return images
@@ -96,7 +99,7 @@ CHROMINANCE = """17 18 24 47 99 99 99 99  18 21 26 66 99 99 99 99  24 26 56 99 9
 TO_YCC = np.array([[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]])
 
 
-def quantisation(quality):
+def quantisation(quality: float) -> np.ndarray:
     """The two tables (2, 8, 8) at a quality 1 to 100, scaled as libjpeg does."""
     tables = np.array([text.split() for text in (LUMINANCE, CHROMINANCE)], dtype=np.float64).reshape(2, 8, 8)
     scale = 5000 / quality if quality < 50 else 200 - 2 * quality
@@ -104,7 +107,7 @@ def quantisation(quality):
 
 
 @cache
-def _jpeg_constants(quality, device):
+def _jpeg_constants(quality: float, device: torch.device) -> Any:
     """Cosine transform (8, 8), RGB to YCbCr and back (3, 3), and the tables (3, 1, 1, 8, 8), once for a device."""
     k = np.arange(8)
     dct = np.cos(np.pi * (2 * k[None] + 1) * k[:, None] / 16) * np.where(k == 0, np.sqrt(1 / 8), 0.5)[:, None]
@@ -114,7 +117,7 @@ def _jpeg_constants(quality, device):
     return [torch.as_tensor(a, dtype=torch.float32, device=device) for a in arrays]
 
 
-def jpeg(images, quality):
+def jpeg(images: torch.Tensor, quality: float) -> torch.Tensor:
     """What is left of uint8 (B, 3, H, W) after JPEG at a quality, without chroma subsampling.
 
     The coding of the coefficients loses nothing, so only the quantised 8x8 cosine transform is done, in batches.

@@ -1,5 +1,8 @@
 """Shared by the readers of image files: list files (a name and a label per line) and class folders."""
 
+from collections.abc import Iterable
+from pathlib import Path
+
 import numpy as np
 
 from dataloader.dataset import Split
@@ -11,7 +14,7 @@ ENLARGE = 8 / 7  # resize to 256 pixels for a crop of 224
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
 
-def read_words(path, expected):
+def read_words(path: Path, expected: int) -> list[list[str]]:
     """The words of every line of a list file; UserError if it is missing or a line has fewer than `expected` words."""
     if not path.is_file():
         raise UserError(f"data_path: {path} is missing.")
@@ -22,28 +25,28 @@ def read_words(path, expected):
     return rows
 
 
-def _whole_number(word, path, row):
+def _whole_number(word: str, path: Path, row: int) -> int:
     if not word.lstrip("-").isdigit():
         raise UserError(f"{path}: line {row + 1} has the label '{word}', expected a whole number.")
     return int(word)
 
 
-def read_pairs(path):
+def read_pairs(path: Path) -> list[tuple[str, int]]:
     """(name, label) of every line `name label` of a list file."""
     return [(words[0], _whole_number(words[1], path, row)) for row, words in enumerate(read_words(path, 2))]
 
 
-def to_split(pairs):
+def to_split(pairs: Iterable[tuple[str | Path, int]]) -> Split:
     return Split([str(path) for path, _ in pairs], np.array([label for _, label in pairs], dtype=np.int64))
 
 
-def need_folder(folder):
+def need_folder(folder: Path) -> Path:
     if not folder.is_dir():
         raise UserError(f"data_path: there is no folder {folder}.")
     return folder
 
 
-def class_folders(root):
+def class_folders(root: Path) -> tuple[list[str], np.ndarray, list[str]]:
     """Paths, labels and class names of <root>/<class>/**/*.jpg …, sorted."""
     classes = sorted(d.name for d in root.iterdir() if d.is_dir() and not is_system(d.name))
     if not classes:

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 
@@ -10,7 +11,7 @@ from dataloader.listings import ENLARGE, read_pairs, to_split
 from utils.config import UserError
 
 
-def red_mini_imagenet(cfg):
+def red_mini_imagenet(cfg: SimpleNamespace) -> Dataset:
     """A fraction `noise_ratio` of mini-ImageNet's images is replaced by mislabelled web images ("red" noise).
 
     The labels of web images are known to be wrong (`verified`); what they show is not known.
@@ -18,12 +19,12 @@ def red_mini_imagenet(cfg):
     return _mini_imagenet(cfg, "red")
 
 
-def blue_mini_imagenet(cfg):
+def blue_mini_imagenet(cfg: SimpleNamespace) -> Dataset:
     """A fraction `noise_ratio` of mini-ImageNet's labels is changed at random ("blue" noise); true labels are known."""
     return _mini_imagenet(cfg, "blue")
 
 
-def _mini_imagenet(cfg, color):
+def _mini_imagenet(cfg: SimpleNamespace, color: str) -> Dataset:
     """split/<color>_noise_nl_<ratio> and split/clean_validation list names and labels; the images are in all_images/.
 
     data_path may be the folder that contains split/, or its parent. Test images are searched in validation/<label>/,

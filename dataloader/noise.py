@@ -7,7 +7,10 @@ The `official_…` functions reproduce the labels that the official code draws f
 
 import json
 import random
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 from scipy.special import softmax
@@ -30,12 +33,12 @@ CIFAR100_SUPERCLASS = np.array([
 # fmt: on
 
 
-def chosen(n, ratio, rng):
+def chosen(n: int, ratio: float, rng: Any) -> np.ndarray:
     """floor(ratio * n) distinct random indices."""
     return rng.permutation(n)[: int(ratio * n)]
 
 
-def sym(labels, ratio, num_classes, rng):
+def sym(labels: np.ndarray, ratio: float, num_classes: int, rng: Any) -> np.ndarray:
     """Symmetric noise: the chosen samples get a label drawn uniformly from all classes, including the true one.
 
     About ratio (K-1)/K of the labels actually change.
@@ -45,14 +48,14 @@ def sym(labels, ratio, num_classes, rng):
     return noisy
 
 
-def asym(labels, ratio, num_classes, rng):
+def asym(labels: np.ndarray, ratio: float, num_classes: int, rng: Any) -> np.ndarray:
     """Asymmetric noise of the official code: the chosen samples get the next class, (y + 1) mod K."""
     noisy, index = labels.copy(), chosen(len(labels), ratio, rng)
     noisy[index] = (labels[index] + 1) % num_classes
     return noisy
 
 
-def similar_class(num_classes):
+def similar_class(num_classes: int) -> np.ndarray:
     """The similar class that each class of CIFAR is conventionally flipped to, (K,).
 
     CIFAR-10: truck → automobile, bird → airplane, deer → horse, cat ↔ dog; the others stay. CIFAR-100: the next class
@@ -68,14 +71,14 @@ def similar_class(num_classes):
     return target
 
 
-def asym_similar(labels, ratio, num_classes, rng):
+def asym_similar(labels: np.ndarray, ratio: float, num_classes: int, rng: Any) -> np.ndarray:
     """Conventional asymmetric noise (DivideMix and most papers): the chosen samples get the similar class."""
     noisy, index = labels.copy(), chosen(len(labels), ratio, rng)
     noisy[index] = similar_class(num_classes)[labels[index]]
     return noisy
 
 
-def structured(labels, ratio, num_classes, rng, to_next=False):
+def structured(labels: np.ndarray, ratio: float, num_classes: int, rng: Any, to_next: bool = False) -> np.ndarray:
     """`str` noise: of the chosen samples, only those of a random half of the classes change.
 
     They get a uniformly drawn class or, with `to_next`, the next class.
@@ -87,18 +90,24 @@ def structured(labels, ratio, num_classes, rng, to_next=False):
     return noisy
 
 
-def transition(labels, matrix, rng):
+def transition(labels: np.ndarray, matrix: np.ndarray, rng: Any) -> np.ndarray:
     """Class-dependent noise: the new label of a sample of class k is drawn from row k of the matrix (K, K)."""
     return draw_rows(matrix[labels], rng.random(len(labels)))
 
 
-def draw_rows(probabilities, u):
+def draw_rows(probabilities: np.ndarray, u: np.ndarray) -> np.ndarray:
     """Draw one column per row of probabilities (N, K) by inverse transform sampling at u (N,)."""
     cdf = np.cumsum(probabilities, axis=1, dtype=np.float64)
     return (cdf / cdf[:, -1:] <= u[:, None]).sum(1)
 
 
-def flip_probabilities(labels, flip_rate, num_classes, features, class_weights):
+def flip_probabilities(
+    labels: np.ndarray,
+    flip_rate: np.ndarray,
+    num_classes: int,
+    features: Any,
+    class_weights: Callable[[int], np.ndarray],
+) -> np.ndarray:
     """Label probabilities P (N, K) float32 of instance-dependent noise (part-dependent, Xia et al., NeurIPS 2020).
 
     a = x W_y with a[y] = -inf; P = q softmax(a), P[y] = 1 - q, for flip rates q (N,), features x (N, F) and
@@ -117,11 +126,11 @@ def flip_probabilities(labels, flip_rate, num_classes, features, class_weights):
     return P
 
 
-def _truncated_rates(n, ratio, rng, std=0.1):
+def _truncated_rates(n: int, ratio: float, rng: Any, std: float = 0.1) -> np.ndarray:
     return truncnorm.rvs(-ratio / std, (1 - ratio) / std, loc=ratio, scale=std, size=n, random_state=rng)
 
 
-def idn(labels, ratio, num_classes, rng, features):
+def idn(labels: np.ndarray, ratio: float, num_classes: int, rng: Any, features: Any) -> np.ndarray:
     """Instance-dependent noise (part-dependent, Xia et al. 2020); features (N, F) are raw pixels 0..255, channel first.
 
     Flip rates q_i follow normal(ratio, 0.1) truncated to [0, 1]; the entries of W_k (F, K) are standard normal.
@@ -133,7 +142,9 @@ def idn(labels, ratio, num_classes, rng, features):
     return draw_rows(P, rng.random(len(labels)))
 
 
-def official_class_noise(mode, labels, ratio, num_classes, rng, folder=False):
+def official_class_noise(
+    mode: str, labels: np.ndarray, ratio: float, num_classes: int, rng: Any, folder: bool = False
+) -> np.ndarray:
     """sym, asym or str noise exactly as in the official code; rng is `random.Random(seed)`.
 
     In `str`, samples of image folders (`folder`) get the next class; for CIFAR the class is drawn.
@@ -150,7 +161,7 @@ def official_class_noise(mode, labels, ratio, num_classes, rng, folder=False):
     return noisy
 
 
-def official_idn(labels, ratio, num_classes, features, rng=None):
+def official_idn(labels: np.ndarray, ratio: float, num_classes: int, features: Any, rng: Any = None) -> np.ndarray:
     """Instance-dependent noise exactly as in the official code, which always uses numpy seed 1."""
     rng = np.random.RandomState(1) if rng is None else rng
     flip_rate, F = _truncated_rates(len(labels), ratio, rng), features.shape[1]
@@ -168,11 +179,17 @@ HUMAN = {  # noise_mode: {number of classes: entry of the file}; `real` is the o
     "random2": {10: "random_label2"},
     "random3": {10: "random_label3"},
 }
-DRAWN = {"sym": sym, "asym": asym, "asym_similar": asym_similar, "str": structured, "idn": idn}
+DRAWN: dict[str, Callable[..., np.ndarray]] = {
+    "sym": sym,
+    "asym": asym,
+    "asym_similar": asym_similar,
+    "str": structured,
+    "idn": idn,
+}
 NOISE = ("none", *DRAWN, "transition", "file", *HUMAN)
 
 
-def _check_labels(labels, expected, num_classes, path):
+def _check_labels(labels: np.ndarray, expected: int, num_classes: int, path: str | Path) -> np.ndarray:
     """Labels (N,) int64 read from a file, after checking their type, number and range."""
     labels = np.asarray(labels)
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
@@ -187,7 +204,7 @@ def _check_labels(labels, expected, num_classes, path):
     return labels.astype(np.int64)
 
 
-def read_labels(path, true_labels=None):
+def read_labels(path: str | Path, true_labels: np.ndarray | None = None) -> np.ndarray:
     """The content of a label file: .npy, a JSON list as in the official code, or text with one integer per line.
 
     A .csv with the columns label and label_noisy, as CIFAR-10's published instance-dependent labels (dependent0.4.csv;
@@ -210,7 +227,7 @@ def read_labels(path, true_labels=None):
         raise UserError(f"{path}: not a list of labels ({error})") from None
 
 
-def read_human(data_path, mode, labels, num_classes):
+def read_human(data_path: str | Path, mode: str, labels: np.ndarray, num_classes: int) -> Any:
     """Human labels of CIFAR-10N or CIFAR-100N (Wei et al., ICLR 2022), from CIFAR-<K>_human.pt in data_path."""
     path = Path(data_path) / f"CIFAR-{num_classes}_human.pt"
     if num_classes not in HUMAN[mode]:
@@ -228,7 +245,7 @@ def read_human(data_path, mode, labels, num_classes):
     return _check_labels(noisy, len(labels), num_classes, path)
 
 
-def read_transition(path, num_classes):
+def read_transition(path: str | Path, num_classes: int) -> np.ndarray:
     """A row-stochastic matrix (K, K) float64 from .npy or .csv; row k has the probabilities of class k's new labels."""
     path = Path(path)
     if not path.is_file():
@@ -253,7 +270,9 @@ def read_transition(path, num_classes):
     return matrix
 
 
-def make_noise(cfg, labels, num_classes, is_folder=False, features=None):
+def make_noise(
+    cfg: SimpleNamespace, labels: np.ndarray, num_classes: int, is_folder: bool = False, features: Any = None
+) -> Any:
     """The labels to train on, (N,) int64, according to the noise_… keys of cfg.
 
     features() returns the pixels (N, F), needed for idn. Raises UserError for an unknown mode, or a file that is missing
@@ -284,7 +303,7 @@ def make_noise(cfg, labels, num_classes, is_folder=False, features=None):
     return structured(labels, ratio, K, rng, is_folder) if mode == "str" else DRAWN[mode](labels, ratio, K, rng)
 
 
-def _official(cfg, labels, num_classes, is_folder, features):
+def _official(cfg: SimpleNamespace, labels: np.ndarray, num_classes: int, is_folder: bool, features: Any) -> Any:
     """Labels as in the official code: from its cache file if there is one, whatever the seed, else drawn."""
     mode, ratio = cfg.noise_mode, cfg.noise_ratio
     if mode == "asym_similar":

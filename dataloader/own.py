@@ -2,15 +2,18 @@
 
 import os
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from dataloader.dataset import Dataset, Split, View, fingerprint, identified, image_keys
 from dataloader.files import inspect_files, inspection_cache, pixel_digests
-from dataloader.rows import SPLITS, read_rows, say_names, shortened, tidy_names
+from dataloader.rows import SPLITS, Row, read_rows, say_names, shortened, tidy_names
 from dataloader.transforms import to_rgb
 from utils.config import UserError, nearest
 from utils.files import slug, write_whole
@@ -19,7 +22,7 @@ from utils.summaries import read_summary
 OWN_VIEW = View(flip=False)  # neither cut nor mirrored: what fills the frame stays whole, and letters what they are
 
 
-def own(cfg):
+def own(cfg: SimpleNamespace) -> Dataset:
     """A folder of class folders or a table (dataloader/rows.py); without a test split `test_fraction` is held out by `seed`.
 
     The classes are the labels that training images were given, whatever else their true labels are.
@@ -64,7 +67,7 @@ def own(cfg):
     )
 
 
-def _say_lost_classes(source, classes):
+def _say_lost_classes(source: str | Path, classes: list[str]) -> None:
     """Print which classes of a run have no image left in a table that lies in its folder, as a report writes them."""
     summary = (read_summary(Path(source).parent / "summary.json") if Path(source).is_file() else None) or {}
     lost = sorted(set(summary.get("classes", [])) - set(classes))
@@ -74,13 +77,13 @@ def _say_lost_classes(source, classes):
         )
 
 
-def source_name(source):
+def source_name(source: str | Path) -> str:
     """What a data set is called where nobody says: its folder's name, or its table's with that of the table's folder."""
     path = Path(os.path.abspath(source))
     return f"{path.parent.name}-{path.stem}" if path.is_file() else path.name
 
 
-def _hold_out(rows, fraction, seed):
+def _hold_out(rows: list[Row], fraction: float, seed: int) -> tuple[list[Row], np.ndarray | None]:
     """The rows, those held out for testing with the split test, and the positions of these, or None where there are none.
 
     In each class those go whose content, scrambled by the seed, makes the smallest numbers: which they are hardly changes
@@ -103,7 +106,7 @@ def _hold_out(rows, fraction, seed):
     return rows, np.flatnonzero(is_test) if is_test.any() else None
 
 
-def whole_truth(rows):
+def whole_truth(rows: list[Row]) -> list[Row]:
     """The rows, without their true labels unless all have one."""
     known = sum(bool(row.true_label) for row in rows)
     if known in (0, len(rows)):
@@ -112,12 +115,12 @@ def whole_truth(rows):
     return [replace(row, true_label="") for row in rows]
 
 
-def other_names(rows, classes):
+def other_names(rows: list[Row], classes: list[str]) -> list[str]:
     """The true labels among rows that are none of the classes, sorted."""
     return sorted({row.true_label for row in rows} - {"", *classes})
 
 
-def to_split(rows, classes, others):
+def to_split(rows: list[Row], classes: list[str], others: list[str]) -> Split:
     """Rows as a Split; others: see other_names. UserError for a row whose label is none of the classes."""
     number = {name: i for i, name in enumerate(classes + others)}
     for row in rows:
@@ -132,7 +135,9 @@ def to_split(rows, classes, others):
     return Split(paths, labels, true_labels, ids=ids, digests=[row.digest for row in rows])
 
 
-def sound_rows(source, cfg, key="data_path"):
+def sound_rows(
+    source: str | Path, cfg: SimpleNamespace, key: str = "data_path"
+) -> tuple[list[Row], list[tuple[str, str]]]:
     """The rows of a folder or table whose files can be read, with their digests, and (path, why) of each of the others."""
     rows = read_rows(source, cfg, key)
     digests, reasons = inspect_files([row.path for row in rows], inspection_cache(cfg))
@@ -146,12 +151,12 @@ def sound_rows(source, cfg, key="data_path"):
     return [replace(row, digest=digest) for row, digest, reason in zip(rows, digests, reasons) if not reason], skipped
 
 
-def find_duplicates(rows):
+def find_duplicates(rows: list[Row]) -> list[tuple[int, str, str, str, bool]]:
     """The rows whose files are the same, which all stay: (group, path, split, label, whether the group's labels differ).
 
     What matters of them is printed: labels that differ, and test images that are trained on.
     """
-    groups = {}
+    groups: dict[str, list[Row]] = {}
     for row in rows:
         groups.setdefault(row.digest, []).append(row)
     twins = [group for group in groups.values() if len(group) > 1]
@@ -177,7 +182,9 @@ def find_duplicates(rows):
     ]
 
 
-def in_memory(images, labels, classnames, cfg, keep=False):
+def in_memory(
+    images: Any, labels: Any, classnames: Sequence[str] | None, cfg: SimpleNamespace, keep: bool = False
+) -> tuple[Dataset, np.ndarray, np.ndarray]:
     """What a notebook has, as (Dataset without a test split, values (K,) of its labels, rows (M,) of the N images).
 
     images: N paths or Pillow images, in whatever can be gone through once, or uint8 (N, H, W, 3). labels: N strings or
@@ -214,7 +221,7 @@ def in_memory(images, labels, classnames, cfg, keep=False):
     return identified(data, root), values, rows
 
 
-def _checked_images(images):
+def _checked_images(images: Any) -> Any:
     """A uint8 array (N, H, W, 3) as it is; anything else as a list of absolute paths and Pillow images."""
     if isinstance(images, np.ndarray) and images.dtype.kind not in "OU":
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
@@ -229,7 +236,7 @@ def _checked_images(images):
     return images
 
 
-def _checked_labels(labels, count, classnames):
+def _checked_labels(labels: Any, count: int, classnames: Sequence[str] | None) -> tuple[np.ndarray, np.ndarray]:
     """(values (K,) of the classes in order, labels (N,) int64 as numbers of them)."""
     labels, kinds = list(labels), []
     for i, label in enumerate(labels):
@@ -254,10 +261,10 @@ def _checked_labels(labels, count, classnames):
     return values, np.searchsorted(values, labels).astype(np.int64)
 
 
-def save_images(images, folder):
+def save_images(images: Any, folder: Path) -> list[str]:
     """The paths of PNG files, below a folder, of a uint8 array (N, H, W, 3) or of Pillow images; those there are kept."""
     folder = Path(os.path.abspath(folder)) / fingerprint(
-        image_keys(Split(images, None, digests=pixel_digests(images)), "")
+        image_keys(Split(images, np.empty(0), digests=pixel_digests(images)), "")
     )
     paths = [folder / f"{i:06d}.png" for i in range(len(images))]
     for path, image in zip(paths, images):

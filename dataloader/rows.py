@@ -6,8 +6,10 @@ import json
 import re
 import unicodedata
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 from dataloader.files import IMAGE_SUFFIXES, image_files, is_system, passed_over
 from utils.config import UserError, default_values, nearest
@@ -52,7 +54,7 @@ class Row:
     digest: str = ""  # of the file's content, in hex
 
 
-def read_rows(source, cfg, key="data_path"):
+def read_rows(source: str | Path, cfg: SimpleNamespace, key: str = "data_path") -> list[Row]:
     """The rows of a folder of class folders or of a CSV, TSV or JSONL file, in sorted or in the file's order.
 
     Of val and test, test is for testing and val is left out; val alone is for testing. Raises UserError where `source`,
@@ -82,7 +84,7 @@ def read_rows(source, cfg, key="data_path"):
 # --- class folders
 
 
-def _read_folders(root, key):
+def _read_folders(root: Path, key: str) -> list[Row]:
     rows, empty, splits = [], [], _split_folders(root, key)
     loose, others = _loose_files({root, *(folder for _, folder in splits)})
     for split, folder in splits:
@@ -107,24 +109,24 @@ def _read_folders(root, key):
     return rows
 
 
-def _loose_files(folders):
+def _loose_files(folders: Iterable[Path]) -> tuple[list[str], Counter[str]]:
     """(sorted paths of the images, {suffix: number of the other files}) that lie in these folders themselves."""
     files = [p for folder in folders for p in folder.iterdir() if p.is_file() and not is_system(p.name)]
     others = [p.suffix.lower() for p in files if p.suffix.lower() not in IMAGE_SUFFIXES]
     return sorted(str(p) for p in files if p.suffix.lower() in IMAGE_SUFFIXES), Counter(others)
 
 
-def _folders(root):
+def _folders(root: Path) -> list[Path]:
     return sorted(d for d in root.iterdir() if d.is_dir() and not is_system(d.name))
 
 
-def _split_folders(root, key):
+def _split_folders(root: Path, key: str) -> list[tuple[str, Path]]:
     """[(split, the folder of its class folders)]: a folder is a split by its name, if it holds folders and no images.
 
     Without any, root itself holds the class folders, to train on. UserError where splits are there, but none to train on.
     """
     folders = _folders(root)
-    splits = {}
+    splits: dict[str, list[Path]] = {}
     for folder in folders:
         if folder.name.lower() in SPLITS and _folders(folder) and not _holds_images(folder):
             splits.setdefault(SPLITS[folder.name.lower()], []).append(folder)
@@ -134,9 +136,9 @@ def _split_folders(root, key):
         if len(found) > 1:
             raise UserError(f"{key}: {found[0]} and {found[1]} are both a {split} split, expected one.")
     if "train" not in splits:
-        (found,) = next(iter(splits.values()))
+        (only,) = next(iter(splits.values()))
         raise UserError(
-            f"{key}: {found} is a split to test on, but there is none to train on, such as {root / 'train'}."
+            f"{key}: {only} is a split to test on, but there is none to train on, such as {root / 'train'}."
         )
     beside = [folder for folder in folders if [folder] not in splits.values()]
     if beside:
@@ -144,24 +146,25 @@ def _split_folders(root, key):
     return [(split, folder) for split, (folder,) in splits.items()]
 
 
-def _holds_images(folder):
+def _holds_images(folder: Path) -> bool:
     return any(p.suffix.lower() in IMAGE_SUFFIXES and p.is_file() and not is_system(p.name) for p in folder.iterdir())
 
 
 # --- tables
 
 
-def _read_table(path, cfg):
+def _read_table(path: Path, cfg: SimpleNamespace) -> list[Row]:
     lines = _read_jsonl(path) if path.suffix.lower() == ".jsonl" else read_csv(path)
     if not lines:
         raise UserError(f"{path}: holds no row.")
     columns = _columns(path, list(dict.fromkeys(key for _, fields in lines for key in fields)), cfg)
-    rows, ids = [], {}
+    rows: list[Row] = []
+    ids: dict[str, int] = {}
     for line, fields in lines:
         fields = {name: _decoded(text, path, line, name == columns["path_column"]) for name, text in fields.items()}
 
-        def field(key):
-            return fields.get(columns[key], "").strip() if columns[key] else ""
+        def field(key: str) -> str:
+            return fields.get(columns[key] or "", "").strip()
 
         where = f"{path}: line {line}"
         for key in ("path_column", "label_column", *(["id_column"] if columns["id_column"] else [])):
@@ -189,7 +192,7 @@ def _read_table(path, cfg):
     return rows
 
 
-def _decoded(text, path, line, is_path):
+def _decoded(text: str, path: Path, line: int, is_path: bool) -> str:
     """A field of a table. A path may be no UTF-8, or as_text of such a one, if that is the file's name."""
     if "\0" in text:
         raise UserError(f"{path}: line {line} holds a character that is 0, which no file name has ({text!r}).")
@@ -200,7 +203,7 @@ def _decoded(text, path, line, is_path):
     return text
 
 
-def _columns(path, header, cfg):
+def _columns(path: Path, header: list[str], cfg: SimpleNamespace) -> dict[str, str | None]:
     """{setting: column of the table}, None for an optional one that is not there."""
     plain, columns = {re.sub(r"[\s-]+", "_", name.strip().lower()): name for name in reversed(header)}, {}
     for key, usual in COLUMNS.items():
@@ -218,7 +221,7 @@ def _columns(path, header, cfg):
     return columns
 
 
-def read_csv(path):
+def read_csv(path: Path) -> list[tuple[int, dict[str, str]]]:
     """[(line it begins on, {column: text})]; the separator is a tab, or what the header has most of."""
     text = _text(path)
     header = text.split("\n", 1)[0]
@@ -240,7 +243,7 @@ def read_csv(path):
     return rows
 
 
-def _read_jsonl(path):
+def _read_jsonl(path: Path) -> list[tuple[int, dict[str, str]]]:
     rows = []
     for number, line in enumerate(_text(path).split("\n"), 1):  # splitlines also breaks at U+2028 within a text
         if line.strip():
@@ -252,7 +255,7 @@ def _read_jsonl(path):
     return rows
 
 
-def _text(path):
+def _text(path: Path) -> str:
     """The text of a UTF-8 file; bytes that are none, as file names may have, as Python has them in paths."""
     try:
         with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
@@ -267,7 +270,7 @@ def _text(path):
 # --- names
 
 
-def tidy_names(labels):
+def tidy_names(labels: Iterable[str]) -> list[str]:
     """What CLIP reads for each label: 001.Black_footed_Albatross -> Black footed Albatross, goldenRetriever -> golden
     Retriever. A number in front goes only where every label has one and they still differ without."""
     words = [" ".join(unicodedata.normalize("NFC", label).replace("_", " ").split()) for label in labels]
@@ -277,13 +280,13 @@ def tidy_names(labels):
     return [name if " " in name else re.sub(r"(?<=[a-zß-ÿ])(?=[A-ZÀ-Þ])", " ", name) for name in words]
 
 
-def say_names(classnames, label_names):
+def say_names(classnames: list[str], label_names: list[str]) -> None:
     """Print the names CLIP reads, and warn of those it cannot tell apart or knows nothing of."""
     print(f"CLIP reads: {shortened(classnames)}")
     cannot = [name for name in classnames if name.isdigit() or re.fullmatch(r"n\d{8}", name)]
     if cannot:
         print(f"warning: CLIP knows nothing of {shortened(cannot)}; --classnames FILE gives words, one class a line")
-    first = {}
+    first: dict[str, str] = {}
     for name, label in zip(classnames, label_names):
         if first.setdefault(name.lower(), label) != label:
             print(
@@ -292,7 +295,7 @@ def say_names(classnames, label_names):
             )
 
 
-def shortened(words, count=12):
+def shortened(words: Sequence[object], count: int = 12) -> str:
     """The first words of a list with commas, and how many there are in all."""
     rest = f" … ({len(words)} in all)" if len(words) > count else ""
     return ", ".join(map(as_text, words[:count])) + rest

@@ -1,13 +1,14 @@
 """Tiny-ImageNet."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 from dataloader.dataset import Dataset, Split, View
 from dataloader.listings import ENLARGE, class_folders, need_folder, read_words, to_split
 from utils.config import UserError
 
 
-def tiny_imagenet(cfg):
+def tiny_imagenet(cfg: SimpleNamespace) -> Dataset:
     """Tiny-ImageNet: train/<wnid>/images/*, and test/<wnid>/images/* (official code) or val/ of the archive."""
     root = Path(cfg.data_path)
     paths, labels, wnids = class_folders(need_folder(root / "train"))

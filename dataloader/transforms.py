@@ -1,6 +1,8 @@
 """Image transforms. All but the readers work on batches on the device: uint8 (B, 3, H, W) until `normalise`."""
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,7 +28,7 @@ class Pixels(NamedTuple):
     std: tuple
 
 
-def to_rgb(image):
+def to_rgb(image: Image.Image) -> Image.Image:
     """Convert a Pillow image to upright RGB: EXIF rotation applied, transparency on white, first frame of an animation.
 
     Greyscale images with more than 8 bits, or with floating-point values, are rescaled from their minimum to maximum.
@@ -43,7 +45,7 @@ def to_rgb(image):
     return image.convert("RGB")
 
 
-def open_image(source, enough=None):
+def open_image(source: Any, enough: int | None = None) -> Image.Image:
     """Read an image file, or take a Pillow image, and apply to_rgb.
 
     A JPEG much larger than `enough` pixels square is decoded at a half, a quarter or an eighth of its size, but never
@@ -57,7 +59,7 @@ def open_image(source, enough=None):
         return to_rgb(image)
 
 
-def decode(path, size, crop=None, u=None):
+def decode(path: str | Path, size: int, crop: int | None = None, u: torch.Tensor | None = None) -> torch.Tensor:
     """An image file (or Pillow image) as uint8 RGB (3, size, size), resized bilinearly to a square.
 
     With `crop`, the short side is resized to `size` and a square of `crop` pixels is cut out: at position u (2,),
@@ -66,8 +68,8 @@ def decode(path, size, crop=None, u=None):
     try:
         image = open_image(path, 2 * size)
         scale = size / min(image.size)
-        shape = (size, size) if crop is None else tuple(max(size, int(side * scale)) for side in image.size)
-        pixels = np.array(image.resize(shape, Image.BILINEAR))
+        width, height = (size if crop is None else max(size, int(side * scale)) for side in image.size)
+        pixels = np.array(image.resize((width, height), Image.Resampling.BILINEAR))
     except Exception as error:  # Pillow's plugins raise many exceptions on damaged files
         raise UserError(f"{path}: not a readable image ({error}); --skip_broken skips such files.") from None
     if crop is not None:
@@ -77,7 +79,7 @@ def decode(path, size, crop=None, u=None):
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
-def random_crop(images, size, pad, u):
+def random_crop(images: torch.Tensor, size: int, pad: int, u: torch.Tensor) -> torch.Tensor:
     """Zero-pad every image by `pad` and crop a square of `size` pixels at its own random position.
 
     images (B, 3, H, W); u (B, 2) uniform in [0, 1): relative position of the crop, top and left.
@@ -90,18 +92,18 @@ def random_crop(images, size, pad, u):
     return windows[torch.arange(len(images), device=images.device), :, top, left]
 
 
-def centre_crop(images, size):
+def centre_crop(images: torch.Tensor, size: int) -> torch.Tensor:
     """The central square of `size` pixels of every image."""
     top, left = round((images.shape[2] - size) / 2), round((images.shape[3] - size) / 2)
     return images[:, :, top : top + size, left : left + size]
 
 
-def random_flip(images, u):
+def random_flip(images: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
     """Flip the images with u (B,) below one half horizontally."""
     return torch.where((u < 0.5)[:, None, None, None], images.flip(3), images)
 
 
-def resize(images, size):
+def resize(images: torch.Tensor, size: int) -> torch.Tensor:
     """uint8 (B, 3, H, W) -> uint8 (B, 3, size, size), bilinear with antialiasing, as in PIL and torchvision."""
     if images.shape[2:] == (size, size):
         return images
@@ -110,8 +112,7 @@ def resize(images, size):
     return out.round_().clamp_(0, 255).to(torch.uint8)
 
 
-def normalise(images, mean, std):
+def normalise(images: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
     """uint8 (B, 3, H, W) -> float32 (x / 255 - mean) / std, with three entries each in mean and std."""
-    mean = torch.as_tensor(mean, device=images.device)[:, None, None] * 255
-    std = torch.as_tensor(std, device=images.device)[:, None, None] * 255
-    return images.float().sub_(mean).div_(std)
+    shift, scale = (torch.as_tensor(x, device=images.device)[:, None, None] * 255 for x in (mean, std))
+    return images.float().sub_(shift).div_(scale)

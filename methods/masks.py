@@ -79,7 +79,7 @@ def _rows_of(saved: dict[str, np.ndarray], data: Dataset, path: Path) -> np.ndar
     new, changed = rows < 0, (rows >= 0) & (saved["images"][rows, 1] != here[:, 1])
     for which, what in ((new, "made without"), (changed, "made before a change of")):
         if which.any():
-            names = shortened([data.path(i) or f"number {i}" for i in np.flatnonzero(which)], 5)
+            names = shortened([data.path(i) or f"number {i}" for i in np.flatnonzero(which).tolist()], 5)
             text = f"{path}: {what} {which.sum()} of the {len(rows)} training images"
             if np.mean(new | changed) > 0.5:
                 raise UserError(f"{text}: {names}.")
