@@ -10,13 +10,7 @@ more than at its top. Where the truth is known, calibration.png in the run's fol
 import argparse
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-
-from methods.estimates import calibration, of_run
-from report.suspects import add_run_flags, read_run
+from report.flags import add_run_flags
 from utils.config import UserError, parse_flags
 from utils.files import write_whole
 from utils.start import run_main
@@ -32,6 +26,9 @@ def main(argv=None):
     parser.add_argument("--target_precision", metavar="P", default="0", help="wrong labels among the suspects, 0 to 1")
     flags = parse_flags(parser, argv)
     budget, target = _number(flags, "review_budget", int, 1e12), _number(flags, "target_precision", float, 1)
+    from methods.estimates import of_run
+    from report.suspects import read_run
+
     _, arrays, data, _ = read_run(flags.run, flags.data_path, flags.decisions)
     found, N = of_run(arrays), len(arrays["labels"])
     out = {"wrong": found.wrong(), "source": found.source}
@@ -72,8 +69,13 @@ def _number(flags, key, kind, most):
 
 def _draw(path, p_wrong, is_wrong):
     """Write the calibration curve; returns the expected calibration error."""
+    from matplotlib.figure import Figure
+
+    from methods.estimates import calibration
+
     rows, error = calibration(p_wrong, is_wrong)
-    figure, axis = plt.subplots(figsize=(4.5, 4.2))
+    figure = Figure(figsize=(4.5, 4.2), layout="tight")
+    axis = figure.subplots()
     axis.plot([0, 1], [0, 1], "--", color="grey", linewidth=1)
     axis.plot(*zip(*(row[:2] for row in rows)), marker="o")
     for p, part, n in rows:
@@ -82,10 +84,8 @@ def _draw(path, p_wrong, is_wrong):
         xlabel="estimated chance that a label is wrong", ylabel="part that is wrong", xlim=(0, 1.02), ylim=(0, 1.05)
     )
     axis.set_title(f"calibration error {100 * error:.1f} %; numbers: labels", fontsize=10)
-    figure.tight_layout()
     with write_whole(path) as file:
         figure.savefig(file, format="png", dpi=150)
-    plt.close(figure)
     return error
 
 

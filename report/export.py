@@ -14,8 +14,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from dataloader.dataset import label_hash
-from report.suspects import add_run_flags, fixed_labels, read_run
+from report.flags import add_run_flags
 from utils.config import UserError, parse_flags
 from utils.files import as_text, write_text, write_whole
 from utils.start import run_main
@@ -100,6 +99,9 @@ def export(data, arrays, to, data_path, link=False, fixed=False, relabel_above=1
     link: symbolic links instead of copies; array data sets are always written, as PNG. An export that was stopped is
     completed by the same call. Returns how many images there are. Raises UserError for a `to` that cannot be used.
     """
+    from dataloader.dataset import label_hash
+    from report.suspects import fixed_labels
+
     labels, sure = fixed_labels(arrays, relabel_above)
     kept = arrays["mask"] | sure if fixed else arrays["mask"]
     samples = np.flatnonzero(kept & arrays["there"])
@@ -150,6 +152,8 @@ def main(argv=None):
         "--fixed", action="store_true", help="also the suspects that get another label, as in labels_fixed.csv"
     )
     flags = parse_flags(parser, argv)
+    from report.suspects import read_run
+
     cfg, arrays, data, _ = read_run(flags.run, flags.data_path, flags.decisions)
     count = export(data, arrays, flags.to, cfg.data_path, flags.link, flags.fixed, flags.relabel_above)
     print(f"{count} of {len(data.train.labels)} training images: {flags.to}")

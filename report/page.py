@@ -8,166 +8,11 @@ suspects.csv, labels_clean.csv, labels_fixed.csv      see docs/own-images.md
 """
 
 import argparse
-import hashlib
-import json
-import os
-from html import escape
 from pathlib import Path
-from string import Template
 
-import numpy as np
-
-from dataloader.dataset import label_hash
-from methods.decisions import RIGHT, UNDECIDED, Images
-from report.pictures import draw_suspects, thumbnails
-from report.sections import against_truth, by_class, confusions, overview, settings, training
-from report.similar import find_features, nearest_of_classes, similar_sections
-from report.suspects import (
-    add_run_flags,
-    ranking,
-    read_run,
-    score_rows,
-    to_review,
-    write_labels,
-    write_suspects,
-)
+from report.flags import add_run_flags
 from utils.config import parse_flags
-from utils.files import write_text
 from utils.start import run_main
-from utils.summaries import reason, usable
-
-GALLERY = 5000  # images in the page; the server of report/review.py has no limit
-WITH_NEAREST = 200  # of them with the nearest images of their classes
-PIECE = 100  # thumbnails that the page unpacks at a time
-HERE = Path(__file__).parent
-KEPT = {
-    False: "Decisions stay in this browser until you save them; <code>python -m report.page RUN --decisions FILE</code> "
-    "takes them over, and shows further suspects. Or review with <code>python -m report.review RUN</code>, which saves "
-    "every decision at once.",
-    True: "Every decision is saved at once in the run’s folder.",
-}
-
-
-def to_show(arrays, limit=None):
-    """Indices of what the page shows: suspects nobody has reviewed, the worst first, `limit` of them, and all reviewed."""
-    reviewed = ranking(arrays["p_clean"], arrays["mask"])
-    reviewed = reviewed[((arrays["decision"] != UNDECIDED) & arrays["there"])[reviewed]]
-    return np.concatenate([to_review(arrays)[:limit], reviewed])
-
-
-def run_name(folder, summary):
-    """What a run is called outside its folder."""
-    return f"{summary['dataset']}-{summary['noise']}-seed{summary['seed']}-{Path(folder).resolve().name}"
-
-
-def _near(data, arrays, order, features):
-    """For the worst of the samples `order`: places of the nearest images of their classes among thumbnails, and these."""
-    if features is None:
-        return {}, []
-    images, pool = Images(data), {}
-    near = {
-        images.row(i).image: {
-            side: [pool.setdefault(k, len(pool)) for k in found]
-            for side, found in nearest_of_classes(features, arrays, i).items()
-        }
-        for i in order[:WITH_NEAREST]
-    }
-    return near, thumbnails(data.train.images, list(pool), 96)
-
-
-def _rows(folder, summary, data, arrays, order, near, server):
-    """What the page's script reads, as JSON: the rows of suspects.csv, what was decided, and where images are."""
-    header, *rows = score_rows(data, arrays, order)
-    name, images, names = run_name(folder, summary), Images(data), [*data.label_names, ""]
-    known_by = [summary["identity"]["images"], *images.contents, *names, label_hash(data.train.labels)]
-    identity = hashlib.sha256("\n".join(known_by).encode())
-    decisions = {
-        images.row(i).image: {
-            "decision": "right" if arrays["decision"][i] == RIGHT else "wrong",
-            "new_label": names[arrays["new_labels"][i]],
-        }
-        for i in order
-        if arrays["decision"][i] != UNDECIDED
-    }
-    content = {
-        "run": f"{name} {identity.hexdigest()[:16]}",  # the browser keeps decisions of runs apart by this
-        "name": f"{name}-decisions.csv",
-        "classes": data.label_names,
-        "header": header,
-        "rows": rows,
-        "decisions": decisions,
-        "near": near,
-        "server": server,
-        "piece": PIECE,
-        "root": Path(os.path.relpath(data.root, folder)).as_posix() if data.root else "",
-    }
-    return json.dumps(content, ensure_ascii=False).replace("<", "\\u003c")
-
-
-def _pieces(data, order, nearest):
-    """Thumbnails as text inside the page, in scripts that nothing runs: they are unpacked when they come into sight."""
-    uris = thumbnails(data.train.images, order)
-    pieces = {f"images-{k // PIECE}": uris[k : k + PIECE] for k in range(0, len(uris), PIECE)}
-    pieces |= {"nearest": nearest} if nearest else {}
-    return "\n".join(
-        f'<script type="text/plain" id="{name}">\n' + "\n".join(part) + "\n</script>" for name, part in pieces.items()
-    )
-
-
-def all_sections(folder, cfg, data, arrays, summary, relabel_above, features=None):
-    """The sections of the page but the review: (name, title, HTML) of each. features (N, D): see find_features."""
-    log = Path(folder) / "log.jsonl"
-    history = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] if log.is_file() else []
-    sections = [overview(data, arrays, relabel_above)]
-    sections += [against_truth(data, arrays, relabel_above)] if data.true_labels is not None else []
-    sections += [by_class(data, arrays), confusions(data, arrays)]
-    sections += [training(history)] if history else []
-    return [*sections, *similar_sections(folder, data, arrays, features), settings(cfg, summary)]
-
-
-def page_html(folder, data, arrays, summary, sections, features=None, server=False):
-    """The page of a run as text: its sections and the suspects to review.
-
-    It is one file that loads nothing but, where they are still there, the images themselves, to show them large; or, with
-    server, what report/review.py serves, which has the images. features (N, D): see find_features.
-    """
-    order = to_show(arrays, None if server else GALLERY)
-    links = [(name, title) for name, title, _ in sections]
-    links.insert(1, ("gallery", "Review"))
-    near, nearest = _near(data, arrays, order, None if server else features)
-    return Template((HERE / "page.html").read_text(encoding="utf-8")).substitute(
-        title=escape(f"Suspect labels: {run_name(folder, summary)}"),
-        images="img-src 'self' data:; connect-src 'self'" if server else "img-src data: file:",
-        heading=_heading(summary, arrays["mask"]),
-        verdict=escape(reason(summary)),
-        level=summary.get("verdict", {"level": ""})["level"],
-        subtitle=escape(
-            f"{summary['dataset']}, noise {summary['noise']}, seed {summary['seed']}: {summary['name']} with "
-            f"{summary['backbone']}"
-        ),
-        links="".join(f'<a href="#{name}">{title}</a>' for name, title in links),
-        overview=sections[0][2],
-        sections="\n".join(html for *_, html in sections[1:]),
-        kept=KEPT[server] + _not_shown(arrays, server),
-        rows=_rows(folder, summary, data, arrays, order, near, server),
-        pieces="" if server else _pieces(data, order, nearest),
-        script=(HERE / "review.js").read_text(encoding="utf-8"),
-    )
-
-
-def _heading(summary, mask):
-    """How many labels look wrong, unless the detector failed: then that comes first."""
-    found = f"{int(np.sum(~mask)):,} of {len(mask):,} labels look wrong"
-    if usable(summary):
-        return found
-    return f"Doubtful: {found}" if summary["verdict"]["level"] == "doubtful" else "Not usable: the detector failed"
-
-
-def _not_shown(arrays, server):
-    rest = len(to_review(arrays)) - GALLERY
-    if server or rest <= 0:
-        return ""
-    return f" This page has the worst {GALLERY:,}; the server also has the other {rest:,}."
 
 
 def main(argv=None):
@@ -177,6 +22,12 @@ def main(argv=None):
     )
     add_run_flags(parser)
     args = parse_flags(parser, argv)
+    from report.pictures import draw_suspects
+    from report.render import all_sections, page_html
+    from report.similar import find_features
+    from report.suspects import read_run, write_labels, write_suspects
+    from utils.files import write_text
+
     cfg, arrays, data, summary = read_run(args.run, args.data_path, args.decisions)
     folder = Path(args.run)
     write_suspects(folder, data, arrays)

@@ -1,6 +1,5 @@
 """What a detector's selection says of each sample, as CSV files. docs/own-images.md describes their columns."""
 
-import argparse
 import os
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,36 +15,6 @@ from methods.decisions import RIGHT, UNDECIDED, as_arrays, settle
 from utils.config import UserError, default_values
 from utils.files import as_path, write_csv
 from utils.summaries import read_summary, usable, verdict_line
-
-RELABEL_ABOVE = 0.9  # a choice: the probability is the detector's own, and not calibrated
-
-
-def _probability(text):
-    try:
-        if 0 <= float(text) <= 1:
-            return float(text)
-    except ValueError:
-        pass
-    raise argparse.ArgumentTypeError(f"expected a number from 0 to 1, not '{text}'")
-
-
-def add_run_flags(parser):
-    """What the commands that use a detector's run have in common."""
-    parser.add_argument("run", metavar="RUN", help="folder of a finished detector run")
-    parser.add_argument(
-        "--relabel_above",
-        type=_probability,
-        default=RELABEL_ABOVE,
-        metavar="P",
-        help="a suspect gets the suggested label where its probability is P or more, 0 to 1 (default: "
-        f"{RELABEL_ABOVE})",
-    )
-    parser.add_argument(
-        "--decisions",
-        metavar="FILE",
-        help="CSV file of decisions saved in the report; the run keeps them (decisions.jsonl) and follows them from then on",
-    )
-    parser.add_argument("--data_path", metavar="DIR", help="where the images lie now, if not where the run found them")
 
 
 def read_run(folder, data_path=None, decisions=None):

@@ -11,22 +11,15 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
-import matplotlib
 import numpy as np
-import torch
-import torch.nn.functional as F
 import yaml
-from matplotlib.figure import Figure
 
-from model.clip import load_clip
-from model.prompts import text_tower
 from report.tables import format_table
 from utils.config import UserError, default_values, parse_flags
 from utils.files import write_csv, write_whole
 from utils.start import run_main
 from utils.tensorboard import write_epochs
 
-matplotlib.use("Agg")
 QUALITY = ("precision", "recall", "f1", "selected")
 COLOURS = {"right": "tab:blue", "wrong": "tab:orange", "not known": "tab:grey"}
 PANELS = 6  # histograms, of epochs evenly spread
@@ -48,6 +41,8 @@ def read_log(folder):
 
 def plot_training(log, path):
     """Curves over the epochs of a log, and histograms of p_clean where it has them, as a PNG."""
+    from matplotlib.figure import Figure
+
     epochs, drawn = [line["epoch"] for line in log], [line for line in log if "p_clean" in line]
     chosen = np.unique(np.linspace(0, len(drawn) - 1, min(PANELS, len(drawn))).round().astype(int)) if drawn else []
     figure = Figure(figsize=(12, 6.4 if drawn else 3.4), layout="constrained")
@@ -81,9 +76,12 @@ def plot_training(log, path):
         figure.savefig(file, format="png", dpi=110)
 
 
-@torch.no_grad()
 def nearest_words(contexts, clip, tokenizer, count=3):
     """[(token, cosine), …], `count` of them, nearest to each context vector of contexts (M, width)."""
+    import torch.nn.functional as F
+
+    from model.prompts import text_tower
+
     table = F.normalize(text_tower(clip).token_embedding.weight.detach().float().cpu(), dim=1)
     similarity, tokens = (F.normalize(contexts.float(), dim=1) @ table.T).topk(count)  # (M, count)
     return [
@@ -97,6 +95,10 @@ def prompt_words(folder, cfg):
 
     The class is empty where all classes share the contexts.
     """
+    import torch
+
+    from model.clip import load_clip
+
     path = Path(folder) / "checkpoint.pt"
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)["model"] if path.is_file() else {}
@@ -129,8 +131,10 @@ def words_table(rows):
 
 def main(argv=None):
     """Draw a run's training and write its prompts' nearest words; returns the folder."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", help="folder of a run that trains, finished or not")
+    parser = argparse.ArgumentParser(
+        prog="python -m report.training", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", metavar="RUN", help="folder of a run that trains, finished or not")
     parser.add_argument("--tensorboard", action="store_true", help="write RUN/tensorboard/ too")
     args = parse_flags(parser, argv)
     folder = Path(args.run)

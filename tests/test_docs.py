@@ -77,11 +77,11 @@ def test_commands_name_scripts_files_and_flags_that_exist(page):
 
 
 def flags_of(program):
-    """The flags of a script: the settings, or what its source (or report/suspects.py, for all of report/) adds."""
+    """The flags of a script: the settings, or what its source (or report/flags.py, for all of report/) adds."""
     if program.startswith("main_"):
         script = Path(program).stem.replace("main_real_", "main_")  # the twins read what their script does
         return {f"--{name}" for name, key in known_keys().items() if key.read_by(script)}
-    sources = [program, "report/suspects.py"] if program.startswith("report/") else [program]
+    sources = [program, "report/flags.py"] if program.startswith("report/") else [program]
     return {flag for source in sources for flag in re.findall(r'"(--\w+)"', Path(source).read_text(encoding="utf-8"))}
 
 

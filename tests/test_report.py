@@ -13,7 +13,7 @@ from PIL import Image
 import main_detect
 import report.page as report
 from dataloader.load import load_data
-from report import export, pictures, plots, sections
+from report import export, pictures, plots, render, sections
 from report.suspects import fixed_labels, ranking, read_run
 from tests.helpers import NASTY, write_digits, write_folder
 from utils.config import UserError, load_config
@@ -186,10 +186,10 @@ def test_nothing_or_everything_may_be_suspect(digits_run, tmp_path, monkeypatch,
     cfg, arrays, data, summary = read_run(digits_run)
     arrays["mask"][:] = arrays["by_detector"][:] = trusted
     summary["verdict"] = {"level": "usable", "why": "", "instead": ""}
-    monkeypatch.setattr(report, "GALLERY", 300)
+    monkeypatch.setattr(render, "GALLERY", 300)
     pictures.draw_suspects(data, arrays, tmp_path / "suspects.png")
-    parts = report.all_sections(digits_run, cfg, data, arrays, summary, 0.9)
-    page = Page(report.page_html(digits_run, data, arrays, summary, parts))
+    parts = render.all_sections(digits_run, cfg, data, arrays, summary, 0.9)
+    page = Page(render.page_html(digits_run, data, arrays, summary, parts))
     assert len(page.rows["rows"]) == len(page.images) == (0 if trusted else 300)
     assert any("the server also has the other 59" in text for text in page.texts) == (not trusted)
     assert f"{0 if trusted else 359} of 359 labels look wrong" in page.texts

@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 import report.page as report
-from report.review import Review, serve
+from report import render
+from report.server import Review, serve
 from report.suspects import read_run
 from utils.config import UserError
 
@@ -209,7 +210,7 @@ def test_decisions_of_one_run_do_not_show_in_another(browser, nasty_run, tmp_pat
     other = Path(shutil.copytree(run, tmp_path / "b" / "run"))
     _, arrays, data, summary = read_run(other)
     data.train.digests = [digest[::-1] for digest in data.digests]
-    (other / "report.html").write_text(report.page_html(other, data, arrays, summary, [("overview", "", "")]))
+    (other / "report.html").write_text(render.page_html(other, data, arrays, summary, [("overview", "", "")]))
     show(browser, other / "report.html")
     assert "reviewed: 0 of" in text(browser, "count")
     show(browser, run / "report.html")
@@ -220,15 +221,15 @@ def test_images_come_as_they_are_needed(browser, nasty_run, tmp_path):
     """Of many suspects the page makes sixty cards, and more where they come into sight; a class is there whole."""
     run = Path(shutil.copytree(nasty_run, tmp_path / "run"))
     _, arrays, data, summary = read_run(run)
-    order = report.to_show(arrays)
-    html = report.page_html(run, data, arrays, summary, [("overview", "", "")])
+    order = render.to_show(arrays)
+    html = render.page_html(run, data, arrays, summary, [("overview", "", "")])
     rows = json.loads(html.split('id="rows">')[1].split("</script>")[0])
     many = 3000
     rows["rows"] = [[*row[:3], f"{k}/{row[3]}", *row[4:]] for k, row in enumerate((rows["rows"] * many)[:many])]
     uris = [uri for uri in html.split() if uri.startswith("data:image")]
-    piece = (uris * report.PIECE)[: report.PIECE]
+    piece = (uris * render.PIECE)[: render.PIECE]
     pieces = "".join(
-        f'<script type="text/plain" id="images-{k}">{chr(10).join(piece)}</script>' for k in range(many // report.PIECE)
+        f'<script type="text/plain" id="images-{k}">{chr(10).join(piece)}</script>' for k in range(many // render.PIECE)
     )
     head, tail = html.split('<script type="application/json" id="rows">')
     tail = tail.split("</script>", 1)[1].split('<script type="text/plain"', 1)[1].split("</script>", 1)[1]

@@ -18,7 +18,8 @@ from tests.test_rooms import ROOMS
 from utils.config import UserError, known_keys, load_config
 
 SCRIPTS = sorted(path.stem for path in Path().glob("main_*.py"))
-COMMANDS = [[f"{name}.py"] for name in SCRIPTS] + [["-m", "report.tables"], ["-m", "report.predict"]]
+MODULES = sorted(f"report.{p.stem}" for p in Path("report").glob("*.py") if "run_main(main)" in p.read_text())
+COMMANDS = [[f"{name}.py"] for name in SCRIPTS] + [["-m", name] for name in MODULES]
 HEAVY = {"torch", "torchvision", "open_clip", "timm", "sklearn", "scipy", "matplotlib", "pandas", "cleanlab"}
 
 
@@ -133,9 +134,12 @@ def test_a_nul_byte_is_refused(tmp_path):
 # --- Ctrl-C
 
 
-def test_ctrl_c_while_importing_is_one_line():
+@pytest.mark.parametrize(
+    "command", [["main_phase1.py", "--cfg", "config/PEFT/digits.yaml"], ["-m", "report.page", "x"]]
+)
+def test_ctrl_c_while_importing_is_one_line(command):
     process = subprocess.Popen(
-        [sys.executable, "-v", "main_phase1.py", "--cfg", "config/PEFT/digits.yaml"],
+        [sys.executable, "-v", *command],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -1,0 +1,33 @@
+"""Flags of the commands that use a detector's run. Nothing heavy is imported here: flags are read before PyTorch is."""
+
+import argparse
+
+RELABEL_ABOVE = 0.9  # a choice: the probability is the detector's own, and not calibrated
+
+
+def _probability(text):
+    try:
+        if 0 <= float(text) <= 1:
+            return float(text)
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"expected a number from 0 to 1, not '{text}'")
+
+
+def add_run_flags(parser):
+    """What the commands that use a detector's run have in common."""
+    parser.add_argument("run", metavar="RUN", help="folder of a finished detector run")
+    parser.add_argument(
+        "--relabel_above",
+        type=_probability,
+        default=RELABEL_ABOVE,
+        metavar="P",
+        help="a suspect gets the suggested label where its probability is P or more, 0 to 1 (default: "
+        f"{RELABEL_ABOVE})",
+    )
+    parser.add_argument(
+        "--decisions",
+        metavar="FILE",
+        help="CSV file of decisions saved in the report; the run keeps them (decisions.jsonl) and follows them from then on",
+    )
+    parser.add_argument("--data_path", metavar="DIR", help="where the images lie now, if not where the run found them")

@@ -1,0 +1,131 @@
+"""The server of a review: the page of a run with its images, on this machine only, and each decision into the run's log."""
+
+import io
+import json
+import secrets
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import parse_qs, urlsplit
+
+from methods.decisions import Images, Log, as_arrays, by_image
+from report.pictures import THUMBNAIL, thumbnail
+from report.render import all_sections, page_html
+from report.similar import find_features, nearest_of_classes
+from report.suspects import follow, read_run
+from utils.config import UserError
+
+LARGE = 1200  # pixels of the longer side of the large picture
+
+
+class Review:
+    """What is reviewed: a run, its images by what they are known by, and its log of decisions."""
+
+    def __init__(self, folder, data_path=None, decisions=None, relabel_above=0.9):
+        self.folder = folder
+        self.cfg, self.arrays, self.data, self.summary = read_run(folder, data_path, decisions)
+        self.features = find_features(folder, self.data)
+        self.sections = all_sections(
+            folder, self.cfg, self.data, self.arrays, self.summary, relabel_above, self.features
+        )
+        self.images, self.log, self.lock = Images(self.data), Log(folder), threading.Lock()
+        self.index = {self.images.row(i).image: i for i in range(len(self.data.train.labels))}
+
+    def page(self):
+        """The page, with all that has been decided up to now."""
+        with self.lock:
+            decided, _ = by_image(self.log.rows(self.data.label_names), self.images, last_counts=True)
+            follow(self.arrays, *as_arrays(decided, self.data))
+            return page_html(self.folder, self.data, self.arrays, self.summary, self.sections, server=True)
+
+    def picture(self, image, size):
+        """An image as the bytes of a JPEG, or of a PNG where it is small; KeyError for one that is not of the run."""
+        picture = thumbnail(self.data.train.images, self.index[image], size)
+        kind, file = "PNG" if max(picture.size) <= 48 else "JPEG", io.BytesIO()
+        picture.save(file, kind, quality=88)
+        return kind.lower(), file.getvalue()
+
+    def nearest(self, image):
+        """What an image is known by, of the nearest of its given and of its suggested class; KeyError as for picture."""
+        if self.features is None:
+            return {}
+        near = nearest_of_classes(self.features, self.arrays, self.index[image])
+        return {side: [self.images.row(i).image for i in found] for side, found in near.items()}
+
+    def decide(self, image, decision, new_label):
+        """Add a decision, `right`, `wrong` or "", to the log; ValueError or KeyError for one that cannot be."""
+        if decision not in ("right", "wrong", "") or new_label not in ("", *self.data.label_names):
+            raise ValueError(f"no such decision: {decision!r}, {new_label!r}")
+        with self.lock:
+            self.log.add([self.images.row(self.index[image], decision, new_label)])
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Answers below /<token>/ only, and only to a browser that asks this machine by its own name."""
+
+    protocol_version = "HTTP/1.1"
+    review, token = None, None  # set by `serve`
+
+    def do_GET(self):
+        """The page, and its images."""
+        url = urlsplit(self.path)
+        query = parse_qs(url.query, keep_blank_values=True)
+        if not self._allowed(url.path):
+            return self._answer(404, "text/plain", b"not found")
+        try:
+            if url.path == f"/{self.token}/":
+                return self._answer(200, "text/html; charset=utf-8", self.review.page().encode())
+            if url.path == f"/{self.token}/image":
+                kind, content = self.review.picture(query["of"][0], LARGE if "large" in query else THUMBNAIL)
+                return self._answer(200, f"image/{kind}", content, keep=True)
+            if url.path == f"/{self.token}/near":
+                return self._answer(200, "application/json", json.dumps(self.review.nearest(query["of"][0])).encode())
+        except (KeyError, UserError):
+            pass
+        return self._answer(404, "text/plain", b"not found")
+
+    def do_POST(self):
+        """A decision: {image, decision, new_label} as JSON. It is on the disk when the answer comes."""
+        content = self.rfile.read(min(int(self.headers.get("Content-Length") or 0), 100_000))
+        if self.path != f"/{self.token}/decide" or not self._allowed(self.path):
+            return self._answer(404, "text/plain", b"not found")
+        try:
+            said = json.loads(content)
+            self.review.decide(str(said["image"]), str(said["decision"]), str(said["new_label"]))
+        except (ValueError, KeyError, TypeError) as error:
+            return self._answer(400, "text/plain", str(error).encode())
+        except UserError as error:  # a full disk: the page tries again
+            return self._answer(507, "text/plain", str(error).encode())
+        return self._answer(200, "text/plain", b"saved")
+
+    def _allowed(self, path):
+        host, port = self.server.server_address
+        by_name = self.headers.get("Host") in (f"{host}:{port}", f"localhost:{port}")  # no other site's name for us
+        return by_name and secrets.compare_digest(path.split("/")[1].encode(), self.token.encode())
+
+    def _answer(self, status, kind, content, keep=False):
+        self.send_response(status)
+        for name, value in (
+            ("Content-Type", kind),
+            ("Content-Length", str(len(content))),
+            ("Cache-Control", "private, max-age=3600" if keep else "no-store"),
+            ("X-Content-Type-Options", "nosniff"),
+            ("Referrer-Policy", "no-referrer"),
+            ("Cross-Origin-Resource-Policy", "same-origin"),
+        ):
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *args):
+        """Nothing: the screen is for what matters."""
+
+
+def serve(review, port=0):
+    """(server, its address): not yet answering; port 0 takes a free one."""
+    token = secrets.token_urlsafe(16)
+    try:
+        server = ThreadingHTTPServer(("127.0.0.1", port), type("Bound", (Handler,), {"review": review, "token": token}))
+    except (OSError, OverflowError) as error:
+        raise UserError(f"--port: {port} cannot be used ({error}).") from None
+    server.daemon_threads = True
+    return server, f"http://127.0.0.1:{server.server_address[1]}/{token}/"
