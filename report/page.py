@@ -23,7 +23,7 @@ def main(argv=None):
     add_run_flags(parser)
     args = parse_flags(parser, argv)
     from report.pictures import draw_suspects
-    from report.render import all_sections, page_html
+    from report.render import all_sections, heading, page_html
     from report.similar import find_features
     from report.suspects import read_run, write_labels, write_suspects
     from utils.files import write_text
@@ -32,7 +32,7 @@ def main(argv=None):
     folder = Path(args.run)
     write_suspects(folder, data, arrays)
     write_labels(folder, data, arrays, args.relabel_above)
-    draw_suspects(data, arrays, folder / "suspects.png")
+    draw_suspects(data, arrays, folder / "suspects.png", heading(summary, arrays["mask"]))
     features = find_features(folder, data)
     sections = all_sections(folder, cfg, data, arrays, summary, args.relabel_above, features)
     write_text(folder / "report.html", page_html(folder, data, arrays, summary, sections, features))

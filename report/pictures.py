@@ -45,17 +45,17 @@ def thumbnails(images, order, size=THUMBNAIL):
         return list(tqdm(uris, "pictures", len(order), leave=False, disable=None))
 
 
-def draw_suspects(data, arrays, path, count=40, columns=10):
-    """Write a PNG of the `count` samples of lowest p_clean that nobody has reviewed: given label → the detector's, and the truth where known."""
+def draw_suspects(data, arrays, path, heading, count=40, columns=10):
+    """Write a PNG of the `count` samples of lowest p_clean that nobody has reviewed, below a heading: given label → the
+    detector's, and the truth where known."""
     import matplotlib
     from matplotlib.figure import Figure
 
-    number = int(np.sum(~arrays["mask"]))
     order = to_review(arrays)[:count]
     rows = max(1, -(-len(order) // columns))
     names = [name if len(name) <= 16 else name[:15] + "…" for name in data.true_names]
     arrow = " → " if max(map(len, names)) <= 8 else "\n→ "
-    headline = f"{number} of {len(arrays['mask'])} labels look wrong; the most suspect: given label → the detector's"
+    headline = f"{heading}; the most suspect: given label → the detector's"
     with matplotlib.rc_context({"text.parse_math": False}), warnings.catch_warnings():
         warnings.filterwarnings(
             "ignore", "Glyph"

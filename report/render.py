@@ -119,7 +119,7 @@ def page_html(folder, data, arrays, summary, sections, features=None, server=Fal
     return Template((HERE / "page.html").read_text(encoding="utf-8")).substitute(
         title=escape(f"Suspect labels: {run_name(folder, summary)}"),
         images="img-src 'self' data:; connect-src 'self'" if server else "img-src data: file:",
-        heading=_heading(summary, arrays["mask"]),
+        heading=heading(summary, arrays["mask"]),
         verdict=escape(reason(summary)),
         level=summary.get("verdict", {"level": ""})["level"],
         subtitle=escape(
@@ -136,7 +136,7 @@ def page_html(folder, data, arrays, summary, sections, features=None, server=Fal
     )
 
 
-def _heading(summary, mask):
+def heading(summary, mask):
     """How many labels look wrong, unless the detector failed: then that comes first."""
     found = f"{int(np.sum(~mask)):,} of {len(mask):,} labels look wrong"
     if usable(summary):

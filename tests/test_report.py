@@ -187,7 +187,7 @@ def test_nothing_or_everything_may_be_suspect(digits_run, tmp_path, monkeypatch,
     arrays["mask"][:] = arrays["by_detector"][:] = trusted
     summary["verdict"] = {"level": "usable", "why": "", "instead": ""}
     monkeypatch.setattr(render, "GALLERY", 300)
-    pictures.draw_suspects(data, arrays, tmp_path / "suspects.png")
+    pictures.draw_suspects(data, arrays, tmp_path / "suspects.png", "0 labels look wrong")
     parts = render.all_sections(digits_run, cfg, data, arrays, summary, 0.9)
     page = Page(render.page_html(digits_run, data, arrays, summary, parts))
     assert len(page.rows["rows"]) == len(page.images) == (0 if trusted else 300)
