@@ -132,7 +132,9 @@ def test_another_mask_is_not_the_same_run(cell, tmp_path):
         flags = phase2(tmp_path, "--mask", str(tmp_path / "m.npy"), "--epochs", "1")
         if n == 3:
             main_phase2.main(flags)
-    with pytest.raises(UserError, match="mask: the run .* was made with other mask"):
+    with pytest.raises(
+        UserError, match="mask: the run .* was made with another mask, or before other decisions. --tag"
+    ):
         main_phase2.main(flags)
 
 

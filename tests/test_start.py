@@ -131,7 +131,14 @@ def test_a_nul_byte_is_refused(tmp_path):
         load_config(["--cfg", str(path)])
 
 
-# --- Ctrl-C
+# --- ends that are not the script's own
+
+
+def test_a_reader_that_stops_is_no_error():
+    program = "from utils.start import run_main\nrun_main(lambda: print('x' * 100_000))"
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    assert process.stderr.read() == b"" and process.wait() == 141
 
 
 @pytest.mark.parametrize(

@@ -149,10 +149,14 @@ class Run:
                 raise UserError(
                     f"score: {self.folder} holds the scores of other {what}{changes}; delete it to score these."
                 )
+            decided = ", or before other decisions" if what != "images" and "mask" in self.identity else ""
+            made = f"the run {self.folder} was made with {'another' if what == 'mask' else 'other'} {what}{changes}{decided}."
+            anew = f"deleting the folder makes it anew{self._decisions()}"
+            if what == "mask":
+                raise UserError(f"mask: {made} --tag NAME makes another run beside it; {anew}.")
             raise UserError(
-                f"{'mask' if what == 'mask' else 'data_path'}: the run {self.folder} was made with other {what}{changes}. "
-                f"{'--name NAME' if self.cfg.dataset == 'own' else '--output_dir DIR'} keeps the runs of other data apart, "
-                f"--tag NAME another run of these; deleting the folder makes it anew{self._decisions()}."
+                f"data_path: {made} {'--name NAME' if self.cfg.dataset == 'own' else '--output_dir DIR'} keeps the runs of "
+                f"other data apart, --tag NAME another run of these; {anew}."
             )
 
     def _decisions(self) -> str:
