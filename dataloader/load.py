@@ -174,7 +174,7 @@ def _classnames(cfg, dataset):
     if cfg.classnames:
         source = Path(cfg.classnames)
         if not source.is_file():
-            raise UserError(f"classnames: there is no file {source}.")
+            raise UserError(f"classnames: no such file: {source}.")
         names = read_lines(source)
     elif cfg.class_names:
         source, names = "class_names", cfg.class_names

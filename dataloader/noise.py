@@ -212,7 +212,7 @@ def read_labels(path: str | Path, true_labels: np.ndarray | None = None) -> np.n
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"noise_file: there is no file {path}.")
+        raise UserError(f"noise_file: no such file: {path}.")
     try:
         if path.suffix == ".npy":
             return np.load(path, allow_pickle=False)
@@ -250,7 +250,7 @@ def read_transition(path: str | Path, num_classes: int) -> np.ndarray:
     path = Path(path)
     if not path.is_file():
         raise UserError(
-            f"noise_file: there is no file {path}; noise_mode transition needs a {num_classes}x{num_classes} "
+            f"noise_file: no such file: {path}; noise_mode transition needs a {num_classes}x{num_classes} "
             "matrix (.npy or .csv)."
         )
     try:
@@ -280,7 +280,7 @@ def make_noise(
     """
     mode, ratio, K = cfg.noise_mode or "none", cfg.noise_ratio, num_classes
     if mode not in NOISE:
-        raise UserError(f"noise_mode: there is no '{mode}', only {', '.join(NOISE)}.{nearest(mode, NOISE)}")
+        raise UserError(f"noise_mode: unknown name '{mode}'; expected one of {', '.join(NOISE)}.{nearest(mode, NOISE)}")
     rng = np.random.default_rng([cfg.seed, 0])
     if mode == "none":
         return labels

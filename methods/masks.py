@@ -133,7 +133,7 @@ def find_mask(mask: str, seed_folder: Path) -> Path:
     if Path(mask).is_file():
         return Path(mask)
     if Path(mask).suffix in (".npz", ".npy", ".pt"):
-        raise UserError(f"mask: there is no file {mask}.")
+        raise UserError(f"mask: no such file: {mask}.")
     path = Path(seed_folder) / mask / "clean_mask.npz"
     if not path.is_file():
         there = [p.parent.name for p in Path(seed_folder).glob("*/clean_mask.npz")]

@@ -91,7 +91,7 @@ def _resolve(backbone, pretrained):
         return backbone, pretrained, None
     tag, _, file = pretrained.partition("=")
     if file and not Path(file).is_file():
-        raise UserError(f"pretrained: there is no file {file}.")
+        raise UserError(f"pretrained: no such file: {file}.")
     pretrained = tag
     # OpenAI's own names (ViT-B/16, ViT-L/14@336px) have a slash and mean its weights and its activation
     name, of_openai = backbone.replace("/", "-").replace("@", "-").removesuffix("px"), "/" in backbone

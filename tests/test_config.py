@@ -67,7 +67,7 @@ def test_every_key_has_a_comment():
 @pytest.mark.parametrize(
     "content, message",
     [
-        ("epochz: 3", "there is no key 'epochz'. Did you mean epochs?"),
+        ("epochz: 3", "unknown key 'epochz'. Did you mean epochs?"),
         ("epochs: ten", "epochs must be a whole number, not 'ten'"),
         ("epochs: 2.5", "epochs must be a whole number, not 2.5"),
         ("epochs: true", "epochs must be a whole number, not True"),
@@ -94,7 +94,7 @@ def test_bad_yaml(tmp_path, content, message):
 @pytest.mark.parametrize(
     "argv, message",
     [
-        (["--epoch", "3"], "--epoch: no such flag. Did you mean --epochs?"),
+        (["--epoch", "3"], "--epoch: unknown flag. Did you mean --epochs?"),
         (["--cfg", "config/PEFT/digit.yaml"], "Did you mean config/PEFT/digits.yaml?"),
         (["--batch_size", "0"], "batch_size must be >= 1"),
     ],
@@ -112,5 +112,5 @@ def test_errors_are_one_line_with_exit_code_2():
         text=True,
     )
     assert done.returncode == 2
-    assert done.stderr.startswith("error: noise_mode: there is no 'symm', only none, sym, asym, ")
+    assert done.stderr.startswith("error: noise_mode: unknown name 'symm'; expected one of none, sym, asym, ")
     assert done.stderr.endswith("Did you mean sym?\n") and done.stderr.count("\n") == 1

@@ -172,7 +172,7 @@ def test_truncated_or_missing_cifar(tmp_path):
 
 
 def test_unknown_data_set():
-    with pytest.raises(UserError, match="dataset: there is no 'cifar1O'.*Did you mean cifar10"):
+    with pytest.raises(UserError, match="dataset: unknown name 'cifar1O'.*Did you mean cifar10"):
         load_data(load_config(["--dataset", "cifar1O"]))
 
 

@@ -84,7 +84,7 @@ def test_a_decision_stays_with_its_image_when_a_file_is_deleted(root, run, tmp_p
     decided(run, decisions=ticks)
     (root / "data" / first["path"]).unlink()  # so all behind it move up
     with pytest.raises(
-        UserError, match=f"other images .1 gone.*loses what you decided; --decisions {run}/decisions.jsonl"
+        UserError, match=f"other images .1 gone.*also deletes your decisions; save {run}/decisions.jsonl"
     ):
         detect(root)
     found = decided(detect(root, "again"), decisions=run / "decisions.jsonl")

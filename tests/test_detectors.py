@@ -195,11 +195,11 @@ def test_detect_in_a_notebook(tmp_path):
             ([*paths[:-1], "gone.png"], labels),
             r"images: 1 of 200 files cannot be read, first .*gone.png \(missing\); skip_",
         ),
-        ((paths, labels, None, "deftt"), "detector: there is no 'deftt'.*Did you mean deft"),
+        ((paths, labels, None, "deftt"), "detector: unknown name 'deftt'.*Did you mean deft"),
     ]:
         with pytest.raises(UserError, match=message):
             detect(*args, **settings)
-    with pytest.raises(UserError, match="--epoch: no such flag. Did you mean --epochs"):
+    with pytest.raises(UserError, match="--epoch: unknown flag. Did you mean --epochs"):
         detect(paths, labels, epoch=3)
 
 
@@ -271,7 +271,7 @@ def test_a_finished_detector_scores_other_labels(cell, tmp_path, capsys):
     with np.load(folder / "clean_mask.npz") as file:
         assert np.array_equal(file["labels"], data.train.labels) and len(file["labels"]) == 1438
         assert np.allclose(file["p_clean"], p_yes[np.arange(1438), data.train.labels], atol=1e-5)
-    assert main_phase1.main(phase1(out, "--score", "test")) == test and "finished before" in capsys.readouterr().out
+    assert main_phase1.main(phase1(out, "--score", "test")) == test and "already finished" in capsys.readouterr().out
 
     path, truth, _ = write_digits(tmp_path / "digits", 0.3, every=9, table=True)
     own = main_phase1.main(phase1(out, "--score", str(path)))
@@ -288,7 +288,8 @@ def test_a_finished_detector_scores_other_labels(cell, tmp_path, capsys):
     zero_shot = main_detect.main([*detection(tmp_path), "--score", "test"])
     assert zero_shot["name"] == "label-match/score-test" and zero_shot["num_train"] == 1438
     with pytest.raises(
-        UserError, match="--score: main_phase2.py does not read this, but main_phase1.py and main_detect.py"
+        UserError,
+        match="--score: main_phase2.py does not use this key; it is used by main_phase1.py and main_detect.py",
     ):
         main_real_phase2.main([*phase1(tmp_path), "--mask", str(folder / "clean_mask.npz"), "--score", "test"])
     tables.main([str(out)])

@@ -21,7 +21,7 @@ def test_two_processes_train_as_one(tmp_path):
     assert ended.returncode != 0 and "exitcode  : 9" in ended.stderr  # a process that dies ends the run …
     resumed = torchrun(tmp_path / "two")  # … and the same command goes on
     assert resumed.returncode == 0, resumed.stderr
-    assert "going on after epoch 1" in resumed.stdout and resumed.stdout.count("epoch 2/2") == 6  # one process prints
+    assert "resuming after epoch 1" in resumed.stdout and resumed.stdout.count("epoch 2/2") == 6  # one process prints
     train(tmp_path / "one")
     cell = "digits/sym-0.4/seed0"
     for run in (

@@ -85,7 +85,7 @@ def test_phase_1_with_every_rule(tmp_path, cell):
     assert start["acc_last"] != other["acc_last"]
     for more, message in [
         (("--ctx_init", "a photo"), "ctx_init: 'a photo' is 2 tokens long, but n_ctx is 4"),
-        (("--agree_with", "kn"), "agree_with: there is no 'kn'.*Did you mean knn"),
+        (("--agree_with", "kn"), "agree_with: unknown name 'kn'.*Did you mean knn"),
         (("--templates", "a photo,{}"), "templates: 'a photo' has no {}"),
     ]:
         with pytest.raises(UserError, match=message):

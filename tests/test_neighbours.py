@@ -262,7 +262,7 @@ def test_inputs_that_do_not_belong_together():
         ("--target_precision=90", "target_precision must be between 0 and 1"),
         ("--review_budget=-5", "review_budget must be >= 0"),
         ("--fill_empty=lowest", "fill_empty must be one of highest, official"),
-        ("--detector=lemmon", "there is no 'lemmon'.* Did you mean lemon"),
+        ("--detector=lemmon", "unknown name 'lemmon'.* Did you mean lemon"),
     ],
 )
 def test_settings_out_of_range(flag, message):

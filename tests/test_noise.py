@@ -232,7 +232,7 @@ def test_idn_on_files_of_any_size(tmp_path):
 
 
 def test_unknown_noise():
-    with pytest.raises(UserError, match="noise_mode: there is no 'symm'.*Did you mean sym"):
+    with pytest.raises(UserError, match="noise_mode: unknown name 'symm'.*Did you mean sym"):
         noise.make_noise(cfg("symm"), np.array([0, 1]), 2)
 
 

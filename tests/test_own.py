@@ -673,7 +673,7 @@ def test_an_image_that_changed_under_its_name_is_another(tmp_path):
     size = (tmp_path / "c.ppm").stat().st_size
     Image.new("RGB", (8, 8), (1, 2, 3)).save(tmp_path / "c.ppm")
     assert (tmp_path / "c.ppm").stat().st_size == size
-    with pytest.raises(UserError, match=r"was made with other images \(1 changed: c.ppm\). --name NAME keeps"):
+    with pytest.raises(UserError, match=r"used other images \(1 changed: c.ppm\). To keep it, use --name NAME for"):
         main_detect.main(run)
     Image.new("RGB", (8, 8), (80, 0, 9)).save(tmp_path / "c.ppm")  # as it was
     assert main_detect.main(run) == summary
@@ -818,9 +818,9 @@ def test_an_output_folder_that_cannot_be_written_to(tmp_path):
     path = table(tmp_path, SIX)
     (tmp_path / "file").write_text("in the way")
     for out in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(UserError, match="output_dir: .*file.* cannot be written to"):
+        with pytest.raises(UserError, match="output_dir: .*file.* is not writable"):
             main_detect.main(["--cfg", "config/PEFT/own.yaml", *flags(path, out)])
-        with pytest.raises(UserError, match="output_dir: .*file.* cannot be written to"):
+        with pytest.raises(UserError, match="output_dir: .*file.* is not writable"):
             main_detect.main(["--cfg", "config/PEFT/digits.yaml", "--output_dir", str(out)])
 
 

@@ -218,7 +218,7 @@ def test_errors_of_the_commands(cell, nasty_run, tmp_path):
         report.main([str(folder / "ce-tiny-clip-digits")])
     with pytest.raises(UserError, match="--relabel_above: expected a number from 0 to 1, not '90'"):
         report.main([str(folder / "deft"), "--relabel_above", "90"])
-    with pytest.raises(UserError, match="--relabel: no such flag. Did you mean --relabel_above"):
+    with pytest.raises(UserError, match="--relabel: unknown flag. Did you mean --relabel_above"):
         report.main([str(folder / "deft"), "--relabel", "0.5"])
     write_folder(tmp_path / "other", {name: 5 for name in NASTY})
     with pytest.raises(

@@ -152,7 +152,7 @@ def test_a_changed_record_is_noticed(toy, capsys):
     path = Path("out dir/toy/sym-0.2/seed0/deft/summary.json")
     good = path.read_text()
     for bad, why in (
-        (good.replace("0.52", "0.99"), "was changed after the run wrote it"),
+        (good.replace("0.52", "0.99"), "modified after the run wrote it"),
         (good[:40], "not the record of a run"),
     ):
         path.write_text(bad)
@@ -193,9 +193,9 @@ def test_killed_and_started_again(toy, capsys):
 
 def test_unknown_names():
     for flags, message in (
-        (["--table", "12"], "--table: there is no 'table12'"),
-        (["--table", "1", "--profile", "digit"], "there is no 'digit'.*Did you mean digits"),
-        (["--table", "1", "--format", "html"], "there is no 'html'"),
+        (["--table", "12"], "--table: unknown name 'table12'"),
+        (["--table", "1", "--profile", "digit"], "unknown name 'digit'.*Did you mean digits"),
+        (["--table", "1", "--format", "html"], "unknown name 'html'"),
         ([], "--table: expected some of table1"),
         (["--verify", "nowhere"], "no finished run"),
     ):

@@ -47,8 +47,11 @@ def test_help_imports_nothing_heavy(command):
             ["main_phase1.py", "--schedule", "cosin"],
             "--schedule: schedule must be one of cosine, constant, .*, not 'cosin'. Did you mean cosine?",
         ),
-        (["main_phase1.py", "--mask", "deft"], "--mask: main_phase1.py does not read this, but main_phase2.py"),
-        (["-m", "report.predict", "run", "x.png", "--devise", "cpu"], "--devise: no such flag. Did you mean --device?"),
+        (
+            ["main_phase1.py", "--mask", "deft"],
+            "--mask: main_phase1.py does not use this key; it is used by main_phase2.py",
+        ),
+        (["-m", "report.predict", "run", "x.png", "--devise", "cpu"], "--devise: unknown flag. Did you mean --device?"),
         (["main_phase1.py", "--epochs"], "argument --epochs: expected one argument"),
     ],
 )
@@ -78,9 +81,9 @@ def test_a_script_has_the_keys_it_reads_and_no_others(tmp_path):
     cfg = load_config([], script="main_detect")
     assert cfg.detector == "label-match" and not hasattr(cfg, "epochs") and not hasattr(cfg, "mask")
     for script, flag in (("main_detect", "--mask"), ("main_phase1", "--detector"), ("main_phase2", "--score")):
-        with pytest.raises(UserError, match=rf"^{flag}: {script}.py does not read this, but main_\w+.py"):
+        with pytest.raises(UserError, match=rf"^{flag}: {script}.py does not use this key; it is used by main_\w+.py"):
             load_config([f"{flag}=x"], script=script)
-    with pytest.raises(UserError, match="^--model: main_phase1.py does not read this.$"):
+    with pytest.raises(UserError, match="^--model: main_phase1.py does not use this key.$"):
         load_config(["--model", "clip"], script="main_phase1")
     (tmp_path / "shared.yaml").write_text("mask: deft\nepochs: 3\nadaptation: fft\nmodel: clip\n")
     cfg = load_config(["--cfg", str(tmp_path / "shared.yaml")], script="main_phase1")
@@ -107,7 +110,9 @@ def test_help_names_what_can_be_chosen():
 
 
 def test_the_small_loss_script_has_one_method(tmp_path):
-    with pytest.raises(UserError, match="--lnl_methods: main_small_loss.py does not read this, but main_baseline.py"):
+    with pytest.raises(
+        UserError, match="--lnl_methods: main_small_loss.py does not use this key; it is used by main_baseline.py"
+    ):
         main_small_loss.main(["--lnl_methods", "GMM"])
 
 
@@ -117,7 +122,7 @@ def test_the_small_loss_script_has_one_method(tmp_path):
 def test_a_key_that_stands_twice_names_both_lines(tmp_path):
     path = tmp_path / "twice.yaml"
     path.write_text("epochs: 3\nseed: 1\nEPOCHS: 4\n")
-    with pytest.raises(UserError, match="twice.yaml: EPOCHS stands in line 1 and in line 3"):
+    with pytest.raises(UserError, match="twice.yaml: duplicate key EPOCHS in lines 1 and 3"):
         load_config(["--cfg", str(path)])
 
 
@@ -157,4 +162,4 @@ def test_ctrl_c_while_importing_is_one_line(command):
             break
     rest = [line for line in process.stderr if not line.startswith(("import ", "#", "extension module"))]
     said = [line for line in rest if "stopped" in line or "Error" in line or "Traceback" in line]
-    assert process.wait() == 130 and len(said) == 1 and said[0].startswith("stopped; ")
+    assert process.wait() == 130 and len(said) == 1 and said[0].startswith("interrupted; ")

@@ -44,7 +44,7 @@ def test_the_digits_are_usable(cell, capsys):
     assert summaries["label-match"]["verdict"]["level"] == "usable"
     main_detect.main(detection(out))
     first = capsys.readouterr().out.splitlines()
-    at = next(i for i, line in enumerate(first) if line.startswith("finished before"))
+    at = next(i for i, line in enumerate(first) if line.startswith("already finished"))
     assert (
         first[at + 1].startswith("usable: zero-shot predictions agree with") and "guesses with 10.0 %" in first[at + 1]
     )

@@ -1,4 +1,4 @@
-"""Configuration: config/default.yaml <- the script's settings <- --cfg YAML <- flags."""
+"""Configuration. Later sources override earlier ones: default.yaml, the script's settings, the --cfg YAML, flags."""
 
 import argparse
 import difflib
@@ -13,7 +13,7 @@ from typing import Any, NoReturn, TypeVar
 
 import yaml
 
-# the paper's other backbones (DeFT, table 11): timm's name, and the settings that go with each unless a flag says else
+# the paper's other backbones (DeFT, table 11): name in timm, and the settings of each, which a YAML or flag overrides
 BACKBONES = {
     "vit": (
         "vit_base_patch16_224.augreg_in1k",
@@ -22,15 +22,15 @@ BACKBONES = {
     "resnet": ("resnet50.a1_in1k", {"optimizer": "adamw", "lr": 1e-3, "weight_decay": 1e-5}),
     "convnext": ("convnext_tiny.fb_in1k", {"optimizer": "adamw", "lr": 1e-4, "weight_decay": 1e-4}),
     "mae": ("vit_base_patch16_224.mae", {"optimizer": "adamw", "lr": 1e-4, "weight_decay": 1e-3}),
-    "preact_resnet18": ("preact_resnet18", {}),  # untrained, of our own: model/preact_resnet.py
+    "preact_resnet18": ("preact_resnet18", {}),  # untrained, see model/preact_resnet.py
 }
-# how phase 2 adapts (DeFT, section 4.4): the phase 1 text classifier as it is, visual prompts and a head, or all blocks
+# how phase 2 adapts (DeFT, section 4.4): none: phase 1's text classifier; peft: visual prompts and a head; fft: all blocks
 ADAPTATIONS = {
     "none": {},
     "peft": {"finetune": False, "vpt_deep": True, "lr": 0.03},
     "fft": {"finetune": True, "vpt_deep": False, "lr": 5e-4},
 }
-# settings of the official scripts for real-world noise, where they differ from those for synthetic noise
+# settings in which the official scripts for real-world noise differ from those for synthetic noise
 REAL_WORLD = {
     "require_agreement": True,
     "warmup": 5,
@@ -43,25 +43,25 @@ DEFAULTS = Path(__file__).resolve().parents[1] / "config" / "default.yaml"
 
 
 class UserError(Exception):
-    """Something the user can mend: one line that names the file, key or row and what was expected."""
+    """An error the user can fix. One line names the file, key or row and what was expected."""
 
 
 def nearest(word: object, known: Iterable[object]) -> str:
-    """' Did you mean X?' where one of `known` is spelt almost like `word`, else ''."""
+    """' Did you mean X?' if the spelling of some X in `known` is close to `word`, else ''."""
     by_lower = {str(k).lower(): str(k) for k in known}
     close = difflib.get_close_matches(str(word).lower(), by_lower, n=1, cutoff=0.5)
     return f" Did you mean {by_lower[close[0]]}?" if close else ""
 
 
 def pick(table: Mapping[str, T], name: str, key: str) -> T:
-    """table[name]; an unknown name is a UserError that lists the right ones."""
+    """table[name]. Raises UserError, which lists the valid names, if there is no such name."""
     if name not in table:
-        raise UserError(f"{key}: there is no '{name}', only {', '.join(table)}.{nearest(name, table)}")
+        raise UserError(f"{key}: unknown name '{name}'; expected one of {', '.join(table)}.{nearest(name, table)}")
     return table[name]
 
 
 def whole_numbers(words: list[str], key: str) -> list[int]:
-    """A list of words as integers; UserError for one that is none."""
+    """The words as integers. Raises UserError if one is not a whole number."""
     if not all(word.strip().isdigit() for word in words):
         raise UserError(f"{key}: must be whole numbers, not {', '.join(words)}.")
     return [int(word) for word in words]
@@ -74,7 +74,7 @@ def default_values() -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Key:
-    """What config/default.yaml says of a key: its group, the scripts that read it, its default and comment."""
+    """A key of config/default.yaml: its group, the scripts that read it, its default and its comment."""
 
     group: str
     scripts: tuple[str, ...]  # empty: all
@@ -82,12 +82,12 @@ class Key:
     comment: str
 
     def read_by(self, script: str | None) -> bool:
-        """Whether the script reads the key; script None reads all."""
+        """Whether the script reads the key. script None reads every key."""
         return script is None or not self.scripts or script in self.scripts
 
 
 def known_keys() -> dict[str, Key]:
-    """{key: Key} of config/default.yaml, in its order."""
+    """{key: Key} in the order of config/default.yaml."""
     text, keys, group, scripts = DEFAULTS.read_text(encoding="utf-8"), {}, "", ()
     defaults = yaml.safe_load(text)
     for line in text.splitlines():
@@ -99,7 +99,7 @@ def known_keys() -> dict[str, Key]:
 
 
 def _coerce(name: str, key: Key, value: Any, where: str) -> Any:
-    """`value` of a Key as the type of its default, within the limits that its comment sets."""
+    """`value` converted to the type of the default. Raises UserError if it is outside the limits in the comment."""
     default, comment = key.default, key.comment
 
     def fail(expected: str, hint: str = "") -> NoReturn:
@@ -117,7 +117,7 @@ def _coerce(name: str, key: Key, value: Any, where: str) -> Any:
     else:
         kind, expected = (int, "a whole number") if isinstance(default, int) else (float, "a number")
         try:
-            # PyYAML reads 5e-4 as text; a float for a whole number is an error, not a rounding
+            # PyYAML reads 5e-4 as text; a float where an integer is expected is an error and not rounded
             number = kind(value) if isinstance(value, str) or kind is float else value
             if isinstance(value, bool) or not isinstance(number, kind) or not math.isfinite(number):
                 raise ValueError
@@ -138,24 +138,24 @@ def _coerce(name: str, key: Key, value: Any, where: str) -> Any:
 
 
 class _Loader(yaml.SafeLoader):
-    """yaml.SafeLoader, but a key that stands there twice is an error: it would win or lose in silence."""
+    """yaml.SafeLoader that rejects duplicate keys, of which SafeLoader silently keeps the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         lines: dict[str, int] = {}
         for key, _ in node.value:
             name, line = str(key.value).lower(), key.start_mark.line + 1
             if name in lines:
-                raise UserError(f"{key.start_mark.name}: {key.value} stands in line {lines[name]} and in line {line}.")
+                raise UserError(f"{key.start_mark.name}: duplicate key {key.value} in lines {lines[name]} and {line}.")
             lines[name] = line
         return super().construct_mapping(node, deep)
 
 
 def _read_yaml(path: str | Path) -> dict[Any, Any]:
-    """{key: value} of a YAML file, keys as they are written there."""
+    """The {key: value} of a YAML file, with keys as written in the file."""
     path = Path(path)
     if not path.is_file():
         there = [str(p) for p in path.parent.glob("*.yaml")]
-        raise UserError(f"--cfg: there is no file {path}.{nearest(path, there)}")
+        raise UserError(f"--cfg: no such file: {path}.{nearest(path, there)}")
     try:
         with path.open(encoding="utf-8") as file:
             content = yaml.load(file, _Loader) or {}  # noqa: S506  _Loader is a SafeLoader
@@ -167,13 +167,13 @@ def _read_yaml(path: str | Path) -> dict[Any, Any]:
 
 
 def _implied(given: dict[str, Any], known: Container[str]) -> dict[str, Any]:
-    """The settings, of `known` keys, that go with the backbone and the adaptation that are given, if any."""
+    """The settings that the given backbone and adaptation imply, as far as their keys are in `known`."""
     implied = BACKBONES.get(given.get("backbone", ""), ("", {}))[1] | ADAPTATIONS.get(given.get("adaptation", ""), {})
     return {name: value for name, value in implied.items() if name in known}
 
 
 def parse_flags(parser: argparse.ArgumentParser, argv: list[str] | None = None) -> argparse.Namespace:
-    """The flags of a small command, by its argparse parser; what is wrong with them is a UserError."""
+    """Parse the flags of a `python -m` command. Raises UserError where argparse would exit."""
 
     def fail(message: str) -> NoReturn:
         raise UserError(f"{message}; {' '.join(parser.format_usage().split())}")
@@ -181,21 +181,23 @@ def parse_flags(parser: argparse.ArgumentParser, argv: list[str] | None = None) 
     parser.error, parser.allow_abbrev = fail, False  # type: ignore[method-assign]
     flags, unknown = parser.parse_known_args(argv)
     for word in unknown:
-        fail(f"{word}: no such flag.{nearest(word, re.findall(r'--[a-z_]+', parser.format_usage()))}")
+        fail(f"{word}: unknown flag.{nearest(word, re.findall(r'--[a-z_]+', parser.format_usage()))}")
     return flags
 
 
 def _parser(
     keys: dict[str, Key], script: str | None, description: str | None, defaults: dict[str, Any]
 ) -> argparse.ArgumentParser:
-    """argparse's parser of --cfg and of the keys that a script reads, in the groups of config/default.yaml."""
+    """The parser for --cfg and the keys that a script reads, in the groups of config/default.yaml."""
     parser = argparse.ArgumentParser(
         usage="python SCRIPT --cfg YAML [--KEY VALUE …]",
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--cfg", default="", metavar="YAML", help="file of keys that differ from config/default.yaml")
+    parser.add_argument(
+        "--cfg", default="", metavar="YAML", help="YAML file with the settings that differ from config/default.yaml"
+    )
     groups = {}
     for name, key in keys.items():
         if not key.read_by(script):
@@ -223,25 +225,28 @@ def _parser(
 
 
 def _refuse(word: str, keys: dict[str, Key], script: str | None) -> NoReturn:
-    """UserError for a flag that is none of this script's."""
+    """Raise the UserError for a flag that this script does not read."""
     word = word.split("=")[0]
     key = keys.get(word.removeprefix("--")) if word.startswith("--") else None
     if key:
         others = " and ".join(f"{name}.py" for name in key.scripts if name != "none")
-        raise UserError(f"{word}: {script}.py does not read this{', but ' + others if others else ''}.")
+        raise UserError(f"{word}: {script}.py does not use this key{'; it is used by ' + others if others else ''}.")
     hint = nearest(word, ["--cfg", *(f"--{name}" for name in keys)]) if word.startswith("--") else ""
-    raise UserError(f"{word}: no such flag.{hint}")
+    raise UserError(f"{word}: unknown flag.{hint}")
 
 
 def load_config(
     argv: list[str] | None = None, description: str | None = "", script: str | None = None, **settings: Any
 ) -> SimpleNamespace:
-    """The resolved configuration: a namespace with an attribute for each key of default.yaml that `script` reads, and it.
+    """The resolved configuration: a namespace with `script` and one attribute per key that the script reads.
 
-    `argv` None means sys.argv; `script` None reads all keys; `settings` are the script's own defaults, between
-    default.yaml and the YAML, and stay as they are where it reads no such key. A key that the script does not read is
-    refused as a flag; in a YAML, which several scripts may share, it is checked and left out.
-    Raises UserError for an unknown key, a wrong type, a value out of range or a missing file.
+    argv: the flags; None means sys.argv.
+    script: name of the script; None reads every key of default.yaml.
+    settings: the script's own defaults. They override default.yaml and are overridden by the YAML and flags. Settings
+    that are not keys of the script are passed through.
+
+    Several scripts may share a YAML, so a key that the script does not read is validated there and then ignored. As a
+    flag it is an error. Raises UserError for an unknown key, a wrong type, a value out of range or a missing file.
     """
     keys = known_keys()
     resolved = {name: settings.get(name, key.default) for name, key in keys.items() if key.read_by(script)}
@@ -257,7 +262,7 @@ def load_config(
         for written, value in _read_yaml(flags.cfg).items():
             name = str(written).lower()
             if name not in keys:
-                raise UserError(f"{flags.cfg}: there is no key '{written}'.{nearest(written, keys)}")
+                raise UserError(f"{flags.cfg}: unknown key '{written}'.{nearest(written, keys)}")
             content[name] = _coerce(name, keys[name], value, flags.cfg)
         content = {name: value for name, value in content.items() if name in resolved}
         resolved |= _implied(content, resolved) | content
@@ -271,10 +276,11 @@ def load_config(
 
 
 def settle_epochs(cfg: SimpleNamespace, num_samples: int) -> None:
-    """Fill in `epochs` 0 and `warmup` -1, which follow the size of the training set, and print them.
+    """Resolve `epochs` 0 and `warmup` -1, which depend on the size of the training set, and print the result.
 
-    Few images make few steps an epoch, and the prompts need steps: 1500, within 10 to 100 epochs; the warm-up a tenth of
-    them, but 100 steps, before which the selection may start on nothing learnt, and half of the epochs at most.
+    The prompts need a number of steps, and a small data set has few per epoch. `epochs` becomes what takes 1500 steps,
+    between 10 and 100. `warmup` becomes a tenth of the epochs, but at least 100 steps, so that samples are not selected
+    by an untrained model, and at most half of the epochs.
     """
     warmup = getattr(cfg, "warmup", 0)  # phase 2 has none
     if cfg.epochs and warmup >= 0:
@@ -284,4 +290,4 @@ def settle_epochs(cfg: SimpleNamespace, num_samples: int) -> None:
     if warmup < 0:
         cfg.warmup = min(max(round(cfg.epochs / 10), math.ceil(100 / steps)), max(cfg.epochs // 2, 1))
     settled = f"epochs {cfg.epochs}" + (f", warmup {cfg.warmup}" if hasattr(cfg, "warmup") else "")
-    print(f"{num_samples} images, {steps} steps of {cfg.batch_size} an epoch: {settled}")
+    print(f"{num_samples} images, {steps} steps per epoch at batch size {cfg.batch_size}: {settled}")

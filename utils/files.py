@@ -17,17 +17,17 @@ from utils.config import UserError
 def write_whole(path: str | Path, shared: bool = False) -> Iterator[BinaryIO]:
     """Write a binary file atomically: it appears as `path` only if the block ends without an error.
 
-    UserError where the file itself cannot be written, as on a full disk; other errors of the block pass through.
+    Raises UserError if the file cannot be written, for example on a full disk. Other errors of the block propagate.
     shared: other processes may write the same file at the same time, as in the cache.
     """
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # a fixed name, so that the next attempt overwrites what a killed process left
+        # a fixed name, so that the next attempt overwrites the leftover of a killed process
         temporary = path.parent / f".{path.name}{os.getpid() if shared else ''}.tmp"
         file = temporary.open("wb")
     except OSError as error:
-        raise UserError(f"output_dir: {path.parent} cannot be written to ({error.strerror}).") from None
+        raise UserError(f"output_dir: {path.parent} is not writable ({error.strerror}).") from None
     try:
         with file:
             yield file
@@ -42,7 +42,7 @@ def write_whole(path: str | Path, shared: bool = False) -> Iterator[BinaryIO]:
 
 
 def _write_error(error: BaseException | None) -> str:
-    """Why a write to an open file failed, by an error or what it followed from: libraries raise their own after it."""
+    """Why a write to an open file failed, or ""; follows the chain of causes, since libraries wrap the OSError."""
     while error:
         if isinstance(error, OSError) and error.errno and error.filename is None:
             return error.strerror or str(error)
@@ -51,18 +51,18 @@ def _write_error(error: BaseException | None) -> str:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write a UTF-8 text file atomically; see as_text for what is no UTF-8."""
+    """Write a UTF-8 text file atomically; as_text escapes what is not UTF-8."""
     with write_whole(path) as file:
         file.write(as_text(text).encode())
 
 
 def as_text(path: object) -> str:
-    """A path as text that every program reads: its bytes that are no UTF-8 as \\udc80 to \\udcff, as Python shows them."""
+    """A path as valid UTF-8 text. Bytes that are not UTF-8 become \\udc80 to \\udcff, as Python prints them."""
     return str(path).encode("utf-8", "backslashreplace").decode()
 
 
 def as_path(text: str) -> str:
-    """The path of what as_text made of it."""
+    """The inverse of as_text."""
     return re.sub(r"\\udc([89a-f][0-9a-f])", lambda match: chr(0xDC00 + int(match[1], 16)), text)
 
 
@@ -74,7 +74,7 @@ def write_csv(path: str | Path, rows: Iterable[Iterable[object]]) -> None:
 
 
 def read_lines(path: str | Path) -> list[str]:
-    """The lines of a UTF-8 text file without trailing empty lines; UserError if it cannot be read."""
+    """The lines of a UTF-8 text file without trailing empty lines. Raises UserError if it cannot be read."""
     try:
         return Path(path).read_text(encoding="utf-8-sig").rstrip().split("\n")
     except (OSError, UnicodeDecodeError) as error:
@@ -87,12 +87,12 @@ def slug(text: object) -> str:
 
 
 def image_list(output_dir: Path, fingerprint: str | None) -> Path:
-    """Where the images of a fingerprint are listed, {path: hash of the content} in JSON."""
+    """The JSON file that lists the images of a fingerprint as {path: hash of the content}."""
     return output_dir / "cache" / f"images-{fingerprint}.json"
 
 
 def listed_changes(output_dir: Path, before: str | None, now: str) -> str:
-    """' (1 changed: a.png; 2 new: …; 1 gone: …)' between the images of two fingerprints, '' where they are not listed."""
+    """How the images of two fingerprints differ: ' (1 changed: a.png; 2 new: …; 1 gone: …)', or '' if not on record."""
     try:
         old, new = (json.loads(image_list(output_dir, x).read_text(encoding="utf-8")) for x in (before, now))
     except (OSError, ValueError):
@@ -103,4 +103,6 @@ def listed_changes(output_dir: Path, before: str | None, now: str) -> str:
         "gone": [path for path in old if path not in new],
     }
     found = [f"{len(x)} {what}: {', '.join(x[:3])}{' …' * (len(x) > 3)}" for what, x in lists.items() if x]
-    return f" ({'; '.join(found)})" if found else " (the same in another order, or with others held out)"
+    return (
+        f" ({'; '.join(found)})" if found else " (the same files, but in another order or with another held-out part)"
+    )

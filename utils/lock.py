@@ -1,4 +1,4 @@
-"""One process at a time in the folder of a run."""
+"""A lock that lets one process at a time work on a run."""
 
 import errno
 import fcntl
@@ -10,14 +10,14 @@ from pathlib import Path
 
 from utils.config import UserError
 
-UNSUPPORTED = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}  # by some network file systems, which then go without
+UNSUPPORTED = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}  # on some network file systems, where runs are not locked
 _held: weakref.WeakValueDictionary[Path, "Lock"] = (
     weakref.WeakValueDictionary()
 )  # {path: Lock} of this process, which may open a run's folder more than once
 
 
 class Lock:
-    """A lock on `folder` until the object is gone; the operating system frees it even where the process is killed."""
+    """A lock on `folder`, held while the object exists. The operating system releases it if the process is killed."""
 
     def __init__(self, path: Path, folder: Path) -> None:
         try:
@@ -27,19 +27,19 @@ class Lock:
         except BlockingIOError:
             self.file.seek(0)
             raise UserError(
-                f"{folder}: {self.file.read() or 'another process'} works on this run; wait for it or stop it, or "
-                "--tag NAME makes another run."
+                f"{folder}: {self.file.read() or 'another process'} is working on this run. Wait for it, stop it, or "
+                "start another run with --tag NAME."
             ) from None
         except OSError as error:
             if error.errno not in UNSUPPORTED:
-                raise UserError(f"output_dir: {path.parent} cannot be written to ({error.strerror}).") from None
+                raise UserError(f"output_dir: {path.parent} is not writable ({error.strerror}).") from None
         self.file.truncate(0)
         self.file.write(f"process {os.getpid()} (since {time.strftime('%Y-%m-%d %H:%M:%S')})")
         self.file.flush()
 
 
 def lock(output_dir: Path, folder: Path) -> Lock:
-    """The Lock on a run's folder, in <output_dir>/cache/locks; UserError if another process holds it, naming that."""
+    """Lock a run's folder (in <output_dir>/cache/locks). Raises UserError, naming the process, if another one holds it."""
     name = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:16]
     path = (output_dir / "cache" / "locks" / name).resolve()
     held = _held.get(path)

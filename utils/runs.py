@@ -1,4 +1,4 @@
-"""A run's folder, <output_dir>/<dataset>/<noise>/seed<k>/<name>/: config.yaml, log.jsonl, summary.json, checkpoint.pt."""
+"""A run and its folder, <output_dir>/<dataset>/<noise>/seed<k>/<name>/ (settings, log, summary, checkpoint)."""
 
 import json
 import os
@@ -26,7 +26,7 @@ from utils.memory import peak_gb
 from utils.summaries import read_summary, verdict_line, with_checksum, write_summary
 from utils.tensorboard import summary_writer, write_epoch
 
-# where and on what a run is made, not what it is: may change between start and resume
+# keys that do not change the result of a run, and may differ when it is resumed
 FREE_KEYS = {
     "device",
     "gpuid",
@@ -46,31 +46,31 @@ FREE_KEYS = {
     "tensorboard",
     "script",
 }
-# what the screen says of a number; of those that are fractions, per cent, as in the tables
+# how numbers are printed; fractions are printed in per cent, as in the tables
 FRACTIONS = ("noise_rate", "precision", "recall", "f1", "auroc", "auprc_mislabelled", "selected")
 WORDS = {
     "loss": "loss {:.4g}",
     "noise_rate": "{:.1f} % of the labels are wrong",
     "selected": "{:.1f} % of the labels kept",
-    "precision": "{:.1f} % of those kept are right",
-    "recall": "{:.1f} % of the right ones are kept",
+    "precision": "{:.1f} % of the kept labels are right",
+    "recall": "{:.1f} % of the right labels kept",
     "f1": "F1 {:.1f} %",
     "auroc": "AUROC {:.1f} %",
-    "auprc_mislabelled": "AUPRC of the wrong labels {:.1f} %",
+    "auprc_mislabelled": "AUPRC of wrong labels {:.1f} %",
     "acc_test": "test accuracy {:.2f} %",
-    "acc_last": "test accuracy {:.2f} % at the end",
-    "acc_best": "{:.2f} % at its best",
+    "acc_last": "last test accuracy {:.2f} %",
+    "acc_best": "best {:.2f} %",
     "seconds": "{:.1f} s",
 }
 
 
 def backbone_name(cfg: SimpleNamespace) -> str:
-    """The backbone as part of a folder name; of a folder or file, its last part."""
+    """The backbone as part of a folder name. Of a path, the last component is used."""
     return slug(Path(cfg.backbone).name if Path(cfg.backbone).exists() else cfg.backbone)
 
 
 def git_commit() -> str | None:
-    """The commit of this checkout, with + behind it where files differ, or None outside a checkout."""
+    """The commit of this checkout, followed by + if files differ from it; None outside a checkout."""
     here = Path(__file__).resolve().parent
     try:
         rev = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
@@ -81,7 +81,7 @@ def git_commit() -> str | None:
 
 
 def project_version() -> str:
-    """The version that pyproject.toml gives this project."""
+    """The version in pyproject.toml."""
     return tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"][
         "version"
     ]
@@ -100,19 +100,23 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 
 def seed_folder(cfg: SimpleNamespace, place: str) -> Path:
-    """Where all runs of one data set, noise and seed lie; place is `<dataset>/<noise>`."""
+    """The folder of all runs of one data set, noise and seed. place: `<dataset>/<noise>`."""
     return Path(cfg.output_dir) / place / f"seed{cfg.seed}"
 
 
 class Run:
-    """One run: its folder, settings, record of epochs and summary.
+    """One run: its folder, settings, history and summary.
 
-    It is locked until it is finished or the Run is gone: another process with the same folder is refused.
-    place: `<dataset>/<noise>`, see Dataset.place; identity: {what: hash} of the data that the run is made with. Nothing but
-    the lock is written before its first epoch is done; what is written is whole.
+    place: `<dataset>/<noise>`, see Dataset.place.
+    name: of the run's folder.
+    identity: {what: hash} of the data that the run uses.
 
-    `history` holds the lines of log.jsonl, one dict an epoch. Opening the folder of a finished run with the same settings
-    and identity gives its `summary`; with other ones it is refused, naming what differs.
+    `history` holds the lines of log.jsonl, one dict per epoch. `summary` is None until the run is finished; a Run on the
+    folder of a finished run with the same settings and identity reads it. Other settings or data raise a UserError that
+    names the difference.
+
+    An unfinished run is locked, so that no second process works in its folder. Apart from the lock, nothing is written
+    before the first epoch is complete, and files are written atomically.
     """
 
     def __init__(self, cfg: SimpleNamespace, place: str, name: str, identity: dict[str, str]) -> None:
@@ -120,24 +124,26 @@ class Run:
         self.seed_folder = seed_folder(cfg, place)
         self.folder = self.seed_folder / (f"{name}-{slug(cfg.tag)}" if cfg.tag else name)
         self.score = getattr(cfg, "score", "")  # only detectors have it
-        if self.score:  # a detector on other labels than those it was made from
+        if self.score:  # a finished detector scores other labels
             self.folder /= f"score-{slug(Path(self.score).name)}"
         there = next(p for p in self.folder.absolute().parents if p.exists())
         if not (there.is_dir() and os.access(there, os.W_OK)):
-            raise UserError(f"output_dir: {there} cannot be written to.")
+            raise UserError(f"output_dir: {there} is not writable.")
         self.history: list[dict[str, Any]] = []
         self.summary: dict[str, Any] | None = None
         self.identity, self.events, self.lock = identity, None, None
         if cfg.tensorboard:
-            summary_writer()  # fails before training rather than after its first epoch
+            summary_writer()  # fail before training and not after the first epoch
         if (self.folder / "config.yaml").is_file():
             self._check_same_settings()
         if not (self.folder / "summary.json").is_file() and rank() == 0:
-            self.lock = lock(Path(cfg.output_dir), self.folder)  # before looking again: it may just have been finished
+            self.lock = lock(
+                Path(cfg.output_dir), self.folder
+            )  # before the summary is read: another process may just have written it
         self.summary = read_summary(self.folder / "summary.json")
         if self.summary:
             self._check_same_data(self.summary["identity"])
-            print(f"finished before: {self.folder}")
+            print(f"already finished: {self.folder}")
             show(self.summary)
 
     def _check_same_data(self, before: Mapping[str, str]) -> None:
@@ -147,22 +153,25 @@ class Run:
             changes = listed_changes(Path(self.cfg.output_dir), before.get(what), value) if what == "images" else ""
             if self.score:
                 raise UserError(
-                    f"score: {self.folder} holds the scores of other {what}{changes}; delete it to score these."
+                    f"score: {self.folder} holds scores of other {what}{changes}. Delete it to score these."
                 )
-            decided = ", or before other decisions" if what != "images" and "mask" in self.identity else ""
-            made = f"the run {self.folder} was made with {'another' if what == 'mask' else 'other'} {what}{changes}{decided}."
-            anew = f"deleting the folder makes it anew{self._decisions()}"
-            if what == "mask":
-                raise UserError(f"mask: {made} --tag NAME makes another run beside it; {anew}.")
+            where = f"used {'another mask' if what == 'mask' else f'other {what}'}{changes}"
+            if what != "images" and "mask" in self.identity:
+                where += ", or was made before other decisions"
+            other_data = f"{'--name NAME' if self.cfg.dataset == 'own' else '--output_dir DIR'} for other data or "
             raise UserError(
-                f"data_path: {made} {'--name NAME' if self.cfg.dataset == 'own' else '--output_dir DIR'} keeps the runs of "
-                f"other data apart, --tag NAME another run of these; {anew}."
+                f"{'mask' if what == 'mask' else 'data_path'}: the run {self.folder} {where}. To keep it, use "
+                f"{'' if what == 'mask' else other_data}--tag NAME for another run on the same data. To replace it, delete "
+                f"the folder{self._decisions()}."
             )
 
     def _decisions(self) -> str:
-        """What deleting the folder would lose, for an error: what a person decided (see methods/decisions.py)."""
+        """For an error message: a warning if deleting the folder would lose decisions (see methods/decisions.py)."""
         path = self.folder / "decisions.jsonl"
-        return f", but loses what you decided; --decisions {path} gives it to a new run's report" * path.is_file()
+        return (
+            f", which also deletes your decisions; save {path} elsewhere and pass it to a new report with --decisions"
+            * path.is_file()
+        )
 
     def _check_same_settings(self) -> None:
         path = self.folder / "config.yaml"
@@ -171,15 +180,15 @@ class Run:
         if changed:
             key = changed[0]
             raise UserError(
-                f"{key}: the run {self.folder} was made with {before.get(key)!r}, not {now[key]!r}"
-                f"{' (also ' + ', '.join(changed[1:]) + ')' if changed[1:] else ''}. --tag NAME makes "
-                f"another run beside it; deleting the folder makes it anew{self._decisions()}."
+                f"{key}: the run {self.folder} used {before.get(key)!r}, not {now[key]!r}"
+                f"{' (also different: ' + ', '.join(changed[1:]) + ')' if changed[1:] else ''}. To keep it, use --tag NAME "
+                f"for another run. To replace it, delete the folder{self._decisions()}."
             )
 
     def resume(
         self, model: nn.Module, optimizer: Optimizer, scaler: torch.amp.GradScaler | None = None
     ) -> tuple[int, dict[str, Any]]:
-        """Load the last checkpoint, if any. Returns the epoch to go on with, from 1, and what was saved with it."""
+        """Load the last checkpoint, if any. Returns the next epoch, counted from 1, and the content of the checkpoint."""
         path = self.folder / "checkpoint.pt"
         if not path.is_file():
             return 1, {}
@@ -187,8 +196,8 @@ class Run:
         self._check_same_data(saved["identity"])
         self.history = json.loads(saved["history"])
         if rank() == 0:
-            self._write_log()  # a kill between checkpoint and log leaves the log a line short
-        print(f"going on after epoch {len(self.history)}: {self.folder}")
+            self._write_log()  # a kill between checkpoint and log leaves the log one line short
+        print(f"resuming after epoch {len(self.history)}: {self.folder}")
         return len(self.history) + 1, saved
 
     def _write_settings(self) -> None:
@@ -207,7 +216,7 @@ class Run:
         scaler: torch.amp.GradScaler | None = None,
         **extra: Any,
     ) -> None:
-        """Record an epoch: the checkpoint first, since it holds the log as well."""
+        """Record an epoch. The checkpoint, which contains the log, is written first."""
         self.history.append(line)
         if rank() > 0:
             return
@@ -223,13 +232,13 @@ class Run:
         )
         self._write_log()
         if self.cfg.tensorboard:
-            if self.events is None:  # what an interrupted epoch wrote is hidden
+            if self.events is None:  # purge_step hides what an interrupted epoch wrote
                 self.events = summary_writer()(str(self.folder / "tensorboard"), purge_step=line["epoch"])
             write_epoch(self.events, line)
         print(f"epoch {line['epoch']}/{self.cfg.epochs}: {in_words(line)}", flush=True)
 
     def accuracies(self) -> dict[str, float]:
-        """acc_last and acc_best, in per cent, of the epochs' test accuracies; acc_<name>_last … of further test sets."""
+        """acc_last and acc_best: test accuracy in per cent; acc_<name>_last and acc_<name>_best for further test sets."""
         out: dict[str, float] = {}
         for key in [key for key in (self.history[:1] or [{}])[0] if key.startswith("acc_")]:
             accs, short = [line[key] for line in self.history], "acc" if key == "acc_test" else key
@@ -237,9 +246,9 @@ class Run:
         return out
 
     def finish(self, facts: dict[str, Any], numbers: dict[str, Any], tables: dict[str, list]) -> dict[str, Any]:
-        """Write summary.json: `facts` of the data, `numbers`, and where and how long the run was made; returns it.
+        """Write and return the summary: `facts` about the data, `numbers`, run time and environment.
 
-        tables: {file name: rows}, written beside it as CSV.
+        tables: {file name: rows}, written as CSV files beside summary.json.
         """
         cfg, history = self.cfg, self.history
         summary = {
@@ -266,21 +275,21 @@ class Run:
                 write_csv(self.folder / name, rows)
             write_summary(self.folder / "summary.json", self.summary)
         self.lock = None
-        wait_for_all()  # another run of these processes may read it
+        wait_for_all()  # other processes may read the files next
         show(self.summary)
         print(f"results: {self.folder}")
         return self.summary
 
 
 def show(summary: dict[str, Any]) -> None:
-    """Print the verdict of a summary, if it is of a detector, and the numbers that people look for."""
+    """Print the verdict of a summary, if it has one, and its main numbers."""
     if "verdict" in summary:
         print(verdict_line(summary))
     print(in_words({k: v for k, v in summary.items() if not k.startswith("acc_") or k in ("acc_last", "acc_best")}))
 
 
 def in_words(numbers: Mapping[str, Any]) -> str:
-    """A line for the screen of an epoch's numbers or of a summary; further ones are in their files."""
+    """The main numbers of an epoch or a summary as one line for the screen."""
     known = [(text, numbers.get(k), 100 if k in FRACTIONS else 1) for k, text in WORDS.items()]
     others = [k for k in numbers if k.startswith("acc_") and k not in WORDS]
     known += [(f"accuracy on {k.removeprefix('acc_')} {{:.2f}} %", numbers[k], 1) for k in others]

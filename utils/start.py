@@ -1,4 +1,4 @@
-"""How a script starts and ends. Nothing heavy is imported here: flags are read before PyTorch is."""
+"""How a script starts and ends. Imports nothing heavy, so that flags are read before PyTorch loads."""
 
 import os
 import sys
@@ -11,15 +11,15 @@ from utils.memory import keep_freed_memory
 
 
 def run_main(main: Callable[[], object]) -> None:
-    """Run a script's main(); a UserError ends it with one line on stderr and exit code 2, Ctrl-C with 130.
+    """Run a script's main(). Exit code 2 and one line on stderr after a UserError, 130 after Ctrl-C.
 
-    main() reads its flags before it imports anything that takes long. Under torchrun the processes are joined first.
+    main() should read its flags before it imports anything slow. Under torchrun, the process group is set up first.
     """
     if not sys.warnoptions:
-        warnings.simplefilter("ignore")  # of libraries; what a user should know is said in our own words
+        warnings.simplefilter("ignore")  # those of libraries; this project prints what a user should know
     keep_freed_memory()
     if isinstance(sys.stdout, TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # paths that are no UTF-8: see utils.files.as_text
+        sys.stdout.reconfigure(errors="backslashreplace")  # for paths that are not UTF-8, see utils.files.as_text
     try:
         if "LOCAL_RANK" in os.environ:
             from utils.distributed import processes
@@ -36,5 +36,5 @@ def run_main(main: Callable[[], object]) -> None:
         print("error: " + " ".join(str(error).split()), file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("stopped; the same command goes on from what is finished", file=sys.stderr)
+        print("interrupted; run the same command again to resume", file=sys.stderr)
         sys.exit(130)

@@ -1,4 +1,4 @@
-"""The epochs of a run for TensorBoard, an optional package."""
+"""Write the epochs of a run for TensorBoard, an optional package."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,7 +10,7 @@ from utils.config import UserError
 
 
 def summary_writer() -> Any:
-    """torch.utils.tensorboard.SummaryWriter; UserError where TensorBoard is not installed."""
+    """torch.utils.tensorboard.SummaryWriter. Raises UserError if TensorBoard is not installed."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
@@ -19,7 +19,7 @@ def summary_writer() -> Any:
 
 
 def write_epoch(writer: Any, line: dict[str, Any]) -> None:
-    """One line of log.jsonl: its numbers, and the histograms of p_clean, whose bins are of equal width in [0, 1]."""
+    """Write one line of log.jsonl: its numbers and the histograms of p_clean (bins of equal width in [0, 1])."""
     for key, value in line.items():
         if isinstance(value, float):
             writer.add_scalar(key, value, line["epoch"])
@@ -34,8 +34,8 @@ def write_epoch(writer: Any, line: dict[str, Any]) -> None:
 
 
 def write_epochs(folder: str | Path, log: Iterable[dict[str, Any]]) -> None:
-    """All epochs of a log."""
-    writer = summary_writer()(str(folder), purge_step=1)  # hides what was written before
+    """Write all epochs of a log."""
+    writer = summary_writer()(str(folder), purge_step=1)  # hides earlier events
     for line in log:
         write_epoch(writer, line)
     writer.close()
