@@ -161,5 +161,5 @@ def test_ctrl_c_while_importing_is_one_line(command):
             process.send_signal(signal.SIGINT)
             break
     rest = [line for line in process.stderr if not line.startswith(("import ", "#", "extension module"))]
-    said = [line for line in rest if "stopped" in line or "Error" in line or "Traceback" in line]
+    said = [line for line in rest if "interrupted" in line or "Error" in line or "Traceback" in line]
     assert process.wait() == 130 and len(said) == 1 and said[0].startswith("interrupted; ")
