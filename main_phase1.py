@@ -19,7 +19,8 @@ def main(argv=None, description=__doc__, **settings):
     from report.record import finish, say_where
     from utils.runs import Run
 
-    score, cfg.score = cfg.score, ""
+    score, scored = cfg.score, load_data(cfg) if cfg.score else None  # before training: it may not fit
+    cfg.score = ""
     data = load_data(cfg)
     settle_epochs(cfg, len(data.train.labels))
     run = Run(cfg, data.place, "deft", data.identity)
@@ -29,10 +30,9 @@ def main(argv=None, description=__doc__, **settings):
         say_where(run)
     if score:
         cfg.score = score
-        data = load_data(cfg)
-        run = Run(cfg, data.place, "deft", data.identity)
+        run = Run(cfg, scored.place, "deft", scored.identity)
         if not run.summary:
-            finish(run, data, {}, limit_suspects(score_labels(cfg, data, run), cfg))
+            finish(run, scored, {}, limit_suspects(score_labels(cfg, scored, run), cfg))
             say_where(run)
     return run.summary
 

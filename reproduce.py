@@ -27,9 +27,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-import yaml
-
-from utils.config import DEFAULTS, UserError, load_config, parse_flags, pick
+from utils.config import DEFAULTS, UserError, load_config, parse_flags, pick, read_yaml
 from utils.files import slug
 from utils.start import run_main
 from utils.summaries import read_summary
@@ -42,12 +40,12 @@ NOT_COMPARED += ("mask", "device", "versions")  # of two runs: time, place and m
 
 @cache
 def _parsed(path, changed):
-    return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    return read_yaml(path)
 
 
 def _yaml(path):
     """The content of a YAML file, read again when the file has changed."""
-    return _parsed(path, os.stat(path).st_mtime_ns)
+    return _parsed(path, os.stat(path).st_mtime_ns if os.path.isfile(path) else 0)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+import stat
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -59,6 +60,8 @@ def passed_over(others: Mapping[str, int]) -> str:
 def inspect_file(path: str | Path) -> tuple[str, str]:
     """(content hash, why it cannot be read or "") of one image file, decoded to its end."""
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # a device or a pipe may never end
+            return "", "not a file"
         content = Path(path).read_bytes()
     except OSError as error:
         return "", "missing" if isinstance(error, FileNotFoundError) else str(error.strerror)
@@ -79,10 +82,10 @@ def inspect_file(path: str | Path) -> tuple[str, str]:
 def file_identity(path: str | Path) -> list[int] | None:
     """[size, time of last change] of a file; None where there is none."""
     try:
-        stat = os.stat(path)
+        now = os.stat(path)
     except OSError:
         return None
-    return [stat.st_size, stat.st_mtime_ns]
+    return [now.st_size, now.st_mtime_ns]
 
 
 def inspect_files(paths: Iterable[str], cache: Path) -> tuple[list[str], list[str]]:

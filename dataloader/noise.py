@@ -5,7 +5,6 @@ labels (N,) int64; ratio in [0, 1]; rng is a numpy Generator used for noise only
 The `official_…` functions reproduce the labels that the official code draws for a seed.
 """
 
-import json
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +16,7 @@ from scipy.special import softmax
 from scipy.stats import truncnorm
 
 from utils.config import UserError, nearest
-from utils.files import read_lines
+from utils.files import from_json, read_lines
 from utils.safe_pickle import load_arrays
 
 # similar classes of CIFAR-10 (Patrini et al., CVPR 2017), and the superclass of each CIFAR-100 class
@@ -222,7 +221,7 @@ def read_labels(path: str | Path, true_labels: np.ndarray | None = None) -> np.n
             if true_labels is not None and not np.array_equal(clean, true_labels):
                 raise UserError(f"{path}: its column label is not this training set's, so its order is another.")
             return noisy
-        return np.array(json.loads(text) if text.startswith("[") else [int(row) for row in read_lines(path)])
+        return np.array(from_json(text) if text.startswith("[") else [int(row) for row in read_lines(path)])
     except (ValueError, OSError, EOFError) as error:
         raise UserError(f"{path}: not a list of labels ({error})") from None
 

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 import re
 import unicodedata
 from collections import Counter
@@ -12,8 +11,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from dataloader.files import IMAGE_SUFFIXES, image_files, is_system, passed_over
-from utils.config import UserError, default_values, nearest
-from utils.files import as_path, as_text
+from utils.config import UserError, brief, default_values, nearest
+from utils.files import as_path, as_text, from_json
 
 TABLE_SUFFIXES = {".csv", ".tsv", ".jsonl"}
 SPLITS = {
@@ -161,7 +160,11 @@ def _read_table(path: Path, cfg: SimpleNamespace) -> list[Row]:
     rows: list[Row] = []
     ids: dict[str, int] = {}
     for line, fields in lines:
-        fields = {name: _decoded(text, path, line, name == columns["path_column"]) for name, text in fields.items()}
+        fields = {
+            name: _decoded(text, path, line, name == columns["path_column"])
+            for name, text in fields.items()
+            if name in columns.values()
+        }
 
         def field(key: str) -> str:
             return fields.get(columns[key] or "", "").strip()
@@ -194,6 +197,8 @@ def _read_table(path: Path, cfg: SimpleNamespace) -> list[Row]:
 
 def _decoded(text: str, path: Path, line: int, is_path: bool) -> str:
     """A field of a table. A path may be no UTF-8, or as_text of such a one, if that is the file's name."""
+    if not isinstance(text, str):
+        raise UserError(f"{path}: line {line} has {brief(text)} where text is expected.")
     if "\0" in text:
         raise UserError(f"{path}: line {line} holds a character that is 0, which no file name has ({text!r}).")
     if is_path and "\\udc" in text and not (path.parent / text).exists():
@@ -248,10 +253,12 @@ def _read_jsonl(path: Path) -> list[tuple[int, dict[str, str]]]:
     for number, line in enumerate(_text(path).split("\n"), 1):  # splitlines also breaks at U+2028 within a text
         if line.strip():
             try:
-                fields = dict(json.loads(line).items())
+                fields = dict(from_json(line).items())
             except (ValueError, AttributeError):
                 raise UserError(f"{path}: line {number} is no JSON object.") from None
-            rows.append((number, {k: "" if v is None else str(v) for k, v in fields.items()}))
+            nested = {k: v for k, v in fields.items() if isinstance(v, (dict, list))}
+            fields = {k: "" if v is None else str(v) for k, v in fields.items()} | nested
+            rows.append((number, fields))
     return rows
 
 

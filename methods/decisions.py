@@ -14,7 +14,8 @@ import numpy as np
 
 from dataloader.dataset import Dataset
 from dataloader.rows import read_csv, shortened
-from utils.config import UserError, nearest
+from utils.config import UserError, brief, nearest
+from utils.files import from_json
 
 LOG = "decisions.jsonl"  # in a run's folder: one line a decision, only ever added to; the last one of an image counts
 UNDECIDED, RIGHT, WRONG = 0, 1, 2
@@ -100,10 +101,12 @@ def read_decisions(path: str | Path, classes: list[str]) -> list[Decision]:
 def _log_lines(path: Path) -> list[tuple[int, dict[str, str]]]:
     """[(line number, fields)] of a log; a last line that a kill left without its end is not there."""
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")[:-1]
-        return [(number, json.loads(line)) for number, line in enumerate(lines, 1)]
+        lines = [from_json(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
+        if not all(isinstance(fields, dict) for fields in lines):
+            raise ValueError("expected an object in each line")
+        return list(enumerate(lines, 1))
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not a log of decisions ({error}).") from None
+        raise UserError(f"{path}: not a log of decisions ({brief(error)}).") from None
 
 
 def by_image(
@@ -170,7 +173,10 @@ def settle(folder: str | Path, data: Dataset, file: str | Path | None = None) ->
     source: str | Path = log.path
     if file:
         source = file
-        new, missing = by_image(read_decisions(file, data.label_names), images, Path(file).suffix == ".jsonl")
+        rows = read_decisions(file, data.label_names)
+        if not rows:
+            raise UserError(f"{file}: holds no decision.")
+        new, missing = by_image(rows, images, Path(file).suffix == ".jsonl")
         changed = {i: row for i, row in new.items() if i not in decided or said(decided[i]) != said(row)}
         replaced = len(changed.keys() & decided.keys())
         if changed:

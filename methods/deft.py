@@ -18,7 +18,7 @@ from model.detector import Detector
 from model.prompts import DualPrompts
 from model.tuners import tune
 from utils.checkpoint import load_checkpoint
-from utils.config import pick
+from utils.config import UserError, pick
 from utils.device import Amp, torch_generator
 from utils.distributed import gather, in_order, parallel, total
 
@@ -143,6 +143,10 @@ def train_with_records(cfg, data, run):
     on_device = None if data.true_labels is None else torch.from_numpy(known[1]).to(device)
     first, saved = run.resume(model, optimizer, amp.scaler)
     trained, recent = parallel(model), saved.get("recent", {})
+    if saved and not all(key in recent and recent[key].shape[1:] == labels.shape for key in RECORDS):
+        raise UserError(
+            f"{run.folder / 'checkpoint.pt'}: not a checkpoint of this version; delete its folder to start over."
+        )
     for epoch in range(first, cfg.epochs + 1):
         randomness = EpochRandomness(cfg.seed, epoch, labels, data.num_classes)
         optimizer.param_groups[0]["lr"] = learning_rate(cfg.lr, epoch, cfg.epochs, cfg.schedule)

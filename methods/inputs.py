@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from scipy.special import softmax
 
 from dataloader.dataset import Dataset
@@ -17,7 +16,7 @@ from model.clip import cosine_logits
 from model.encoder import Encoder, load_encoder
 from model.features import features_name, image_features
 from model.prompts import spoken, text_features, zero_shot_features
-from utils.config import DEFAULTS, UserError, nearest
+from utils.config import DEFAULTS, UserError, nearest, read_yaml
 
 
 @dataclass
@@ -95,12 +94,7 @@ def read_descriptions(path: str | Path, classnames: list[str]) -> list[list[str]
     of the same name have the same texts.
     UserError for a class that there is not.
     """
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"descriptions: {path} cannot be read as YAML ({str(error).splitlines()[0]}).") from None
-    if not isinstance(content, dict):
-        raise UserError(f"descriptions: {path}: expected lines of the form `class name: [feature, feature]`.")
+    content = read_yaml(path)
     template = content.pop("template", "a photo of a {class} {feature}.")
     if not isinstance(template, str) or "{class}" not in template or "{feature}" not in template:
         raise UserError(f"descriptions: {path}: template must have {{class}} and {{feature}}, not {template!r}.")

@@ -9,7 +9,7 @@ import numpy as np
 from dataloader.dataset import Dataset, image_keys
 from dataloader.rows import TRUSTED_BY, shortened
 from methods.decisions import as_arrays, followed, settle
-from utils.config import UserError, nearest
+from utils.config import UserError, brief, nearest
 from utils.files import read_lines, slug, write_whole
 from utils.safe_pickle import load_arrays
 from utils.summaries import read_summary, usable, verdict_line
@@ -25,6 +25,25 @@ def save_mask(path: Path, selection: dict[str, np.ndarray], data: Dataset, seed:
         np.savez_compressed(file, **arrays)
 
 
+def read_arrays(path: str | Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """{name: array} of an .npz that save_mask wrote; UserError where one of `names` is not there or it is damaged."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in names}
+        N = len(arrays["mask"])
+        for name in arrays.keys() - {"dataset", "noise", "seed"}:
+            if arrays[name].shape != ((N, 2) if name == "images" else (N,)):
+                raise ValueError(f"{name} is of shape {arrays[name].shape}, for {N} samples")
+    except Exception as error:  # a damaged zip, objects, a missing entry …
+        raise UserError(f"{path}: not a mask file ({brief(error)})") from None
+    return arrays
+
+
+def read_selection(path: str | Path) -> dict[str, np.ndarray]:
+    """What a detector's run found of its N images, from its clean_mask.npz: {name: array (N, …)}, see save_mask."""
+    return read_arrays(path, ("mask", "p_clean", "predicted", "confidence", "labels", "images"))
+
+
 def load_mask(path: str | Path, data: Dataset, seed: int) -> np.ndarray:
     """The clean mask (N,) bool of the training images of a Dataset, from a file.
 
@@ -33,16 +52,15 @@ def load_mask(path: str | Path, data: Dataset, seed: int) -> np.ndarray:
     differs from what the mask was made for.
     """
     path, labels = Path(path), data.train.labels
-    try:
-        if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as file:
-                saved = {k: file[k] for k in ("mask", "labels", "images", "dataset", "noise", "seed")}
-        elif path.suffix == ".npy":
-            saved = {"mask": np.load(path, allow_pickle=False)}
-        else:
-            saved = {"mask": np.asarray(load_arrays(path))}
-    except Exception as error:  # a damaged zip, a pickle that asks for more than arrays, a missing entry …
-        raise UserError(f"{path}: not a mask file ({' '.join(str(error).split())[:300]})") from None
+    if path.suffix == ".npz":
+        saved = read_arrays(path, ("mask", "labels", "images", "dataset", "noise", "seed"))
+    else:
+        try:
+            saved = {
+                "mask": np.load(path, allow_pickle=False) if path.suffix == ".npy" else np.asarray(load_arrays(path))
+            }
+        except Exception as error:  # a pickle that asks for more than arrays, a damaged file …
+            raise UserError(f"{path}: not a mask file ({brief(error)})") from None
     mask = saved["mask"]
     if mask.ndim != 1 or not np.isin(mask, (0, 1)).all():
         raise UserError(f"{path}: expected one true or false per sample, found {mask.dtype} of shape {mask.shape}.")

@@ -5,7 +5,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
-import yaml
 
 from dataloader.dataset import label_hash
 from dataloader.loaders import make_loader
@@ -20,7 +19,7 @@ from model.features import image_features
 from model.prompts import zero_shot_features
 from model.saved import load_classifier
 from utils.checkpoint import load_checkpoint
-from utils.config import BACKBONES, UserError, default_values
+from utils.config import BACKBONES, UserError, recorded_settings
 from utils.device import Amp
 from utils.distributed import in_order
 
@@ -106,7 +105,7 @@ def settings_of(folder, cfg):
     now = {
         key: getattr(cfg, key) for key in ("batch_size", "num_workers", "cache_gb", "output_dir", "prec", "micro_batch")
     }
-    return SimpleNamespace(**default_values() | yaml.safe_load(path.read_text(encoding="utf-8")) | now)
+    return SimpleNamespace(**recorded_settings(path) | now)
 
 
 def zero_shot_probabilities(cfg, data, folder, device):

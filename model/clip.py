@@ -235,7 +235,7 @@ def load_clip(backbone, pretrained=""):
         raise UserError(
             f"backbone: {backbone} needs a package that is missing ({error}); pip install transformers."
         ) from None
-    except (RuntimeError, OSError, ValueError) as error:
+    except (RuntimeError, OSError, ValueError, TypeError, KeyError, AttributeError) as error:  # of a damaged config too
         raise UserError(
             f"backbone: {backbone} could not be loaded ({_first_sentence(error)}). Without a network, copy the "
             "model's folder (open_clip_config.json and weights) here and pass --backbone FOLDER."

@@ -13,7 +13,7 @@ from dataloader.transforms import Pixels
 from model.clip import input_pixels, load_clip
 from model.hub import one_try
 from model.preact_resnet import PreActResNet18
-from utils.config import BACKBONES, UserError, nearest
+from utils.config import BACKBONES, UserError, brief, nearest
 
 OWN_NETWORKS = {"preact_resnet18": PreActResNet18}
 
@@ -84,8 +84,10 @@ def load_timm(cfg, num_classes, seed):
                 )
             )
         except Exception as error:  # missing networks and unsuitable files raise many exceptions
+            if is_file:
+                raise UserError(f"pretrained: {cfg.pretrained} is no weights of {name} ({brief(error)}).") from None
             raise UserError(
-                f"backbone: the weights of {name} could not be loaded ({error}). Without a network, download timm's "
+                f"backbone: the weights of {name} could not be loaded ({brief(error)}). Without a network, download timm's "
                 f"{name} elsewhere, copy the file to this machine and pass --pretrained FILE."
             ) from None
     needs = model.pretrained_cfg

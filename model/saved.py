@@ -1,6 +1,7 @@
 """Save and load a trained classifier as two files that other programs can read: model.safetensors and model.json."""
 
 import json
+import zlib
 from collections import OrderedDict
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +11,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load as from_bytes
 from safetensors.torch import save as to_bytes
 from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
 
@@ -19,8 +20,8 @@ from model.classifier import Classifier, TextClassifier
 from model.encoder import timm_name, untrained
 from model.ensemble import Networks
 from model.tuners import tune
-from utils.config import UserError
-from utils.files import write_text, write_whole
+from utils.config import UserError, brief
+from utils.files import from_json, write_text, write_whole
 
 TUNERS = (
     "finetune",
@@ -87,8 +88,10 @@ def save_classifier(folder, model, cfg, data, pixels):
         info["timm"] = timm_name(cfg)
     if "timm" not in info:
         info["tuners"] = {key: getattr(cfg, key) for key in TUNERS}
+    content = to_bytes({name: tensor.contiguous().cpu() for name, tensor in model.state_dict().items()})
+    info["crc32"] = zlib.crc32(content)  # safetensors has no checksum of its own
     with write_whole(Path(folder) / "model.safetensors") as file:
-        file.write(to_bytes({name: tensor.contiguous().cpu() for name, tensor in model.state_dict().items()}))
+        file.write(content)
     lines = ",\n ".join(f"{json.dumps(k)}: {json.dumps(v, ensure_ascii=False)}" for k, v in info.items())
     write_text(Path(folder) / "model.json", f"{{\n {lines}\n}}\n")
 
@@ -99,18 +102,23 @@ def load_classifier(folder):
     Raises UserError where the files are missing or damaged.
     """
     folder = Path(folder)
+    weights = folder / "model.safetensors"
     for name in ("model.json", "model.safetensors"):
         if not (folder / name).is_file():
             raise UserError(
                 f"{folder}: holds no {name}; expected the folder of a finished run of phase 2 or a baseline."
             )
     try:
-        info = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+        info, content = from_json((folder / "model.json").read_text(encoding="utf-8")), weights.read_bytes()
+        if info.get("crc32", zlib.crc32(content)) != zlib.crc32(content):
+            raise ValueError("another checksum")
         networks = [_build(info) for _ in range(info.get("networks", 1))]
         model = Networks(networks) if "networks" in info else networks[0]
-        model.load_state_dict(load_file(folder / "model.safetensors"))
-    except (ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"{folder}: model.json and model.safetensors do not make a model ({error!r}).") from None
+        model.load_state_dict(from_bytes(content))
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
+        raise UserError(
+            f"{folder}: model.json and model.safetensors do not make a model ({brief(repr(error))})."
+        ) from None
     return model.eval().requires_grad_(False), info
 
 

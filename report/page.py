@@ -30,11 +30,11 @@ def main(argv=None):
 
     cfg, arrays, data, summary = read_run(args.run, args.data_path, args.decisions)
     folder = Path(args.run)
+    features = find_features(folder, data)
+    sections = all_sections(folder, cfg, data, arrays, summary, args.relabel_above, features)
     write_suspects(folder, data, arrays)
     write_labels(folder, data, arrays, args.relabel_above)
     draw_suspects(data, arrays, folder / "suspects.png", heading(summary, arrays["mask"]))
-    features = find_features(folder, data)
-    sections = all_sections(folder, cfg, data, arrays, summary, args.relabel_above, features)
     write_text(folder / "report.html", page_html(folder, data, arrays, summary, sections, features))
     print(
         f"all suspects, worst first: {folder / 'suspects.csv'}\n"

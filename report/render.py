@@ -15,7 +15,7 @@ from report.pictures import thumbnails
 from report.sections import against_truth, by_class, confusions, overview, settings, training
 from report.similar import nearest_of_classes, similar_sections
 from report.suspects import ranking, score_rows, to_review
-from utils.summaries import reason, usable
+from utils.summaries import read_log, reason, usable
 
 GALLERY = 5000  # images in the page; the server of report/server.py has no limit
 WITH_NEAREST = 200  # of them with the nearest images of their classes
@@ -97,8 +97,7 @@ def _pieces(data, order, nearest):
 
 def all_sections(folder, cfg, data, arrays, summary, relabel_above, features=None):
     """The sections of the page but the review: (name, title, HTML) of each. features (N, D): see find_features."""
-    log = Path(folder) / "log.jsonl"
-    history = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] if log.is_file() else []
+    history = read_log(folder)
     sections = [overview(data, arrays, relabel_above)]
     sections += [against_truth(data, arrays, relabel_above)] if data.true_labels is not None else []
     sections += [by_class(data, arrays), confusions(data, arrays)]

@@ -5,14 +5,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-import yaml
 
 from dataloader.dataset import Dataset, Split, View
 from dataloader.files import data_root, inspect_files, inspection_cache
 from dataloader.load import load_data
 from dataloader.rows import TRUSTED_BY, read_csv, shortened
 from methods.decisions import RIGHT, UNDECIDED, as_arrays, settle
-from utils.config import UserError, default_values
+from methods.masks import read_selection
+from utils.config import UserError, recorded_settings
 from utils.files import as_path, write_csv
 from utils.summaries import read_summary, usable, verdict_line
 
@@ -33,9 +33,8 @@ def read_run(folder, data_path=None, decisions=None):
                 f"{folder}: holds no {name}; expected the folder of a finished detector run"
                 f"{', such as ' + ', '.join(runs) if runs else ''}."
             )
-    cfg = SimpleNamespace(**default_values() | yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")))
-    with np.load(folder / "clean_mask.npz", allow_pickle=False) as file:
-        arrays = dict(file)
+    cfg = SimpleNamespace(**recorded_settings(folder / "config.yaml"))
+    arrays = read_selection(folder / "clean_mask.npz")
     summary = read_summary(folder / "summary.json")
     if not usable(summary):
         print(verdict_line(summary))
@@ -63,8 +62,11 @@ def follow(arrays, decision, new_labels):
 
 def _recorded(folder, summary, labels, data_path):
     """The Dataset that a run judged, as its scores.csv has it; without pixels where it was no files (root is "")."""
-    rows = sorted((fields for _, fields in read_csv(folder / "scores.csv")), key=lambda fields: int(fields["index"]))
-    if "classes" not in summary or "content" not in rows[0]:
+    rows = [fields for _, fields in read_csv(folder / "scores.csv")]
+    if not all(fields.get("index", "").isdecimal() and "given_label" in fields for fields in rows):
+        raise UserError(f"{folder / 'scores.csv'}: not the list that a run wrote; run the detector again.")
+    rows.sort(key=lambda fields: int(fields["index"]))
+    if "classes" not in summary or "content" not in (rows or [{}])[0]:
         raise UserError(f"{folder}: written by an older version; run the detector again (in another --output_dir).")
     classes, root = summary["classes"], summary["root"]
     if [row["given_label"] for row in rows] != [classes[k] for k in labels]:

@@ -7,17 +7,16 @@ DeFT detector words.csv (the tokens nearest to each learned context vector), wit
 """
 
 import argparse
-import json
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-import yaml
 
 from report.tables import format_table
-from utils.config import UserError, default_values, parse_flags
+from utils.config import UserError, parse_flags, recorded_settings
 from utils.files import write_csv, write_whole
 from utils.start import run_main
+from utils.summaries import read_log
 from utils.tensorboard import write_epochs
 
 QUALITY = ("precision", "recall", "f1", "selected")
@@ -25,18 +24,16 @@ COLOURS = {"right": "tab:blue", "wrong": "tab:orange", "not known": "tab:grey"}
 PANELS = 6  # histograms, of epochs evenly spread
 
 
-def read_log(folder):
+def read_training(folder):
     """The epochs of a run, one dict each, and its settings."""
     folder = Path(folder)
     for name in ("config.yaml", "log.jsonl"):
         if not (folder / name).is_file():
             raise UserError(f"{folder}: no {name} there; expected the folder of a run that trains.")
-    try:
-        log = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
-        settings = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    except (ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{folder}: its record cannot be read ({error}).") from None
-    return log, SimpleNamespace(**default_values() | settings)
+    log = read_log(folder)
+    if not log:
+        raise UserError(f"{folder / 'log.jsonl'}: holds no epoch.")
+    return log, SimpleNamespace(**recorded_settings(folder / "config.yaml"))
 
 
 def plot_training(log, path):
@@ -138,7 +135,7 @@ def main(argv=None):
     parser.add_argument("--tensorboard", action="store_true", help="write RUN/tensorboard/ too")
     args = parse_flags(parser, argv)
     folder = Path(args.run)
-    log, cfg = read_log(folder)
+    log, cfg = read_training(folder)
     plot_training(log, folder / "training.png")
     print(f"epochs: {folder / 'training.png'}")
     rows = prompt_words(folder, cfg)

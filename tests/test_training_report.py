@@ -33,7 +33,7 @@ def test_histograms():
 
 
 def test_log_and_picture(run, capsys):
-    log, cfg = training.read_log(run)
+    log, cfg = training.read_training(run)
     with np.load(run / "clean_mask.npz") as file:
         p_clean = file["p_clean"]
     last = log[-1]["p_clean"]
@@ -57,7 +57,7 @@ def test_nearest_words_are_the_nearest():
 
 def test_of_other_runs(cell, tmp_path):
     baseline = cell[0] / "digits" / "sym-0.4" / "seed0" / "ce-tiny-clip-digits"
-    log, cfg = training.read_log(baseline)
+    log, cfg = training.read_training(baseline)
     assert training.prompt_words(baseline, cfg) is None and "p_clean" not in log[0]
     training.plot_training(log, tmp_path / "x.png")
     with pytest.raises(UserError, match="no log.jsonl there; expected the folder of a run that trains"):
@@ -79,7 +79,7 @@ def test_tensorboard_of_a_finished_run(run):
     pytest.importorskip("tensorboard")
     for _ in range(2):  # written again, nothing stands there twice
         training.main([str(run), "--tensorboard"])
-    events, log = scalars(run / "tensorboard"), training.read_log(run)[0]
+    events, log = scalars(run / "tensorboard"), training.read_training(run)[0]
     assert [(e.step, pytest.approx(e.value)) for e in events.Scalars("loss")] == [(x["epoch"], x["loss"]) for x in log]
     histogram = events.Histograms("p_clean/wrong")[-1].histogram_value
     assert list(histogram.bucket) == log[-1]["p_clean"]["wrong"] and histogram.bucket_limit[-1] == 1

@@ -1,5 +1,6 @@
 """Checkpoints: what is needed to resume training."""
 
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -7,8 +8,8 @@ import torch
 import torch.nn as nn
 from torch.optim import Optimizer
 
-from utils.config import UserError
-from utils.files import write_whole
+from utils.config import UserError, brief
+from utils.files import from_json, write_whole
 
 
 def trained_state(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -40,17 +41,23 @@ def save_checkpoint(
 def load_checkpoint(
     path: Path, model: nn.Module, optimizer: Optimizer | None = None, scaler: torch.amp.GradScaler | None = None
 ) -> dict[str, Any]:
-    """Restore model, optimizer and scaler from a checkpoint; returns its remaining entries."""
+    """Restore model, optimizer and scaler from a checkpoint; returns its remaining entries. UserError if it is damaged."""
     try:
+        with zipfile.ZipFile(path) as archive:  # torch.load does not compare checksums
+            if damaged := archive.testzip():
+                raise ValueError(f"{damaged} has another checksum")
         saved = torch.load(path, map_location="cpu", weights_only=True)
         missing = trained_state(model).keys() ^ saved["model"].keys()
         if missing:
             raise ValueError(f"different parameters, e.g. {sorted(missing)[0]}")
         model.load_state_dict(saved.pop("model"), strict=False)
+        if optimizer:
+            optimizer.load_state_dict(saved["optimizer"])
+            from_json(saved["history"]), saved["identity"].keys()
+        if scaler:
+            scaler.load_state_dict(saved["scaler"])
     except Exception as error:  # a truncated or foreign file fails in many ways
-        raise UserError(f"{path}: not a checkpoint of this run ({error}); delete its folder to start over.") from None
-    if optimizer:
-        optimizer.load_state_dict(saved["optimizer"])
-    if scaler:
-        scaler.load_state_dict(saved["scaler"])
+        raise UserError(
+            f"{path}: not a checkpoint of this run ({brief(error)}); delete its folder to start over."
+        ) from None
     return saved

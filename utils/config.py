@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import math
+import os
 import re
 import sys
 from collections.abc import Container, Iterable, Mapping
@@ -44,6 +45,12 @@ DEFAULTS = Path(__file__).resolve().parents[1] / "config" / "default.yaml"
 
 class UserError(Exception):
     """An error the user can fix. One line names the file, key or row and what was expected."""
+
+
+def brief(error: object) -> str:
+    """An exception, or other text, on one line and not too long."""
+    text = " ".join(str(error).split()) or repr(error)
+    return text if len(text) <= 300 else f"{text[:300]} …"
 
 
 def nearest(word: object, known: Iterable[object]) -> str:
@@ -103,13 +110,15 @@ def _coerce(name: str, key: Key, value: Any, where: str) -> Any:
     default, comment = key.default, key.comment
 
     def fail(expected: str, hint: str = "") -> NoReturn:
-        raise UserError(f"{where}: {name} must be {expected}, not {value!r}.{hint}")
+        raise UserError(f"{where}: {name} must be {expected}, not {brief(repr(value))}.{hint}")
 
     if isinstance(default, bool):
         words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
         value = words[str(value).lower()] if str(value).lower() in words else fail("true or false")
     elif isinstance(default, list):
-        value = [str(v) for v in value] if isinstance(value, list) else fail("a list")
+        if not isinstance(value, list) or any(isinstance(v, (list, dict)) for v in value):
+            fail("a list of words or numbers")
+        value = [str(v) for v in value]
     elif isinstance(default, str):
         value = "" if value is None else fail("text") if isinstance(value, (list, dict)) else str(value)
         if "\0" in value:
@@ -122,7 +131,7 @@ def _coerce(name: str, key: Key, value: Any, where: str) -> Any:
             if isinstance(value, bool) or not isinstance(number, kind) or not math.isfinite(number):
                 raise ValueError
             value = number
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             fail(expected)
 
     choices = re.match(r"\{([^}]*)\}", comment)
@@ -150,20 +159,26 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _read_yaml(path: str | Path) -> dict[Any, Any]:
-    """The {key: value} of a YAML file, with keys as written in the file."""
-    path = Path(path)
-    if not path.is_file():
-        there = [str(p) for p in path.parent.glob("*.yaml")]
-        raise UserError(f"--cfg: no such file: {path}.{nearest(path, there)}")
+def read_yaml(path: str | Path) -> dict[Any, Any]:
+    """The {key: value} of a YAML file, with keys as written in the file. UserError if it is not such a file."""
     try:
-        with path.open(encoding="utf-8") as file:
-            content = yaml.load(file, _Loader) or {}  # noqa: S506  _Loader is a SafeLoader
-    except (yaml.YAMLError, OSError, ValueError) as error:
-        raise UserError(f"{path}: not a YAML file ({error})") from None
-    if not isinstance(content, dict):
+        with Path(path).open(encoding="utf-8") as file:
+            content = yaml.load(file, _Loader)  # noqa: S506  _Loader is a SafeLoader
+    except (yaml.YAMLError, OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not a YAML file ({brief(error)}).") from None
+    if not isinstance(content or {}, dict):
         raise UserError(f"{path}: expected lines of the form `key: value`.")
-    return content
+    return content or {}
+
+
+def recorded_settings(path: str | Path) -> dict[str, Any]:
+    """{key: value} of a run's config.yaml, with the defaults for keys it lacks. UserError if the file is damaged."""
+    content, keys = read_yaml(path), known_keys()
+    if not content:
+        raise UserError(f"{path}: is empty, expected the settings of a run.")
+    for name in content.keys() & keys.keys():
+        _coerce(name, keys[name], content[name], str(path))
+    return default_values() | content
 
 
 def _implied(given: dict[str, Any], known: Container[str]) -> dict[str, Any]:
@@ -258,8 +273,11 @@ def load_config(
         _refuse(unknown[0], keys, script)
 
     if flags.cfg:
+        if not os.path.isfile(flags.cfg):
+            there = [str(p) for p in Path(flags.cfg).parent.glob("*.yaml")]
+            raise UserError(f"--cfg: no such file: {brief(flags.cfg)}.{nearest(flags.cfg, there)}")
         content = {}
-        for written, value in _read_yaml(flags.cfg).items():
+        for written, value in read_yaml(flags.cfg).items():
             name = str(written).lower()
             if name not in keys:
                 raise UserError(f"{flags.cfg}: unknown key '{written}'.{nearest(written, keys)}")

@@ -8,9 +8,9 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-from utils.config import UserError
+from utils.config import UserError, brief
 
 
 @contextmanager
@@ -79,6 +79,25 @@ def read_lines(path: str | Path) -> list[str]:
         return Path(path).read_text(encoding="utf-8-sig").rstrip().split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not a UTF-8 text file ({error})") from None
+
+
+def from_json(text: str) -> Any:
+    """The value of JSON text; ValueError for what is none, or lists in lists without end."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def read_json_lines(path: str | Path) -> list[dict[str, Any]]:
+    """The objects of a file with one JSON object a line, dicts; UserError where it cannot be read."""
+    try:
+        rows = [from_json(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+        if not all(isinstance(row, dict) for row in rows):
+            raise ValueError("expected an object in each line")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not lines of JSON ({brief(error)}).") from None
+    return rows
 
 
 def slug(text: object) -> str:

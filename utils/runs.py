@@ -17,7 +17,7 @@ import yaml
 from torch.optim import Optimizer
 
 from utils.checkpoint import load_checkpoint, save_checkpoint
-from utils.config import UserError, default_values
+from utils.config import UserError, recorded_settings
 from utils.device import pick_device, precision
 from utils.distributed import rank, wait_for_all
 from utils.files import listed_changes, slug, write_csv, write_text
@@ -175,7 +175,7 @@ class Run:
 
     def _check_same_settings(self) -> None:
         path = self.folder / "config.yaml"
-        before, now = {**default_values(), **yaml.safe_load(path.read_text(encoding="utf-8"))}, vars(self.cfg)
+        before, now = recorded_settings(path), vars(self.cfg)
         changed = [k for k in sorted(now) if k not in FREE_KEYS and before.get(k) != now[k]]
         if changed:
             key = changed[0]

@@ -35,6 +35,11 @@ def run_main(main: Callable[[], object]) -> None:
     except UserError as error:
         print("error: " + " ".join(str(error).split()), file=sys.stderr)
         sys.exit(2)
+    except OSError as error:  # of the machine: a full disk, a folder that cannot be written, a name that is too long
+        if error.errno is None:
+            raise
+        print(f"error: {error.filename or ''}: {error.strerror}".replace("error: :", "error:"), file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted; run the same command again to resume", file=sys.stderr)
         sys.exit(130)

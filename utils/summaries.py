@@ -5,9 +5,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from utils.config import UserError
-from utils.files import write_text
+from utils.config import UserError, brief
+from utils.files import from_json, read_json_lines, write_text
 
+REQUIRED = {"name": str, "dataset": str, "noise": str, "seed": int, "backbone": str, "identity": dict}
 LEVELS = ("usable", "doubtful", "not usable")  # of a verdict, best first
 
 
@@ -38,13 +39,26 @@ def read_summary(path: str | Path) -> dict[str, Any] | None:
         return None
     mend = "Delete it and run the run's command again, which rewrites it from the checkpoint."
     try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
-        changed = summary.get("checksum", _checksum(summary)) != _checksum(summary)
-    except (OSError, ValueError, AttributeError) as error:
-        raise UserError(f"{path}: not the record of a run ({error}). {mend}") from None
-    if changed:
+        summary = from_json(path.read_text(encoding="utf-8"))
+        if not isinstance(summary, dict):
+            raise ValueError("expected an object")
+        lacks = [key for key, kind in REQUIRED.items() if not isinstance(summary.get(key), kind)]
+        if lacks:
+            raise ValueError(f"it has no {lacks[0]}")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not the record of a run ({brief(error)}). {mend}") from None
+    if summary.get("checksum", _checksum(summary)) != _checksum(summary):
         raise UserError(f"{path}: modified after the run wrote it. {mend}")
     return summary
+
+
+def read_log(folder: str | Path) -> list[dict[str, Any]]:
+    """The epochs of a run, the lines of its log.jsonl, one dict each; [] where it trains nothing."""
+    path = Path(folder) / "log.jsonl"
+    log = read_json_lines(path) if path.is_file() else []
+    if any("epoch" not in line or log[0].keys() - line.keys() for line in log):
+        raise UserError(f"{path}: not the log of a run; its command writes it anew where summary.json is deleted.")
+    return log
 
 
 def usable(summary: dict[str, Any]) -> bool:
