@@ -1,10 +1,12 @@
-"""Every detector on the digits with seven label noises and five seeds: results/detectors.csv and .md.
+"""Every detector on label noises and seeds: results/detectors.csv and .md of the digits, detectors-photos of photographs.
 
     OMP_NUM_THREADS=1 python -m scripts.detector_table
     OMP_NUM_THREADS=1 python -m scripts.detector_table --rows deft ctx      # adds DeFT and its settings, which train
+    OMP_NUM_THREADS=1 python -m scripts.detector_table --table photos --data_root photos
 
+`photos` reads CIFAR-10, CIFAR-100 and Tiny-ImageNet from --data_root, the whole sets or parts (scripts/unpack_photos.py).
 A row is one detector on one noise and seed; rows that are there are not made again, so a stopped command goes on.
-`seconds` are those of the detector alone, on cached features, in one thread of a machine that others use as well.
+`seconds` of detectors on features are CPU seconds of the detector alone, with seed 0; of those that train, seconds by the clock.
 """
 
 import argparse
@@ -12,8 +14,10 @@ import contextlib
 import csv
 import io
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -31,13 +35,13 @@ from utils.files import write_csv, write_text
 from utils.runs import Run
 
 NOISES = (("sym", 0.2), ("sym", 0.4), ("sym", 0.6), ("asym", 0.3), ("asym", 0.4), ("idn", 0.2), ("idn", 0.4))
-COLUMNS = ("noise", "seed", "detector", "f1", "auroc", "auprc_wrong", "precision_100", "seconds")
+COLUMNS = ("dataset", "noise", "seed", "detector", "f1", "auroc", "auprc_wrong", "precision_100", "seconds")
 METRICS = {
     "f1": "F1 of the right labels, %",
     "auroc": "AUROC, %",
     "auprc_wrong": "AUPRC of the wrong labels, %",
     "precision_100": "wrong labels among the first 100 suspects, %",
-    "seconds": "seconds",
+    "seconds": "Seconds",
 }
 TEMPLATES = [
     "a photo of a {}.",
@@ -72,6 +76,19 @@ ROWS = {
     "deft": [name for name in DEFT if "ctx_init" not in name],
     "ctx": [name for name in DEFT if "ctx_init" in name],
 }
+
+
+class Table(NamedTuple):
+    """What a table is of: its file in results/, its text, its cells (dataset, noise_mode, noise_ratio), seeds and variants."""
+
+    file: str
+    introduction: str
+    cells: tuple
+    seeds: tuple
+    folder: str  # of the data sets' YAML files
+    left_out: tuple = ()  # of ROWS
+
+
 INTRODUCTION = """# Detectors on the digits
 
 1,437 real 8 x 8 digits of scikit-learn, the embedded `tiny-clip-digits`, seven label noises; mean ± standard deviation over
@@ -82,6 +99,34 @@ The settings of `auto`, of `mask_by` and of `clip-margin`, `confident-learning` 
 very digits, which flatters them; LEMoN's and CLIPCleaner's were not. `auto, no texts` is `auto` with the texts withheld,
 as with a timm encoder. `ctx_init` is "a photo of a". Seconds are of one thread on a machine that others used at the same
 time, so they compare orders of magnitude."""
+PHOTOS = """# Detectors on photographs
+
+10,000 images of CIFAR-10, 10,000 of CIFAR-100 and 20,000 of Tiny-ImageNet (at 32 x 32) that the embedded `tiny-clip-photos`
+never saw. Mean ± standard deviation over the seeds, which draw the noise and the initial values; the human labels of CIFAR-10N
+(`aggre` 9 %, `random1` 18 %, `worse` 41 % wrong) are the same for every seed.
+
+    python -m scripts.unpack_photos FILE.npz … --out photos
+    python -m scripts.detector_table --table photos --data_root photos
+
+No setting was chosen on these images; those of `auto` and others were chosen on the digits ([detectors.md](detectors.md)).
+`auto, no texts` is `auto` with the texts withheld, as with a timm encoder. Seconds of detectors on features are CPU seconds in
+one thread, features excluded (about 50 s for 10,000 images, once), with seed 0; DeFT's are by the clock, on a machine that
+others used at the same time. Every row of every seed is in `detectors-photos.csv`."""
+TABLES = {
+    "digits": Table("detectors", INTRODUCTION, tuple(("digits", *noise) for noise in NOISES), (0, 1, 2, 3, 4), ""),
+    "photos": Table(
+        "detectors-photos",
+        PHOTOS,
+        (
+            *((dataset, *noise) for dataset in ("cifar100", "cifar10") for noise in NOISES),
+            *(("cifar10", human, 0) for human in ("aggre", "random1", "worse")),
+            *(("tiny_imagenet", "sym", ratio) for ratio in (0.2, 0.4)),
+        ),
+        (0, 1, 2),
+        "photos/",
+        ("label-match, 6 templates", "lemon, 6 templates"),  # templates of digits
+    ),
+}
 
 
 def measures(selection, is_clean):
@@ -97,16 +142,20 @@ def measures(selection, is_clean):
 
 
 def feature_rows(names, cfg, data):
-    """(name, Detection, seconds) of detectors on frozen features, one after the other."""
-    device = torch.device("cpu")
+    """(name, Detection, seconds) of detectors on frozen features, one after the other; seconds of seed 0, else None."""
+    of_templates = {}
     for name in names:
         settings = SimpleNamespace(**vars(cfg) | VARIANTS.get(name, {}))
-        inputs, _ = load_inputs(settings, data, device)  # anew: nothing is shared, so that seconds are those of one
+        if str(settings.templates) not in of_templates:
+            of_templates[str(settings.templates)], _ = load_inputs(settings, data, torch.device("cpu"))
+        inputs = of_templates[str(settings.templates)]
+        if cfg.seed == 0 or name.endswith("no texts"):
+            inputs = replace(inputs)  # a copy has computed nothing yet: no part of the seconds is another detector's
         if name.endswith("no texts"):
             inputs.text_features = inputs.logits = None
-        start = time.perf_counter()
+        start = time.process_time()
         found = DETECTORS[name.partition(",")[0]].find(inputs)._asdict()
-        yield name, found, time.perf_counter() - start
+        yield name, found, time.process_time() - start if cfg.seed == 0 else None
 
 
 def deft_rows(names, cfg, data):
@@ -129,79 +178,92 @@ def deft_rows(names, cfg, data):
         yield name, selection, seconds
 
 
-def make_rows(names, seeds, out, runs):
-    """Add the rows `names` to the table, cell by cell; a cell whose rows are there is left out."""
-    path, table = out / "detectors.csv", []
+def make_rows(names, table, args):
+    """Add the rows `names` to a Table's CSV, cell by cell; a cell whose rows are there is left out. Returns all rows."""
+    path, rows = args.out / f"{table.file}.csv", []
     if path.is_file():
         with path.open(newline="", encoding="utf-8") as file:
-            table = [tuple(row.values()) for row in csv.DictReader(file)]
+            rows = [tuple(row.values()) for row in csv.DictReader(file)]
     make = deft_rows if names[0] in DEFT else feature_rows
-    for seed in seeds:
-        for mode, ratio in NOISES:
-            noise = f"{mode} {ratio:g}"
-            there = {row[2] for row in table if row[:2] == (noise, str(seed))}
-            if there >= set(names):
+    for seed in args.seeds or table.seeds:
+        for dataset, mode, ratio in table.cells:
+            cell = (dataset, noise_name(mode, ratio), str(seed))
+            if {row[3] for row in rows if row[:3] == cell} >= set(names):
                 continue
-            flags = ["--cfg", "config/PEFT/digits.yaml", "--device", "cpu", "--output_dir", str(runs)]
+            flags = ["--cfg", f"config/PEFT/{table.folder}{dataset}.yaml", "--device", "cpu", "--num_workers", "1"]
             flags += ["--noise_mode", mode, "--noise_ratio", str(ratio), "--seed", str(seed)]
-            cfg = load_config(flags)
+            cfg = load_config([*flags, "--output_dir", str(args.runs)])
+            if args.data_root:
+                cfg.data_path = str(args.data_root / Path(cfg.data_path).name)
             with contextlib.redirect_stdout(io.StringIO()):
                 data = load_data(cfg)
                 is_clean = data.true_labels == data.train.labels
                 new = [
                     (
-                        noise,
-                        str(seed),
+                        *cell,
                         name,
                         *(f"{v:.6f}" for v in measures(found, is_clean).values()),
-                        f"{seconds:.2f}",
+                        "" if seconds is None else f"{seconds:.2f}",
                     )
                     for name, found, seconds in make(names, cfg, data)
                 ]
-            table = sorted([row for row in table if row[:2] != (noise, str(seed)) or row[2] not in names] + new)
-            out.mkdir(parents=True, exist_ok=True)
-            write_csv(path, [COLUMNS, *table])
-            print(f"{noise}, seed {seed}: {len(new)} rows", flush=True)
-    return table
+            rows = sorted([row for row in rows if row[:3] != cell or row[3] not in names] + new)
+            args.out.mkdir(parents=True, exist_ok=True)
+            write_csv(path, [COLUMNS, *rows])
+            print(f"{' '.join(cell)}: {len(new)} rows", flush=True)
+    return rows
 
 
-def write_tables(table, out):
-    """results/detectors.md: a table a measure, mean and standard deviation over the seeds there are."""
-    names = [n for group in ROWS.values() for n in group if any(row[2] == n for row in table)]
-    noises = [f"{mode} {ratio:g}" for mode, ratio in NOISES]
-    text = [INTRODUCTION]
+def noise_name(mode, ratio):
+    """A noise in a table: sym 0.2; the human labels by their name alone."""
+    return f"{mode} {ratio:g}" if ratio else mode
+
+
+def cell_text(numbers, column):
+    """Mean and standard deviation of the numbers of one column, as text; nothing where there are none."""
+    scale, digits = (1, 2) if column == "seconds" else (100, 1)
+    numbers = scale * np.array(numbers, dtype=float)
+    return f"{numbers.mean():.{digits}f} ± {numbers.std(ddof=len(numbers) > 1):.{digits}f}" if len(numbers) else ""
+
+
+def write_tables(rows, table, out):
+    """The Table's Markdown: a table for each measure and data set, mean and standard deviation over the seeds there are."""
+    names = [n for group in ROWS.values() for n in group if any(row[3] == n for row in rows)]
+    datasets, text = list(dict.fromkeys(dataset for dataset, *_ in table.cells)), [table.introduction]
     for column, title in METRICS.items():
-        rows = [["detector", *noises]]
-        for name in names:
-            cells = []
-            for noise in noises:
-                numbers = [float(r[COLUMNS.index(column)]) for r in table if r[0] == noise and r[2] == name]
-                scale, digits = (1, 2) if column == "seconds" else (100, 1)
-                mean, sd = (
-                    scale * f(numbers) if numbers else 0 for f in (np.mean, lambda x: np.std(x, ddof=len(x) > 1))
-                )
-                cells.append(f"{mean:.{digits}f} ± {sd:.{digits}f}" if numbers else "")
-            rows.append([name, *cells])
-        text.append(f"## {title}\n\n{format_table(rows, 1)}")
-    seeds = {name: len({row[1] for row in table if row[2] == name}) for name in names}
-    few = [f"{name}: {n}" for name, n in seeds.items() if n < 5]
+        text.append(f"## {title}")
+        i = COLUMNS.index(column)
+        for dataset in datasets:
+            noises = [noise_name(mode, ratio) for of, mode, ratio in table.cells if of == dataset]
+            lines = [["detector" if len(datasets) == 1 else dataset, *noises]]
+            for name in names:
+                here = [row for row in rows if (row[0], row[3]) == (dataset, name)]
+                numbers = {n: [float(r[i]) for r in here if r[1] == n and r[i]] for n in noises}
+                lines += [[name, *(cell_text(of_noise, column) for of_noise in numbers.values())]] if here else []
+            text.append(format_table(lines, 1))
+    seeds = {name: len({row[2] for row in rows if row[3] == name}) for name in names}
+    few = [f"{name}: {n}" for name, n in seeds.items() if n < len(table.seeds)]
     if few:
-        text.append(f"Fewer than five seeds: {', '.join(few)}.")
-    write_text(out / "detectors.md", "\n\n".join(text) + "\n")
+        text.append(f"Fewer than {len(table.seeds)} seeds: {', '.join(few)}.")
+    write_text(out / f"{table.file}.md", "\n\n".join(text) + "\n")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--table", default="digits", choices=TABLES)
     parser.add_argument("--rows", nargs="*", default=["features"], choices=ROWS, help="deft and ctx train phase 1")
-    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--seeds", type=int, nargs="*", help="default: those of the table")
+    parser.add_argument("--data_root", type=Path, help="where the data sets are, instead of ./data")
     parser.add_argument("--out", type=Path, default=Path("results"))
     parser.add_argument(
         "--runs", type=Path, default=Path("runs/detector-table"), help="where features and trainings lie"
     )
     args = parser.parse_args()
     torch.set_num_threads(1)
+    table = TABLES[args.table]
     for group in args.rows:
-        write_tables(make_rows(ROWS[group], args.seeds, args.out, args.runs), args.out)
+        names = [name for name in ROWS[group] if name not in table.left_out]
+        write_tables(make_rows(names, table, args), table, args.out)
 
 
 if __name__ == "__main__":

@@ -14,9 +14,12 @@ import torch.distributed as dist
 from PIL import Image
 from safetensors.torch import load_file
 
+from dataloader.load import load_data
 from model import blocks
 from model.clip import EMBEDDED, load_clip
 from model.prompts import zero_shot_features
+from scripts import unpack_photos
+from utils.config import UserError, load_config
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT.parent / "shared" / "data"
@@ -180,3 +183,54 @@ def test_embedded_clip_is_small():
     assert (folder / "open_clip_model.safetensors").stat().st_size <= 16e6
     clip, _ = load_clip("tiny-clip-photos")
     assert sum(p.numel() for p in clip.visual.parameters()) <= 8e6
+
+
+def test_npz_files_become_data_sets_in_their_published_layouts(tmp_path):
+    rng = np.random.default_rng(0)
+    cifar = {
+        f"{part}_images": rng.integers(0, 256, (n, 32, 32, 3), np.uint8) for part, n in (("train", 23), ("test", 4))
+    }
+    cifar |= {f"{part}_labels": rng.integers(10, size=n).astype(np.uint8) for part, n in (("train", 23), ("test", 4))}
+    human = {
+        f"train_cifar10n_{k}": rng.integers(10, size=23) for k in ("aggre", "worse", "random1", "random2", "random3")
+    }
+    np.savez(tmp_path / "ten.npz", class_names=[f"c{k}" for k in range(10)], **cifar, **human)
+    np.savez(tmp_path / "hundred.npz", class_names=[f"c{k}" for k in range(100)], **cifar)
+    colours = [(200, 0, 0), (0, 200, 0), (0, 0, 200), (90, 90, 90)]  # of an image each
+    files = [jpeg(np.full((64, 64, 3), colour, np.uint8)) for colour in colours]
+    packed = {"jpeg": np.frombuffer(b"".join(files), np.uint8), "offsets": np.cumsum([0, *map(len, files)])}
+    wnids = [line.split()[0] for line in (ROOT / "config/classnames/imagenet-1k.txt").read_text().splitlines()[:2]]
+    of_split = {
+        "train": ("b/x_1.JPEG", "a/x_0.JPEG", "a/x_2.JPEG", "b/x_9.JPEG"),
+        "val": ("9.JPEG", "1.JPEG", "2.JPEG", "3.JPEG"),
+    }
+    tiny = {f"{split}_{key}": value for split in of_split for key, value in packed.items()}
+    tiny |= {f"{split}_labels": np.array([1, 0, 0, 1]) for split in of_split}
+    tiny |= {f"{split}_filenames": np.array(names) for split, names in of_split.items()}
+    np.savez(tmp_path / "tiny.npz", wnids=np.array(wnids), class_names=np.array(["a", "b"]), **tiny)
+    unpack_photos.main(
+        [*(str(tmp_path / f"{n}.npz") for n in ("ten", "hundred", "tiny")), "--out", str(tmp_path / "out")]
+    )
+
+    def load(name, folder, *flags):
+        return load_data(load_config(["--dataset", name, "--data_path", str(tmp_path / "out" / folder), *flags]))
+
+    ten, hundred = load("cifar10", "cifar-10", "--noise_mode", "random2"), load("cifar100", "cifar-100")
+    for data in (ten, hundred):
+        assert np.array_equal(data.train.images, cifar["train_images"])
+        assert np.array_equal(data.test.images, cifar["test_images"])
+        assert np.array_equal(data.true_labels, cifar["train_labels"])
+        assert np.array_equal(data.test.labels, cifar["test_labels"])
+    assert np.array_equal(ten.train.labels, human["train_cifar10n_random2"])
+    names = tmp_path / "names.txt"
+    names.write_text("thing a\nthing b\n")
+    images = load("tiny_imagenet", "tiny-imagenet-200", "--classnames", str(names))
+    for split, number in ((images.train, 4), (images.test, 4)):
+        seen = {
+            tuple(np.asarray(Image.open(path)).mean((0, 1)).round(-1).astype(int)): int(label)
+            for path, label in zip(split.images, split.labels)
+        }
+        assert seen == {colour: label for colour, label in zip(colours, [1, 0, 0, 1])}
+    np.savez(tmp_path / "other.npz", numbers=np.arange(3))
+    with pytest.raises(UserError, match="other.npz: expected train_jpeg, or train_images"):
+        unpack_photos.unpack(tmp_path / "other.npz", tmp_path)
