@@ -6,7 +6,8 @@
 
 `photos` reads CIFAR-10, CIFAR-100 and Tiny-ImageNet from --data_root, the whole sets or parts (scripts/unpack_photos.py).
 A row is one detector on one noise and seed; rows that are there are not made again, so a stopped command goes on.
-`seconds` of detectors on features are CPU seconds of the detector alone, with seed 0; of those that train, seconds by the clock.
+`seconds` of detectors on features are CPU seconds of each alone, on the first noise with seed 0; of those that train, seconds by
+the clock.
 """
 
 import argparse
@@ -14,11 +15,16 @@ import contextlib
 import csv
 import io
 import time
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
 
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from sklearn.metrics import average_precision_score, roc_auc_score
@@ -31,7 +37,7 @@ from methods.selection import precision_recall
 from report.tables import format_table
 from utils.checkpoint import load_checkpoint
 from utils.config import load_config
-from utils.files import write_csv, write_text
+from utils.files import write_csv, write_text, write_whole
 from utils.runs import Run
 
 NOISES = (("sym", 0.2), ("sym", 0.4), ("sym", 0.6), ("asym", 0.3), ("asym", 0.4), ("idn", 0.2), ("idn", 0.4))
@@ -78,6 +84,21 @@ ROWS = {
 }
 
 
+DRAWN_ROWS = (
+    "auto",
+    "label-match",
+    "clip-margin",
+    "lemon",
+    "clipcleaner",
+    "confident-learning",
+    "knn",
+    "aum",
+    "deft",
+    "deft, mask_by margin",
+)
+STYLES = ("C3o-", "C0s-", "C0^-", "C1D-", "C2v-", "C4P-", "C5X-", "C6d-", "k*-", "k*--")
+
+
 class Table(NamedTuple):
     """What a table is of: its file in results/, its text, its cells (dataset, noise_mode, noise_ratio), seeds and variants."""
 
@@ -110,7 +131,7 @@ never saw. Mean ± standard deviation over the seeds, which draw the noise and t
 
 No setting was chosen on these images; those of `auto` and others were chosen on the digits ([detectors.md](detectors.md)).
 `auto, no texts` is `auto` with the texts withheld, as with a timm encoder. Seconds of detectors on features are CPU seconds in
-one thread, features excluded (about 50 s for 10,000 images, once), with seed 0; DeFT's are by the clock, on a machine that
+one thread, features excluded (about 50 s for 10,000 images, once), on one noise with seed 0; DeFT's are by the clock, on a machine that
 others used at the same time. Every row of every seed is in `detectors-photos.csv`."""
 TABLES = {
     "digits": Table("detectors", INTRODUCTION, tuple(("digits", *noise) for noise in NOISES), (0, 1, 2, 3, 4), ""),
@@ -141,21 +162,22 @@ def measures(selection, is_clean):
     }
 
 
-def feature_rows(names, cfg, data):
-    """(name, Detection, seconds) of detectors on frozen features, one after the other; seconds of seed 0, else None."""
+def feature_rows(names, cfg, data, timed):
+    """(name, Detection, seconds) of detectors on frozen features, one after the other; seconds where `timed`, else None."""
     of_templates = {}
     for name in names:
         settings = SimpleNamespace(**vars(cfg) | VARIANTS.get(name, {}))
         if str(settings.templates) not in of_templates:
             of_templates[str(settings.templates)], _ = load_inputs(settings, data, torch.device("cpu"))
-        inputs = of_templates[str(settings.templates)]
-        if cfg.seed == 0 or name.endswith("no texts"):
-            inputs = replace(inputs)  # a copy has computed nothing yet: no part of the seconds is another detector's
+        shared = of_templates[str(settings.templates)]
+        # replace() keeps nothing of what has been computed, so that no part of the seconds is another detector's
+        inputs = replace(shared) if timed else shared
         if name.endswith("no texts"):
+            inputs = copy(inputs)
             inputs.text_features = inputs.logits = None
         start = time.process_time()
         found = DETECTORS[name.partition(",")[0]].find(inputs)._asdict()
-        yield name, found, time.process_time() - start if cfg.seed == 0 else None
+        yield name, found, time.process_time() - start if timed else None
 
 
 def deft_rows(names, cfg, data):
@@ -184,10 +206,10 @@ def make_rows(names, table, args):
     if path.is_file():
         with path.open(newline="", encoding="utf-8") as file:
             rows = [tuple(row.values()) for row in csv.DictReader(file)]
-    make = deft_rows if names[0] in DEFT else feature_rows
     for seed in args.seeds or table.seeds:
         for dataset, mode, ratio in table.cells:
             cell = (dataset, noise_name(mode, ratio), str(seed))
+            first_noise = next(noise for of, *noise in table.cells if of == dataset)
             if {row[3] for row in rows if row[:3] == cell} >= set(names):
                 continue
             flags = ["--cfg", f"config/PEFT/{table.folder}{dataset}.yaml", "--device", "cpu", "--num_workers", "1"]
@@ -198,6 +220,10 @@ def make_rows(names, table, args):
             with contextlib.redirect_stdout(io.StringIO()):
                 data = load_data(cfg)
                 is_clean = data.true_labels == data.train.labels
+                if names[0] in DEFT:
+                    found_by = deft_rows(names, cfg, data)
+                else:
+                    found_by = feature_rows(names, cfg, data, timed=seed == 0 and [mode, ratio] == first_noise)
                 new = [
                     (
                         *cell,
@@ -205,7 +231,7 @@ def make_rows(names, table, args):
                         *(f"{v:.6f}" for v in measures(found, is_clean).values()),
                         "" if seconds is None else f"{seconds:.2f}",
                     )
-                    for name, found, seconds in make(names, cfg, data)
+                    for name, found, seconds in found_by
                 ]
             rows = sorted([row for row in rows if row[:3] != cell or row[3] not in names] + new)
             args.out.mkdir(parents=True, exist_ok=True)
@@ -248,6 +274,39 @@ def write_tables(rows, table, out):
     write_text(out / f"{table.file}.md", "\n\n".join(text) + "\n")
 
 
+def draw(rows, table, path):
+    """Plot the mean F1 and AUROC of the detectors in DRAWN_ROWS: a column of plots for each data set, a curve for each detector."""
+    datasets = list(dict.fromkeys(dataset for dataset, *_ in table.cells))
+    of = {dataset: [noise_name(mode, ratio) for d, mode, ratio in table.cells if d == dataset] for dataset in datasets}
+    figure, axes = plt.subplots(
+        2,
+        len(datasets),
+        figsize=(4 + 2.6 * len(datasets), 7.5),
+        sharex="col",
+        sharey="row",
+        squeeze=False,
+        width_ratios=[len(noises) + 1 for noises in of.values()],
+    )
+    for line, (measure, title) in zip(axes, (("f1", "F1 of the right labels, %"), ("auroc", "AUROC, %"))):
+        i = COLUMNS.index(measure)
+        line[0].set_ylabel(title)
+        for axis, (dataset, noises) in zip(line, of.items()):
+            for style, name in zip(STYLES, DRAWN_ROWS):
+                here = [[float(r[i]) for r in rows if r[:2] == (dataset, n) and r[3] == name] for n in noises]
+                means = [100 * np.mean(values) if values else np.nan for values in here]
+                axis.plot(noises, means, style, label=name, markersize=6, linewidth=0.8)
+            axis.grid(alpha=0.3)
+            axis.tick_params(axis="x", rotation=60)
+            axis.set_xlim(-0.5, len(noises) - 0.5)
+    for axis, dataset in zip(axes[0], datasets):
+        axis.set_title(dataset)
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside right center")
+    figure.set_layout_engine("constrained")
+    with write_whole(path) as file:
+        figure.savefig(file, format="png", dpi=110)
+    plt.close(figure)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--table", default="digits", choices=TABLES)
@@ -263,7 +322,9 @@ def main():
     table = TABLES[args.table]
     for group in args.rows:
         names = [name for name in ROWS[group] if name not in table.left_out]
-        write_tables(make_rows(names, table, args), table, args.out)
+        rows = make_rows(names, table, args)
+        write_tables(rows, table, args.out)
+        draw(rows, table, args.out / f"{table.file}.png")
 
 
 if __name__ == "__main__":
