@@ -2,6 +2,7 @@
 
 from methods.co_teaching import CoTeaching
 from methods.dividemix import UNICON, DivideMix, LongReMix
+from methods.dynamics import AUM, Forgetting, MeanProbability
 from methods.mixfix import MixFix
 from methods.promix import ProMix
 from methods.robust_losses import CE, ELR, GCE, SCE
@@ -16,6 +17,9 @@ METHODS = {
     "GMM": GMM,
     "TURN": TURN,
     "small-loss": SmallLoss,
+    "AUM": AUM,
+    "forgetting": Forgetting,
+    "mean-p": MeanProbability,
     "Co-teaching": CoTeaching,
     "DivideMix": DivideMix,
     "LongReMix": LongReMix,

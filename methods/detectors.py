@@ -160,27 +160,21 @@ def selfclean(inputs: Inputs) -> Detection:
 
 
 def area_under_margin(inputs: Inputs) -> Detection:
-    """AUM (Pleiss et al., NeurIPS 2020) of a linear probe; p_clean by `two_groups`.
-
-    The paper finds its threshold with samples of an extra class; the mixture needs none.
-    """
+    """AUM (Pleiss et al., NeurIPS 2020) of a linear probe."""
     margins, _, predicted, confidence = inputs.dynamics
-    p_clean = two_groups(dynamics.area_under_margin(margins), inputs.seed)
-    return Detection(p_clean > 0.5, p_clean, predicted, confidence)
+    return Detection(*dynamics.by_area_under_margin(margins, inputs.seed), predicted, confidence)
 
 
 def forgetting(inputs: Inputs) -> Detection:
-    """Part of a linear probe's epochs that predicted the label (after Toneva et al., ICLR 2019); trusted above one half."""
+    """Part of a linear probe's epochs that predicted the label (after Toneva et al., ICLR 2019)."""
     margins, _, predicted, confidence = inputs.dynamics
-    p_clean = 1 - dynamics.forgetting(margins)
-    return Detection(p_clean > 0.5, p_clean, predicted, confidence)
+    return Detection(*dynamics.by_forgetting(margins, inputs.seed), predicted, confidence)
 
 
 def mean_probability(inputs: Inputs) -> Detection:
-    """A linear probe's probability of the label, averaged over the last epochs; trusted by `two_groups`."""
+    """A linear probe's probability of the label, averaged over the last epochs."""
     _, probabilities, predicted, confidence = inputs.dynamics
-    p_clean = dynamics.mean_probability(probabilities)
-    return Detection(two_groups(p_clean, inputs.seed) > 0.5, p_clean, predicted, confidence)
+    return Detection(*dynamics.by_mean_probability(probabilities, inputs.seed), predicted, confidence)
 
 
 def auto(inputs: Inputs) -> Detection:

@@ -1,14 +1,18 @@
-"""Detectors on training dynamics: what a network thought of each label, epoch by epoch. Functions on arrays.
+"""Detectors on training dynamics: what a network thought of each label, epoch by epoch.
 
-The records are margins (E, N), logit of the label minus the best other, and probabilities (E, N) of the label, of E
-epochs and N images, made by a linear probe here or by any training that keeps them.
+The records are margins (E, N), logit of the label minus the best other, or probabilities (E, N) of the label, of E epochs
+and N images. They come from a linear probe, for main_detect.py, or from fine-tuning, for main_baseline.py; the rules are
+the same.
 """
 
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
-from methods.selection import margins
+from methods.losses import cross_entropy
+from methods.method import Method
+from methods.selection import margins, two_groups
 
 
 def linear_probe_dynamics(
@@ -45,8 +49,13 @@ def linear_probe_dynamics(
         with torch.no_grad():
             logits = torch.nn.functional.linear(x, weight, bias)
             of_label[epoch] = margins(logits, y).numpy()
-            probabilities[epoch] = (-torch.nn.functional.cross_entropy(logits, y, reduction="none")).exp().numpy()
+            probabilities[epoch] = label_probability(logits, y).numpy()
     return of_label, probabilities, logits.numpy()
+
+
+def label_probability(logits: Tensor, labels: Tensor) -> Tensor:
+    """Softmax probability (B,) of the label, of logits (B, K) and labels (B,)."""
+    return (-cross_entropy(logits, labels)).exp()
 
 
 def area_under_margin(of_label: np.ndarray) -> np.ndarray:
@@ -66,3 +75,64 @@ def forgetting(of_label: np.ndarray) -> np.ndarray:
 def mean_probability(probabilities: np.ndarray, last: int = 5) -> np.ndarray:
     """Probability (N,) of the label, averaged over the last epochs."""
     return probabilities[-last:].mean(0)
+
+
+def by_area_under_margin(of_label: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Mask and p_clean (N,) from margins (E, N): the upper of `two_groups` of the AUM.
+
+    The paper finds its threshold with samples of an extra class; the mixture needs none.
+    """
+    p_clean = two_groups(area_under_margin(of_label), seed)
+    return p_clean > 0.5, p_clean
+
+
+def by_forgetting(of_label: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Mask and p_clean (N,) from margins (E, N): the part of the epochs that predicted the label, trusted above one half."""
+    p_clean = 1 - forgetting(of_label)
+    return p_clean > 0.5, p_clean
+
+
+def by_mean_probability(probabilities: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Mask and p_clean (N,) from probabilities (E, N): their mean over the last epochs; trusted by `two_groups` of it."""
+    p_clean = mean_probability(probabilities)
+    return two_groups(p_clean, seed) > 0.5, p_clean
+
+
+class TrainingDynamics(Method):
+    """Cross-entropy on all samples; the mask is made from what every epoch recorded of them, before each step."""
+
+    selects = True
+    epoch = 1  # that is trained
+    record = staticmethod(margins)  # logits (B, K), labels (B,) -> (B,)
+    rule = staticmethod(by_area_under_margin)
+
+    def __init__(self, cfg, num_samples, num_classes):
+        super().__init__(cfg, num_samples, num_classes)
+        self.register_buffer("records", torch.zeros(cfg.epochs, num_samples))
+
+    def forward(self, logits, labels, index):
+        self.records[self.epoch - 1][index] = self.record(logits.detach(), labels)
+        return cross_entropy(logits, labels)
+
+    def train_epoch(self, epoch, training):
+        self.epoch = epoch
+        result, selection = super().train_epoch(epoch, training)
+        mask, p_clean = self.rule(self.records[:epoch].cpu().numpy(), self.cfg.seed)
+        return result, {**selection, "mask": torch.from_numpy(mask), "p_clean": torch.from_numpy(p_clean)}
+
+
+class AUM(TrainingDynamics):
+    """Area under the margin (Pleiss et al., NeurIPS 2020); see `by_area_under_margin`."""
+
+
+class Forgetting(TrainingDynamics):
+    """Epochs that predicted the label (after Toneva et al., ICLR 2019); see `by_forgetting`."""
+
+    rule = staticmethod(by_forgetting)
+
+
+class MeanProbability(TrainingDynamics):
+    """The label's probability, averaged over the last epochs; see `by_mean_probability`."""
+
+    record = staticmethod(label_probability)
+    rule = staticmethod(by_mean_probability)
