@@ -5,13 +5,16 @@ and N images. They come from a linear probe, for main_detect.py, or from fine-tu
 the same.
 """
 
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from methods.losses import cross_entropy
-from methods.method import Method
+from methods.method import Method, Training
 from methods.selection import margins, two_groups
 
 
@@ -77,24 +80,24 @@ def mean_probability(probabilities: np.ndarray, last: int = 5) -> np.ndarray:
     return probabilities[-last:].mean(0)
 
 
-def by_area_under_margin(of_label: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def by_area_under_margin(records: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Mask and p_clean (N,) from margins (E, N): the upper of `two_groups` of the AUM.
 
     The paper finds its threshold with samples of an extra class; the mixture needs none.
     """
-    p_clean = two_groups(area_under_margin(of_label), seed)
+    p_clean = two_groups(area_under_margin(records), seed)
     return p_clean > 0.5, p_clean
 
 
-def by_forgetting(of_label: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def by_forgetting(records: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Mask and p_clean (N,) from margins (E, N): the part of the epochs that predicted the label, trusted above one half."""
-    p_clean = 1 - forgetting(of_label)
+    p_clean = 1 - forgetting(records)
     return p_clean > 0.5, p_clean
 
 
-def by_mean_probability(probabilities: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def by_mean_probability(records: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Mask and p_clean (N,) from probabilities (E, N): their mean over the last epochs; trusted by `two_groups` of it."""
-    p_clean = mean_probability(probabilities)
+    p_clean = mean_probability(records)
     return two_groups(p_clean, seed) > 0.5, p_clean
 
 
@@ -102,19 +105,20 @@ class TrainingDynamics(Method):
     """Cross-entropy on all samples; the mask is made from what every epoch recorded of them, before each step."""
 
     selects = True
-    epoch = 1  # that is trained
+    epoch = 1  # being trained
+    records: Tensor  # (epochs, N)
     record = staticmethod(margins)  # logits (B, K), labels (B,) -> (B,)
     rule = staticmethod(by_area_under_margin)
 
-    def __init__(self, cfg, num_samples, num_classes):
+    def __init__(self, cfg: SimpleNamespace, num_samples: int, num_classes: int) -> None:
         super().__init__(cfg, num_samples, num_classes)
         self.register_buffer("records", torch.zeros(cfg.epochs, num_samples))
 
-    def forward(self, logits, labels, index):
+    def forward(self, logits: Tensor, labels: Tensor, index: Tensor) -> Tensor:
         self.records[self.epoch - 1][index] = self.record(logits.detach(), labels)
         return cross_entropy(logits, labels)
 
-    def train_epoch(self, epoch, training):
+    def train_epoch(self, epoch: int, training: Training) -> tuple[dict[str, Any], dict[str, Tensor]]:
         self.epoch = epoch
         result, selection = super().train_epoch(epoch, training)
         mask, p_clean = self.rule(self.records[:epoch].cpu().numpy(), self.cfg.seed)

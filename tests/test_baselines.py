@@ -76,6 +76,22 @@ def test_small_loss_needs_an_estimate_where_labels_may_be_wrong():
     sample_selection.require_estimate(cfg, unknown)
 
 
+@pytest.mark.parametrize("name", ["AUM", "forgetting", "mean-p"])
+def test_dynamics_are_recorded_by_sample_and_epoch(name):
+    labels = torch.tensor([0, 1, 0, 1])
+    logits = torch.tensor(
+        [[[2.0, 0.0], [3.0, 0.0], [1.0, 0.0], [0.0, 4.0]], [[1.0, 0.0], [0.0, 5.0], [0.0, 2.0], [0.0, 3.0]]]
+    )
+    method = METHODS[name](load_config(["--epochs", "2"]), 4, 2)
+    for method.epoch, order in ((1, [2, 0, 3, 1]), (2, [1, 3, 0, 2])):
+        method(logits[method.epoch - 1, order], labels[order], torch.tensor(order))
+    expected = torch.tensor([[2.0, -3.0, 1.0, 4.0], [1.0, 5.0, -2.0, 3.0]])  # logit of the label minus the other
+    np.testing.assert_allclose(method.records, expected.sigmoid() if name == "mean-p" else expected, atol=1e-6)
+    mask, p_clean = method.rule(method.records.numpy(), 0)
+    if name == "forgetting":  # trusted if predicted in more than half of the epochs
+        assert mask.tolist() == [True, False, False, True] and p_clean.tolist() == [1, 0.5, 0.5, 1]
+
+
 @pytest.mark.parametrize("case", ["gmm", "gmm_overlap"])
 def test_gmm(case):
     """The mixture on the official (half-precision) losses; ours are float32 and select the same where it is decided."""

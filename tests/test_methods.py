@@ -95,6 +95,8 @@ def test_untrained_vit_b16_takes_a_step_through_both_scripts(tmp_path):
         (main_baseline, "ELR"),
         (main_baseline, "GMM"),
         (main_baseline, "TURN"),
+        (main_baseline, "AUM"),
+        (main_baseline, "mean-p"),
         (main_small_loss, "small-loss"),
         (main_real_baseline, "GMM"),
     ],
@@ -106,7 +108,7 @@ def test_baselines_leave_the_same_record(cell, tmp_path, script, method):
     assert json.loads((folder / "summary.json").read_text()) == summary and summary["epochs"] == 2
     lrs = {json.loads(line)["lr"] for line in (folder / "log.jsonl").read_text().splitlines()}
     assert len(lrs) == (1 if script is main_real_baseline else 2)
-    if method in ("GMM", "TURN", "small-loss"):  # detectors too: their mask trains phase 2
+    if method in ("GMM", "TURN", "small-loss", "AUM", "mean-p"):  # detectors too: their mask trains phase 2
         assert 0 < summary["selected"] < 1 and summary["precision"] > 1 - summary["noise_rate"]
         again = main_phase2.main(phase2(tmp_path, "--mask", folder.name, "--epochs", "1"))
         assert again["selected"] == summary["selected"]
