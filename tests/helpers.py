@@ -13,6 +13,8 @@ from dataloader.digits import enlarge_digits, load_digits_8x8
 
 GOLDEN = Path(__file__).parent / "golden"
 CELL = ["--noise_mode", "sym", "--noise_ratio", "0.4"]
+# what every summary.json holds
+SUMMARY = {"name": "x", "dataset": "toy", "noise": "none", "seed": 0, "backbone": "toy", "identity": {}}
 FAST = ["--test_fraction", "0.8", "--epochs", "2", "--device", "cpu"]  # 359 training images
 
 

@@ -14,6 +14,7 @@ from benchmarks.published import plain
 from benchmarks.step import ROWS, build, turn
 from dataloader.loaders import make_loaders
 from dataloader.noise import official_idn
+from tests.helpers import SUMMARY
 
 CPU = torch.device("cpu")
 
@@ -92,7 +93,7 @@ def test_the_table_of_the_digits_says_what_was_not_run(tmp_path):
             run = tmp_path / "digits" / kind / f"seed{seed}" / name
             if (kind, seed) != ("idn-0.4", 1):
                 run.mkdir(parents=True)
-                summary = {"name": name, "noise": kind, "acc_last": last, "acc_best": 95.0}
+                summary = {**SUMMARY, "name": name, "noise": kind, "acc_last": last, "acc_best": 95.0}
                 (run / "summary.json").write_text(json.dumps(summary))
     text = digits.table(tmp_path)
     (row,) = (line for line in text.splitlines() if line.startswith("| CE "))

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -255,7 +256,7 @@ def test_a_kept_run_of_a_notebook_is_reported(tmp_path, kind):
 
 
 def test_a_finished_detector_scores_other_labels(cell, tmp_path, capsys):
-    out, _ = cell
+    out = shutil.copytree(cell[0], tmp_path / "runs")
     before = (out / "digits/sym-0.4/seed0/deft/clean_mask.npz").read_bytes()
     test = main_phase1.main(phase1(out, "--score", "test"))
     folder = out / "digits/sym-0.4/seed0/deft/score-test"

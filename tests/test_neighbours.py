@@ -288,7 +288,7 @@ def test_descriptions(tmp_path):
         ("dog: big", "'dog' must have a list of features"),
         ("- dog", "expected lines of the form"),
         ("template: big\ndog: [x]", "template must have {class} and {feature}"),
-        ("a: [", "cannot be read as YAML"),
+        ("a: [", "not a YAML file"),
     ]:
         path.write_text(content)
         with pytest.raises(UserError, match=message):
@@ -305,6 +305,6 @@ def test_a_run_with_descriptions(tmp_path):
     path.write_text("zerro: [with a hole]\n")
     with pytest.raises(UserError, match="there is no class 'zerro'. Did you mean zero"):
         main_detect.main([*flags, "--descriptions", str(path), "--tag", "wrong"])
-    with pytest.raises(UserError, match="gone.yaml cannot be read"):
+    with pytest.raises(UserError, match="gone.yaml: not a YAML file .*No such file"):
         main_detect.main([*flags, "--descriptions", str(tmp_path / "gone.yaml"), "--tag", "gone"])
     assert not list(tmp_path.glob("digits/*/*/*-wrong/clean_mask.npz"))

@@ -27,7 +27,7 @@ from methods.decisions import UNDECIDED
 from methods.masks import load_mask
 from report import export, page, tables
 from report.sections import against_truth
-from tests.helpers import write_cifar, write_folder
+from tests.helpers import SUMMARY, write_cifar, write_folder
 from utils.config import UserError, load_config, settle_epochs
 from utils.files import as_path, as_text
 
@@ -335,7 +335,7 @@ def test_classes_that_a_table_of_corrected_labels_has_lost_are_named(tmp_path, c
     path = table(tmp_path, SIX, "labels_fixed.csv")
     load(path, *NO_TEST)
     assert "no image left" not in capsys.readouterr().out
-    (tmp_path / "summary.json").write_text(json.dumps({"classes": ["w", "x", "y", "z"]}))
+    (tmp_path / "summary.json").write_text(json.dumps({**SUMMARY, "classes": ["w", "x", "y", "z"]}))
     load(path, *NO_TEST)
     assert (
         "labels_fixed.csv has no image left of 2 classes, which a model will not know: w, z" in capsys.readouterr().out

@@ -19,7 +19,7 @@ import main_phase2
 import reproduce
 from methods.baselines import METHODS
 from report.comparison import FORMATS, compare, plot
-from tests.helpers import phase1, phase2
+from tests.helpers import SUMMARY, phase1, phase2
 from utils.config import BACKBONES, UserError, load_config
 from utils.summaries import read_summary, with_checksum, write_summary
 
@@ -50,7 +50,7 @@ if not (folder / "summary.json").is_file():
     for epoch in range(int(flags["epochs"]) if "epochs" in flags else 3):
         time.sleep(0.02)
     value = 50 + 10 * float(flags["noise_ratio"]) + int(flags["seed"])
-    summary = {{"name": name, "precision": value / 100, "acc_last": value, "identity": {{}}}}
+    summary = {summary!r} | {{"name": name, "precision": value / 100, "acc_last": value}}
     write_summary(folder / "summary.json", with_checksum(summary))
 print(f"results: {{folder}}")
 """
@@ -91,7 +91,7 @@ def toy(tmp_path, monkeypatch):
         ("main_phase2", "phase2-deft", "deft"),
         ("main_baseline", "ce", ""),
     ):
-        (tmp_path / f"{name}.py").write_text(SCRIPT.format(root=os.getcwd(), name=run, after=after))
+        (tmp_path / f"{name}.py").write_text(SCRIPT.format(root=os.getcwd(), summary=SUMMARY, name=run, after=after))
     monkeypatch.setattr(reproduce, "HERE", tmp_path)
     monkeypatch.chdir(tmp_path)
 
@@ -324,7 +324,7 @@ def test_plots(tmp_path, kind):
 
 
 def test_summaries_carry_a_checksum(tmp_path):
-    summary = with_checksum({"acc_last": 0.1 + 0.2, "name": "ü", "per_class": (1, None)})
+    summary = with_checksum({**SUMMARY, "acc_last": 0.1 + 0.2, "name": "ü", "per_class": (1, None)})
     write_summary(tmp_path / "summary.json", summary)
     assert read_summary(tmp_path / "summary.json") == summary and read_summary(tmp_path / "none.json") is None
     del summary["checksum"]
@@ -358,7 +358,7 @@ def test_what_verify_repeats(tmp_path, monkeypatch):
         ("detect", None),
         (None, None),
     ):
-        summary = {"name": "x", "script": script} | ({"mask": mask} if mask else {})
+        summary = SUMMARY | {"script": script} | ({"mask": mask} if mask else {})
         write_summary(tmp_path / "summary.json", with_checksum(summary))
         expected = "fails with the settings" if script and script != "detect" else "was made by .*no command repeats"
         with pytest.raises(UserError, match=f"--verify: .*{expected}"):

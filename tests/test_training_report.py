@@ -64,7 +64,7 @@ def test_of_other_runs(cell, tmp_path):
         training.main([str(baseline.parent / "label-match")])
     (tmp_path / "config.yaml").write_text("seed: 0")
     (tmp_path / "log.jsonl").write_text("{")
-    with pytest.raises(UserError, match="its record cannot be read"):
+    with pytest.raises(UserError, match="log.jsonl: not lines of JSON"):
         training.main([str(tmp_path)])
 
 
