@@ -1,20 +1,18 @@
 """What the benchmarks compare with computes the same, so that a ratio is of the same work."""
 
 import copy
-import json
 from types import SimpleNamespace
 
 import numpy as np
 import torch
 
-from benchmarks import digits, noise, scale
+from benchmarks import noise, scale
 from benchmarks.common import in_turns, settings, synthetic
 from benchmarks.noise import plain_idn
 from benchmarks.published import plain
 from benchmarks.step import ROWS, build, turn
 from dataloader.loaders import make_loaders
 from dataloader.noise import official_idn
-from tests.helpers import SUMMARY
 
 CPU = torch.device("cpu")
 
@@ -81,22 +79,3 @@ def test_commands_print_a_table(tmp_path, monkeypatch, capsys):
     scale.write_list(tmp_path / "list", 100)
     scale.start(tmp_path / "list")
     assert '"s"' in capsys.readouterr().out
-
-
-def test_the_table_of_the_digits_says_what_was_not_run(tmp_path):
-    for seed, last in enumerate((90.0, 92.0)):
-        for name, kind in (
-            ("deft", "sym-0.4"),
-            ("ce-tiny-clip-digits", "sym-0.4"),
-            ("ce-tiny-clip-digits", "idn-0.4"),
-        ):
-            run = tmp_path / "digits" / kind / f"seed{seed}" / name
-            if (kind, seed) != ("idn-0.4", 1):
-                run.mkdir(parents=True)
-                summary = {**SUMMARY, "name": name, "noise": kind, "acc_last": last, "acc_best": 95.0}
-                (run / "summary.json").write_text(json.dumps(summary))
-    text = digits.table(tmp_path)
-    (row,) = (line for line in text.splitlines() if line.startswith("| CE "))
-    cells = [cell.strip() for cell in row.split("|")[2:-1]]
-    assert cells == ["not run", "91.0 ± 1.4 / 95.0 ± 0.0", "not run", "not run", "90.0 / 95.0", "0 to 2"]
-    assert len(text.splitlines()) == 4 and len({name for name, *_ in digits.ROWS.values()}) == len(digits.ROWS)
