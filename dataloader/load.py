@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from dataloader.animal10n import animal10n
+from dataloader.archives import source_root
 from dataloader.cars import stanford_cars
 from dataloader.cifar import SOURCE as CIFAR
 from dataloader.cifar import cifar10, cifar100
@@ -124,7 +125,7 @@ def load_data(cfg):
     if dataset.trusted:
         for split in dataset.given_tests.values():
             split.true_labels = split.labels
-    dataset = identified(dataset, data_root(cfg.data_path))
+    dataset = identified(dataset, dataset.root or data_root(cfg.data_path))
     is_folder = not isinstance(dataset.train.images, np.ndarray)
     noisy = make_noise(cfg, dataset.train.labels, K, is_folder, lambda: raw_pixels(dataset.train.images))
     if cfg.noise_mode not in ("", "none"):
@@ -149,7 +150,7 @@ def _scored(cfg, data):
         others = other_names(rows, data.label_names)
         split = to_split(rows, data.label_names, others)
         rest = {
-            "root": data_root(cfg.score),
+            "root": source_root(cfg.score, cfg),
             "source": "",
             "other_names": others,
             "skipped": skipped,

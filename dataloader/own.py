@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from dataloader.archives import opened, source_root
 from dataloader.dataset import Dataset, Split, View, fingerprint, identified, image_keys
 from dataloader.files import inspect_files, inspection_cache, pixel_digests
-from dataloader.rows import SPLITS, Row, read_rows, say_names, shortened, tidy_names
+from dataloader.rows import SPLITS, Row, in_order, read_rows, say_names, shortened, tidy_names
 from dataloader.transforms import to_rgb
 from utils.config import UserError, nearest
 from utils.files import slug, write_whole
@@ -23,12 +24,12 @@ OWN_VIEW = View(flip=False)  # neither cut nor mirrored: what fills the frame st
 
 
 def own(cfg: SimpleNamespace) -> Dataset:
-    """A folder of class folders or a table (dataloader/rows.py); without a test split `test_fraction` is held out by `seed`.
+    """A folder of class folders, a table (dataloader/rows.py) or an archive (dataloader/archives.py); without a test split `test_fraction` is held out by `seed`.
 
     The classes are the labels that training images were given, whatever else their true labels are.
     """
     rows, skipped = sound_rows(cfg.data_path, cfg)
-    classes = sorted({row.label for row in rows if row.split == "train"})
+    classes = in_order({row.label for row in rows if row.split == "train"})
     if len(classes) < 2:
         raise UserError(
             f"data_path: {cfg.data_path} holds training images of {len(classes)} class, expected two or more."
@@ -60,6 +61,7 @@ def own(cfg: SimpleNamespace) -> Dataset:
         view=OWN_VIEW,
         label_names=classes,
         other_names=others,
+        root=source_root(cfg.data_path, cfg),
         held_out=held_out,
         trusted=False,
         skipped=skipped,
@@ -139,7 +141,7 @@ def sound_rows(
     source: str | Path, cfg: SimpleNamespace, key: str = "data_path"
 ) -> tuple[list[Row], list[tuple[str, str]]]:
     """The rows of a folder or table whose files can be read, with their digests, and (path, why) of each of the others."""
-    rows = read_rows(source, cfg, key)
+    rows = read_rows(opened(source, cfg, key), cfg, key)
     digests, reasons = inspect_files([row.path for row in rows], inspection_cache(cfg))
     skipped = [(row.path, reason) for row, reason in zip(rows, reasons) if reason]
     if skipped:

@@ -6,7 +6,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -30,7 +30,7 @@ SPLITS = {
 }
 COLUMNS = {  # setting: names it goes by where the setting is empty; the first two must be there
     "path_column": "path file filename file_name filepath file_path image image_path imagepath img img_path".split(),
-    "label_column": "label labels class class_name classname category target given_label".split(),
+    "label_column": "label labels class class_name classname category target given_label cls txt".split(),
     "split_column": "split subset partition".split(),
     "id_column": "id image_id sample_id uid uuid".split(),
     "true_label_column": "true_label true_labels clean_label gold_label correct_label".split(),
@@ -61,11 +61,13 @@ def read_rows(source: str | Path, cfg: SimpleNamespace, key: str = "data_path") 
     """
     source = Path(source)
     if source.is_dir():
-        rows = _read_folders(source, key)
+        rows = _read_folders(source, cfg, key)
     elif source.is_file() and source.suffix.lower() in TABLE_SUFFIXES:
         rows = _read_table(source, cfg)
     elif source.is_file():
-        raise UserError(f"{key}: {source} is no folder and no {', '.join(sorted(TABLE_SUFFIXES))} file.")
+        raise UserError(
+            f"{key}: {source} is no folder and no {', '.join(sorted(TABLE_SUFFIXES))}, .parquet or .tar file."
+        )
     else:
         if source == Path(default_values()["data_path"]):
             raise UserError(
@@ -83,10 +85,25 @@ def read_rows(source: str | Path, cfg: SimpleNamespace, key: str = "data_path") 
 # --- class folders
 
 
-def _read_folders(root: Path, key: str) -> list[Row]:
-    rows, empty, splits = [], [], _split_folders(root, key)
-    loose, others = _loose_files({root, *(folder for _, folder in splits)})
+def _metadata(folder: Path, cfg: SimpleNamespace) -> Path | None:
+    """The table in a folder of images that gives their labels, as Hugging Face's imagefolder has it; None without one."""
+    for table in (folder / "metadata.csv", folder / "metadata.jsonl"):
+        if table.is_file():
+            lines = _read_jsonl(table) if table.suffix == ".jsonl" else read_csv(table)
+            names = {name for _, fields in lines for name in fields}
+            if "file_name" in names and names & {cfg.label_column or "label", *COLUMNS["label_column"]}:
+                return table
+    return None
+
+
+def _read_folders(root: Path, cfg: SimpleNamespace, key: str) -> list[Row]:
+    rows, empty, splits = [], [], _split_folders(root, cfg, key)
+    listed = {folder: _metadata(folder, cfg) for _, folder in splits}
+    loose, others = _loose_files({root, *listed} - {folder for folder, table in listed.items() if table})
     for split, folder in splits:
+        if table := listed[folder]:
+            rows += [replace(row, split=split) if folder != root else row for row in _read_table(table, cfg)]
+            continue
         for class_folder in _folders(folder):
             paths, passed = image_files(class_folder)
             rows += [Row(path, as_text(class_folder.name), split, where=as_text(path)) for path in paths]
@@ -119,15 +136,16 @@ def _folders(root: Path) -> list[Path]:
     return sorted(d for d in root.iterdir() if d.is_dir() and not is_system(d.name))
 
 
-def _split_folders(root: Path, key: str) -> list[tuple[str, Path]]:
-    """[(split, the folder of its class folders)]: a folder is a split by its name, if it holds folders and no images.
+def _split_folders(root: Path, cfg: SimpleNamespace, key: str) -> list[tuple[str, Path]]:
+    """[(split, its folder)]: a folder is a split by its name, if it holds folders and no images, or a table of its images.
 
     Without any, root itself holds the class folders, to train on. UserError where splits are there, but none to train on.
     """
     folders = _folders(root)
     splits: dict[str, list[Path]] = {}
     for folder in folders:
-        if folder.name.lower() in SPLITS and _folders(folder) and not _holds_images(folder):
+        is_split = folder.name.lower() in SPLITS
+        if is_split and (_folders(folder) and not _holds_images(folder) or _metadata(folder, cfg)):
             splits.setdefault(SPLITS[folder.name.lower()], []).append(folder)
     if not splits:
         return [("train", root)]
@@ -275,6 +293,13 @@ def _text(path: Path) -> str:
 
 
 # --- names
+
+
+def in_order(labels: Iterable[str]) -> list[str]:
+    """Labels sorted: as numbers where all of them are whole numbers, so that 2 comes before 10, else as text."""
+    labels = list(labels)
+    numbers = all(label.isdecimal() for label in labels)
+    return sorted(labels, key=lambda label: (int(label), label) if numbers else (0, label))
 
 
 def tidy_names(labels: Iterable[str]) -> list[str]:

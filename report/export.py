@@ -7,7 +7,6 @@ import argparse
 import hashlib
 import json
 import os
-import re
 from pathlib import Path
 
 import numpy as np
@@ -16,30 +15,10 @@ from tqdm import tqdm
 
 from report.flags import add_run_flags
 from utils.config import UserError, parse_flags
-from utils.files import as_text, write_text, write_whole
+from utils.files import as_text, safe_name, unused, write_text, write_whole
 from utils.start import run_main
 
 UNFINISHED = ".unfinished-export.json"  # in DIR until the last file is written: what the export was to be
-
-
-def safe_name(text):
-    """`text` as the name of a file or folder anywhere: no separators, control characters or dots in front, not too long."""
-    name = re.sub(r'[\x00-\x1f\x7f/\\:*?"<>|]', "_", as_text(text)).lstrip(". ").rstrip(". ")
-    return name.encode()[:150].decode(errors="ignore") or "_"
-
-
-def unused(name, taken):
-    """`name`, or name-2, name-3 … before its suffix: the first that is not in the set `taken`, which gets it.
-
-    Names that differ by case only count as the same, as many file systems see them.
-    """
-    stem, suffix = os.path.splitext(name)
-    number, candidate = 1, name
-    while candidate.casefold() in taken:
-        number += 1
-        candidate = f"{stem}-{number}{suffix}"
-    taken.add(candidate.casefold())
-    return candidate
 
 
 def plan(data, samples, labels):

@@ -6,8 +6,9 @@ from types import SimpleNamespace
 
 import numpy as np
 
+from dataloader.archives import source_root
 from dataloader.dataset import Dataset, Split, View
-from dataloader.files import data_root, inspect_files, inspection_cache
+from dataloader.files import inspect_files, inspection_cache
 from dataloader.load import load_data
 from dataloader.rows import TRUSTED_BY, read_csv, shortened
 from methods.decisions import RIGHT, UNDECIDED, as_arrays, settle
@@ -38,7 +39,7 @@ def read_run(folder, data_path=None, decisions=None):
     summary = read_summary(folder / "summary.json")
     if not usable(summary):
         print(verdict_line(summary))
-    data = _recorded(folder, summary, arrays["labels"], data_path)
+    data = _recorded(folder, cfg, summary, arrays["labels"], data_path)
     if data.root:
         cfg.data_path = data.root
         arrays["there"] = _still_there(data, cfg)
@@ -60,7 +61,7 @@ def follow(arrays, decision, new_labels):
     arrays["mask"] = np.where(decision == UNDECIDED, arrays["by_detector"], decision == RIGHT)
 
 
-def _recorded(folder, summary, labels, data_path):
+def _recorded(folder, cfg, summary, labels, data_path):
     """The Dataset that a run judged, as its scores.csv has it; without pixels where it was no files (root is "")."""
     rows = [fields for _, fields in read_csv(folder / "scores.csv")]
     if not all(fields.get("index", "").isdecimal() and "given_label" in fields for fields in rows):
@@ -72,7 +73,7 @@ def _recorded(folder, summary, labels, data_path):
     if [row["given_label"] for row in rows] != [classes[k] for k in labels]:
         raise UserError(f"{folder}: scores.csv and clean_mask.npz are not of one run; run the detector again.")
     if data_path and root:
-        root = data_root(data_path)
+        root = source_root(data_path, cfg)
     truth = [row["true_label"] for row in rows if "true_label" in row]
     others = sorted(set(truth) - set(classes))
     number = {name: k for k, name in enumerate(classes + others)}

@@ -345,7 +345,7 @@ def test_classes_that_a_table_of_corrected_labels_has_lost_are_named(tmp_path, c
 def test_other_files_are_no_tables(tmp_path):
     with pytest.raises(UserError, match="line 2 is no JSON object"):
         load(table(tmp_path, '{"path": "a.png", "label": 1}\n[1]\n', "labels.jsonl"))
-    with pytest.raises(UserError, match="labels.xlsx is no folder and no .csv, .jsonl, .tsv file"):
+    with pytest.raises(UserError, match="labels.xlsx is no folder and no .csv, .jsonl, .tsv, .parquet or .tar file"):
         load(table(tmp_path, "x", "labels.xlsx"))
     with pytest.raises(UserError, match="line 8: 'z' is no class of the training images"):
         load(

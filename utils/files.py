@@ -105,6 +105,26 @@ def slug(text: object) -> str:
     return "".join(c if c.isalnum() or c in "-_." else "-" for c in str(text)).strip("-.")
 
 
+def safe_name(text: object) -> str:
+    """`text` as the name of a file or folder anywhere: no separators, control characters or dots in front, not too long."""
+    name = re.sub(r'[\x00-\x1f\x7f/\\:*?"<>|]', "_", as_text(text)).lstrip(". ").rstrip(". ")
+    return name.encode()[:150].decode(errors="ignore") or "_"
+
+
+def unused(name: str, taken: set[str]) -> str:
+    """`name`, or name-2, name-3 … before its suffix: the first that is not in the set `taken`, which gets it.
+
+    Names that differ by case only count as the same, as many file systems see them.
+    """
+    stem, suffix = os.path.splitext(name)
+    number, candidate = 1, name
+    while candidate.casefold() in taken:
+        number += 1
+        candidate = f"{stem}-{number}{suffix}"
+    taken.add(candidate.casefold())
+    return candidate
+
+
 def image_list(output_dir: Path, fingerprint: str | None) -> Path:
     """The JSON file that lists the images of a fingerprint as {path: hash of the content}."""
     return output_dir / "cache" / f"images-{fingerprint}.json"

@@ -1,0 +1,266 @@
+"""Parquet files, data sets that Hugging Face `datasets` saved, and WebDataset tar files: unpacked once, then files as any.
+
+Everything behind this module sees a table of image files. Their names are the keys in the archive, so that what is said of
+an image stays with it wherever its row goes.
+"""
+
+import contextlib
+import glob
+import hashlib
+import io
+import json
+import os
+import re
+import shutil
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any, NamedTuple
+
+from PIL import Image
+from tqdm import tqdm
+
+from dataloader.files import IMAGE_SUFFIXES, data_root, file_identity, image_files
+from dataloader.rows import SPLITS
+from utils.config import UserError, brief
+from utils.files import from_json, safe_name, slug, unused, write_csv, write_text
+from utils.lock import lock
+
+TAR = (".tar", ".tar.gz", ".tgz")
+TABLE, RECORD = "images.csv", ".source.json"  # in the folder of an unpacked archive; the record is written last
+
+
+class Sample(NamedTuple):
+    """One image of an archive: its key, its encoded content, and {column: text} of what else is known of it."""
+
+    key: str
+    content: bytes
+    fields: dict[str, str]
+
+
+def opened(source: str | Path, cfg: SimpleNamespace, key: str = "data_path") -> Path:
+    """`source` itself where it is a folder or a table; the table of the images of an archive, which is unpacked for that.
+
+    An archive is a .parquet or .tar file, a pattern of several (`shards-{000..003}.tar`, `data/*.parquet`), a folder of
+    these, or what `save_to_disk` of Hugging Face datasets wrote. It is unpacked into <output_dir>/images/, again if it has
+    changed. UserError, which calls the source by its setting `key`, where the library that reads it is missing, or fails.
+    """
+    files, read = _find(source, key)
+    if read is None:
+        return Path(source)
+    where = os.path.abspath(source)
+    name = f"{slug(Path(where).name)}-{hashlib.sha256(os.fsencode(where)).hexdigest()[:8]}"
+    folder = Path(os.path.abspath(cfg.output_dir)) / "images" / name
+    all_files = [file for part, _ in files for file in (sorted(part.rglob("*")) if part.is_dir() else [part])]
+    identity = [[os.fsencode(os.path.abspath(file)).hex(), file_identity(file)] for file in all_files]
+    record = json.dumps([cfg.path_column, cfg.split_column, identity])
+    if not (folder / RECORD).is_file() or (folder / RECORD).read_text(encoding="utf-8") != record:
+        held = lock(Path(cfg.output_dir), folder)
+        _unpack(_guarded(read(files, cfg), where, key), source, folder, record, cfg)
+        del held
+    return folder / TABLE
+
+
+def source_root(source: str | Path, cfg: SimpleNamespace) -> str:
+    """The folder, absolute, that the paths of a data set are relative to, see `opened`."""
+    return data_root(opened(source, cfg))
+
+
+def _find(source: str | Path, key: str) -> tuple[list[tuple[Path, str]], Any]:
+    """([(file or folder, split or "")], the function that reads them), or ([], None) where `source` is no archive."""
+    path, text = Path(source), str(source)
+    if path.is_file():
+        return _of_kind([(path, "")])
+    if path.is_dir():
+        if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+            return [(path, "")], _read_datasets
+        inside = [p for depth in ("*", "*/*") for p in sorted(glob.iglob(f"{glob.escape(text)}/{depth}"))]
+        for kind in (".parquet", TAR):
+            found = [Path(p) for p in inside if p.lower().endswith(kind) and os.path.isfile(p)]
+            if found and not image_files(path)[0]:
+                return _of_kind([(p, _split_of(p.relative_to(path))) for p in found])
+        return [], None
+    if not re.search(r"[{*?\[]", text) or not text.lower().endswith((".parquet", *TAR)):
+        return [], None
+    patterns = list(_library("braceexpand", "webdataset").braceexpand(text)) if "{" in text else [text]
+    lists = [sorted(glob.glob(pattern)) if re.search(r"[*?\[]", pattern) else [pattern] for pattern in patterns]
+    files = [Path(file) for part in lists for file in part]
+    gone = [file for file in files if not file.is_file()]
+    if gone or not files:
+        raise UserError(f"{key}: there is no file {gone[0] if gone else text}, which {text} stands for.")
+    return _of_kind([(file, "") for file in files])
+
+
+def _of_kind(files: list[tuple[Path, str]]) -> tuple[list[tuple[Path, str]], Any]:
+    name = files[0][0].name.lower()
+    read = _read_datasets if name.endswith(".parquet") else _read_tars if name.endswith(TAR) else None
+    return files, read
+
+
+def _split_of(path: Path) -> str:
+    """The split that a file's name, or its folder's, speaks of: data/validation-00000-of-00002.parquet -> val."""
+    words = re.findall("[a-z]+", str(path).lower())
+    return next((SPLITS[word] for word in words if word in SPLITS), "train")
+
+
+def _library(name: str, package: str) -> ModuleType:
+    """A module of an optional package; UserError where it is not installed."""
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise UserError(f"data_path: is read by the package {package}: `pip install {package}` ({error}).") from None
+
+
+def _guarded(samples: Iterator[Sample], where: str, key: str) -> Iterator[Sample]:
+    """The samples; whatever a library raises on a damaged file is a UserError."""
+    try:
+        yield from samples
+    except (UserError, GeneratorExit, MemoryError):
+        raise
+    except Exception as error:
+        raise UserError(f"{key}: {where} cannot be read ({brief(error)}).") from None
+
+
+# --- Hugging Face datasets
+
+
+def _read_datasets(files: list[tuple[Path, str]], cfg: SimpleNamespace) -> Iterator[Sample]:
+    datasets = _library("datasets", "datasets")
+    parts: list[tuple[Any, str, str]] = []  # (data set, split, what an error calls it)
+    for path, split in files:
+        if path.is_dir():
+            saved = datasets.load_from_disk(str(path))
+            several = saved.items() if isinstance(saved, datasets.DatasetDict) else [("", saved)]
+            parts += [(part, name, f"{path}: {name}".rstrip(": ")) for name, part in several]
+        else:
+            rows = datasets.load_dataset("parquet", data_files=[glob.escape(str(path))], split="train", streaming=True)
+            parts.append((rows, split, str(path)))
+    several = len({split for _, split, _ in parts}) > 1
+    for part, split, where in parts:
+        column = image_column(part.features, cfg.path_column, where)
+        texts = {name: f for name, f in part.features.items() if type(f).__name__ in ("Value", "ClassLabel")}
+        for row in part.cast_column(column, datasets.Image(decode=False)):
+            image = row[column] or {"bytes": b"", "path": None}
+            fields = {name: _text(row[name], feature) for name, feature in texts.items() if name != column}
+            content = Path(image["path"]).read_bytes() if image["bytes"] is None else image["bytes"]
+            name = image["path"] or ""
+            name = "/".join(Path(name).parts[-2:]) if os.path.isabs(name) else name
+            yield Sample(name, content, fields | ({cfg.split_column or "split": split} if several else {}))
+
+
+def image_column(features: dict[str, Any], wanted: str, where: str) -> str:
+    """The column of the features of a Hugging Face data set that holds the images: the one `wanted`, or the only one."""
+    images = [name for name, feature in features.items() if type(feature).__name__ == "Image"]
+    images = images or [name for name, f in features.items() if isinstance(f, dict) and {"bytes", "path"} <= f.keys()]
+    images = images or [name for name, f in features.items() if str(getattr(f, "dtype", "")).endswith("binary")]
+    if wanted and wanted not in features:
+        raise UserError(f"path_column: {where} has no column '{wanted}', only {', '.join(features)}.")
+    if len(images) != 1 and not wanted:
+        found = f"images in {len(images)} of its columns {', '.join(images or features)}"
+        raise UserError(f"{where}: {found}, expected one; --path_column names it.")
+    return wanted or images[0]
+
+
+def _text(value: Any, feature: Any) -> str:
+    """A field of a row as text: a class by its name; "" where there is none, as -1 says of a class."""
+    if type(feature).__name__ == "ClassLabel":
+        return feature.int2str(value) if value is not None and value >= 0 else ""
+    return "" if value is None else str(value)
+
+
+# --- WebDataset
+
+
+def _read_tars(files: list[tuple[Path, str]], cfg: SimpleNamespace) -> Iterator[Sample]:
+    """A sample is the members of one key: an image, and its label in .cls, .txt or a field of .json."""
+    wds = _library("webdataset", "webdataset")
+    several = len({split for _, split in files}) > 1
+    for path, split in files:
+        for sample in wds.WebDataset(
+            [str(path.absolute())], shardshuffle=False, nodesplitter=lambda urls: urls, empty_check=False
+        ):
+            where = f"{path}: {sample['__key__']}"
+            members = {name: content for name, content in sample.items() if isinstance(content, bytes)}
+            images = [name for name in members if f".{name.rpartition('.')[2]}" in IMAGE_SUFFIXES]
+            images = [name for name in images if name == cfg.path_column] if cfg.path_column else images
+            if len(images) > 1:
+                raise UserError(f"{where} has the images {', '.join(images)}, expected one; --path_column names it.")
+            if images:
+                fields = _fields(members, where) | ({cfg.split_column or "split": split} if several else {})
+                yield Sample(f"{sample['__key__']}.{images[0]}", members[images[0]], fields)
+
+
+def _fields(members: dict[str, bytes], where: str) -> dict[str, str]:
+    try:
+        texts = {name: members[name].decode().strip() for name in ("json", "cls", "txt") if name in members}
+        content = from_json(texts.pop("json", "{}"))
+    except ValueError as error:
+        raise UserError(f"{where} has a .json, .cls or .txt that cannot be read ({brief(error)}).") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{where} has a .json that is no object.")
+    return {k: str(v) for k, v in content.items() if v is not None and not isinstance(v, (list, dict))} | texts
+
+
+# --- files
+
+
+def _unpack(samples: Iterator[Sample], source: str | Path, folder: Path, record: str, cfg: SimpleNamespace) -> None:
+    """Write the samples and the table of them as `folder`, in place of an earlier one: whole, or not at all."""
+    new, column, rows = folder.with_name(f".{folder.name}.tmp"), cfg.path_column or "path", []
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(parents=True)
+    try:
+        for sample in tqdm(samples, "unpacking", leave=False, disable=None):
+            digest = hashlib.blake2b(sample.content, digest_size=16).hexdigest()
+            if not (new / digest).is_file():
+                (new / digest).write_bytes(sample.content)
+            fields = {name: text for name, text in sample.fields.items() if name != column}
+            rows.append((_file_name(sample, digest), digest, fields))
+        if not rows:
+            raise UserError(f"{source}: holds no image.")
+        names, uses = _unique(rows), Counter(digest for _, digest, _ in rows)
+        for name, (_, digest, _) in zip(names, rows):
+            (new / name).parent.mkdir(parents=True, exist_ok=True)
+            (shutil.copyfile if uses[digest] > 1 else os.rename)(new / digest, new / name)
+            uses[digest] -= 1
+        header = list(dict.fromkeys(name for _, _, fields in rows for name in fields))
+        table = [[name, *(fields.get(k, "") for k in header)] for name, (_, _, fields) in zip(names, rows)]
+        write_csv(new / TABLE, [[column, *header], *table])
+        write_text(new / RECORD, record)
+        shutil.rmtree(folder, ignore_errors=True)
+        new.rename(folder)
+    except BaseException:
+        shutil.rmtree(new, ignore_errors=True)
+        raise
+    print(f"{source}: {len(rows)} images unpacked to {folder}")
+
+
+def _file_name(sample: Sample, digest: str) -> str:
+    """What the file of a sample should be called: its key, or where it has none, the hash of its content."""
+    stem, suffix = os.path.splitext(sample.key or digest)
+    if suffix.lower() not in IMAGE_SUFFIXES:
+        stem, suffix = sample.key or digest, ""
+        with contextlib.suppress(Exception):  # it is no image, as a check of all files will find
+            suffix = f".{str(Image.open(io.BytesIO(sample.content)).format).lower()}"
+    parts = [part for part in re.split(r"[/\\]", stem) if part not in ("", ".", "..")] or [digest]
+    return "/".join(map(safe_name, parts)) + (suffix or ".unknown")
+
+
+def _unique(rows: list[tuple[str, str, dict[str, str]]]) -> list[str]:
+    """Names of (wanted name, digest, fields): with a part of the digest where different images want the same.
+
+    They do not depend on the order of the rows.
+    """
+    contents: dict[str, set[str]] = defaultdict(set)
+    for name, digest, _ in rows:
+        contents[name.casefold()].add(digest)
+    names, taken = [""] * len(rows), set[str]()
+    for i in sorted(range(len(rows)), key=lambda i: (rows[i][0], rows[i][1], sorted(rows[i][2].items()))):
+        name, digest, _ = rows[i]
+        if len(contents[name.casefold()]) > 1:
+            stem, suffix = os.path.splitext(name)
+            name = f"{stem}-{digest[:8]}{suffix}"
+        names[i] = unused(name, taken)
+    return names

@@ -1,0 +1,300 @@
+"""Data sets of other libraries: read as own images, known by their keys, and what is exported read back by them."""
+
+import csv
+import io
+import json
+import shutil
+import sys
+import tarfile
+
+import pytest
+from PIL import Image
+
+import main_detect
+from dataloader.archives import opened
+from dataloader.files import below
+from dataloader.load import load_data
+from report import export, page
+from tests.helpers import DIGITS, write_digits, write_folder
+from utils.config import UserError, load_config
+
+TINY = ["--cfg", "config/PEFT/own.yaml", "--backbone", "tiny-clip-digits", "--device", "cpu"]
+
+
+def load(source, *flags, out=None):
+    out = str((out or source.parent) / "runs")
+    return load_data(load_config(["--dataset", "own", "--data_path", str(source), "--output_dir", out, *flags]))
+
+
+def by_name(data, split=None):
+    """{file below the root: (label, pixels of its corner)} of a split, the training images by default."""
+    split = split or data.train
+    return {
+        below(data.root, path): (data.label_names[k], Image.open(path).convert("RGB").getpixel((1, 1)))
+        for path, k in zip(split.images, split.labels)
+    }
+
+
+def png(value):
+    """The bytes of a small PNG image, whose red is the value."""
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8), (value, 0, 9)).save(file, "PNG")
+    return file.getvalue()
+
+
+def write_tar(path, members):
+    """A tar file of {name: bytes or text}."""
+    with tarfile.open(path, "w:gz" if path.suffix == ".gz" else "w") as tar:
+        for name, content in members.items():
+            content = content if isinstance(content, bytes) else content.encode()
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return path
+
+
+def write_parquet(path, rows, **columns):
+    """A Parquet file as Hugging Face datasets writes it: rows of (key, red, number of the class), and more columns."""
+    datasets = pytest.importorskip("datasets")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    features = {"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])}
+    features |= {name: datasets.Value("string") for name in columns}
+    content = {"image": [{"bytes": png(red), "path": key} for key, red, _ in rows], "label": [k for *_, k in rows]}
+    datasets.Dataset.from_dict(content | columns, datasets.Features(features)).to_parquet(str(path))
+    return path
+
+
+ROWS = [("a.png", 10, 0), ("b.png", 20, 1), ("c.png", 30, 0), ("d.png", 40, 1)]
+FOUND = {key: (("cat", "dog")[k], (red, 0, 9)) for key, red, k in ROWS}
+ALL = ("--test_fraction", "0")
+
+
+# --- Hugging Face datasets
+
+
+def test_parquet_with_image_bytes(tmp_path):
+    """Class names are the labels; files are called by their keys, whatever the order of the rows."""
+    path = write_parquet(tmp_path / "pets.parquet", ROWS, id=list("wxyz"))
+    data = load(path, *ALL)
+    assert by_name(data) == FOUND and sorted(zip(data.ids, map(data.path, range(4)))) == list(
+        zip("wxyz", sorted(FOUND))
+    )
+    again = load(write_parquet(tmp_path / "turned" / "pets.parquet", ROWS[::-1]), *ALL)
+    assert by_name(again) == FOUND and again.source == data.source  # the same data set, to all tables
+
+
+def test_images_without_a_key_are_called_by_their_content(tmp_path):
+    rows = [("a.png", 10, 0), (None, 20, 1), ("a.png", 30, 1), (None, 20, 1), (None, 20, 0)]
+    names = []
+    for part, order in (("one", rows), ("two", rows[::-1])):
+        data = load(write_parquet(tmp_path / part / "p.parquet", order), *ALL)
+        assert sorted(by_name(data).values()) == sorted((("cat", "dog")[k], (red, 0, 9)) for _, red, k in rows)
+        names.append(by_name(data))
+    assert names[0] == names[1] and len(names[0]) == 5  # one name an image, and the order does not matter
+    assert sum(name.startswith("a-") for name in names[0]) == 2
+
+
+def test_columns_of_a_parquet_file(tmp_path):
+    """Columns are found or named as those of a table; plain bytes without Hugging Face's notes are images as well."""
+    pd = pytest.importorskip("pandas")
+    pytest.importorskip("datasets")
+    frame = pd.DataFrame({"photo": [png(10), png(20)], "kind": ["x", "y"], "other": [b"1", b"2"]})
+    frame.to_parquet(tmp_path / "p.parquet")
+    with pytest.raises(
+        UserError, match="images in 2 of its columns photo, other, expected one; --path_column names it"
+    ):
+        load(tmp_path / "p.parquet")
+    with pytest.raises(UserError, match="path_column: .*p.parquet has no column 'foto', only photo, kind, other"):
+        load(tmp_path / "p.parquet", "--path_column", "foto")
+    with pytest.raises(UserError, match="none of its columns photo, kind, other is called path|--label_column name"):
+        load(tmp_path / "p.parquet", "--path_column", "photo")
+    data = load(tmp_path / "p.parquet", "--path_column", "photo", "--label_column", "kind", *ALL)
+    assert sorted(by_name(data).values()) == [("x", (10, 0, 9)), ("y", (20, 0, 9))]
+    write_parquet(tmp_path / "q.parquet", [*ROWS, ("e.png", 50, -1)])
+    with pytest.raises(UserError, match="images.csv: line 6 has nothing in column 'label'"):
+        load(tmp_path / "q.parquet")
+    (tmp_path / "r.parquet").write_bytes(b"PAR1 and no more")
+    with pytest.raises(UserError, match="data_path: .*r.parquet cannot be read"):
+        load(tmp_path / "r.parquet")
+    assert not list((tmp_path / "runs" / "images").glob("*r.parquet*"))  # nothing half-written
+
+
+def test_a_folder_of_parquet_files_and_a_saved_data_set_have_splits(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    write_parquet(tmp_path / "hub" / "data" / "train-00000-of-00001.parquet", ROWS)
+    write_parquet(tmp_path / "hub" / "data" / "validation-00000-of-00001.parquet", [("v.png", 50, 1)])
+    data = load(tmp_path / "hub")
+    assert by_name(data) == FOUND and by_name(data, data.test) == {"v.png": ("dog", (50, 0, 9))}
+    data = load(tmp_path / "hub" / "data" / "train-*.parquet", *ALL, out=tmp_path)
+    assert by_name(data) == FOUND and data.test is None
+    parts = {
+        name: datasets.Dataset.from_parquet(str(p))
+        for name, p in zip(("train", "test"), sorted((tmp_path / "hub/data").iterdir()))
+    }
+    datasets.DatasetDict(parts).save_to_disk(tmp_path / "saved")
+    data = load(tmp_path / "saved")
+    assert by_name(data) == FOUND and by_name(data, data.test) == {"v.png": ("dog", (50, 0, 9))}
+    parts["train"].save_to_disk(tmp_path / "one")
+    assert by_name(load(tmp_path / "one", *ALL)) == FOUND
+
+
+def test_imagefolder_with_a_metadata_table(tmp_path):
+    """Images lie beside metadata.csv or metadata.jsonl, which gives their labels, in one folder or one a split."""
+    for part, rows in (("train", ROWS), ("test", [("v.png", 50, 1)])):
+        (tmp_path / "f" / part).mkdir(parents=True)
+        for key, red, _ in rows:
+            (tmp_path / "f" / part / key).write_bytes(png(red))
+        lines = [json.dumps({"file_name": key, "label": ("cat", "dog")[k]}) for key, _, k in rows]
+        (tmp_path / "f" / part / "metadata.jsonl").write_text("\n".join(lines))
+    data = load(tmp_path / "f")
+    assert by_name(data) == {f"train/{key}": found for key, found in FOUND.items()}
+    assert by_name(data, data.test) == {"test/v.png": ("dog", (50, 0, 9))}
+    assert by_name(load(tmp_path / "f" / "train", *ALL)) == FOUND
+    write_folder(tmp_path / "g", {"cat": 2, "dog": 2})
+    (tmp_path / "g" / "metadata.csv").write_text("file_name,text\ncat/0000.png,a caption\n")
+    assert len(by_name(load(tmp_path / "g", *ALL))) == 4  # no labels in it: the folders are the classes
+
+
+# --- WebDataset
+
+
+def test_webdataset_shards(tmp_path):
+    """A label is in .cls, .txt or a field of .json; numbers of classes are in the order of numbers."""
+    pytest.importorskip("webdataset")
+    (tmp_path / "s").mkdir()
+    write_tar(tmp_path / "s/p-000.tar", {"a/1.png": png(10), "a/1.cls": "2", "a/2.png": png(20), "a/2.cls": "10"})
+    write_tar(tmp_path / "s/p-001.tar", {"a/1.png": png(30), "a/1.cls": "10", "b.c.PNG": png(40), "b.cls": "2"})
+    expected = [("10", (20, 0, 9)), ("10", (30, 0, 9)), ("2", (10, 0, 9)), ("2", (40, 0, 9))]
+    for source in ("s", "s/p-{000..001}.tar", "s/p-*.tar"):
+        data = load(tmp_path / source, *ALL)
+        assert sorted(by_name(data).values()) == expected and data.label_names == ["2", "10"]
+        assert {"a/2.png", "b.c.png"} < by_name(data).keys()  # a key of two shards gets a part of the content's hash
+    with pytest.raises(UserError, match="there is no file .*p-002.tar, which .*{001..002}.tar stands for"):
+        load(tmp_path / "s/p-{001..002}.tar")
+    sample = {"1.png": png(10), "1.json": json.dumps({"label": "cat", "uid": "u1"}), "1.txt": "a caption"}
+    sample |= {"2.png": png(20), "2.json": json.dumps({"label": "dog", "uid": "u2"}), "2.txt": "another"}
+    data = load(write_tar(tmp_path / "j.tar.gz", sample), *ALL)
+    assert by_name(data) == {"1.png": ("cat", (10, 0, 9)), "2.png": ("dog", (20, 0, 9))} and data.ids == ["u1", "u2"]
+    data = load(write_tar(tmp_path / "t.tar", {k: v for k, v in sample.items() if "json" not in k}), *ALL)
+    assert data.label_names == ["a caption", "another"]
+
+
+def test_splits_of_shards_are_in_their_names(tmp_path):
+    pytest.importorskip("webdataset")
+    (tmp_path / "s" / "val").mkdir(parents=True)
+    sample = {"1.png": png(10), "1.cls": "x", "2.png": png(20), "2.cls": "y"}
+    write_tar(tmp_path / "s" / "my-train-0.tar", sample)
+    write_tar(tmp_path / "s" / "val" / "0.tar", {"3.png": png(30), "3.cls": "x"})
+    data = load(tmp_path / "s")
+    assert set(by_name(data)) == {"1.png", "2.png"} and set(by_name(data, data.test)) == {"3.png"}
+
+
+@pytest.mark.parametrize(
+    "members, message",
+    [
+        (
+            {"1.png": b"", "1.jpg": b"", "1.cls": "x"},
+            r"1 has the images png, jpg, expected one; --path_column names it",
+        ),
+        ({"1.png": b"", "1.json": "[1"}, r"1 has a .json, .cls or .txt that cannot be read"),
+        ({"1.png": b"", "1.cls": b"\xff"}, r"1 has a .json, .cls or .txt that cannot be read"),
+        ({"1.png": b"", "1.json": "[1]"}, "1 has a .json that is no object"),
+        ({"1.cls": "x"}, "holds no image"),
+        ({"1.png": b"x"}, "none of its columns path is called label"),
+        ({"1.png": b"x", "1.cls": "x"}, "none of the 1 images of .* can be read"),
+    ],
+)
+def test_what_is_wrong_with_a_tar_file(tmp_path, members, message):
+    pytest.importorskip("webdataset")
+    with pytest.raises(UserError, match=message):
+        load(write_tar(tmp_path / "t.tar", members))
+
+
+def test_a_damaged_tar_file(tmp_path):
+    pytest.importorskip("webdataset")
+    path = write_tar(tmp_path / "t.tar", {f"{i}.png": png(i) for i in range(20)})
+    path.write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(UserError, match="data_path: .*t.tar cannot be read"):
+        load(path)
+    assert not list((tmp_path / "runs" / "images").iterdir())
+
+
+def test_keys_cannot_leave_the_folder(tmp_path):
+    pytest.importorskip("webdataset")
+    names = ["../../up.png", "/etc/root.png", "a/../../b.png", "n\n:1.png", ".hidden/x.png"]
+    path = write_tar(tmp_path / "t.tar", {name: png(i) for i, name in enumerate(names)})
+    settings = load_config(["--dataset", "own", "--output_dir", str(tmp_path / "runs")])
+    table = opened(path, settings)
+    rows = list(csv.DictReader(table.open()))
+    assert len(rows) >= 3 and all((table.parent / row["path"]).resolve().is_relative_to(table.parent) for row in rows)
+    assert not list(tmp_path.glob("up.png"))
+
+
+# --- for all of them
+
+
+def test_an_archive_is_unpacked_once_and_again_when_it_changes(tmp_path, capsys, monkeypatch):
+    pytest.importorskip("webdataset")
+    sample = {f"{i}.{kind}": png(i) if kind == "png" else "xy"[i % 2] for i in range(6) for kind in ("png", "cls")}
+    path = write_tar(tmp_path / "t.tar", sample)
+    before = load(path, *ALL)
+    assert "6 images unpacked to" in capsys.readouterr().out
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "webdataset", None)  # no longer needed
+        assert load(path, *ALL).fingerprint == before.fingerprint and "images unpacked" not in capsys.readouterr().out
+        write_tar(path, sample | {"6.png": png(6), "6.cls": "x"})
+        with pytest.raises(UserError, match="data_path: .* package webdataset.*`pip install webdataset`"):
+            load(path, *ALL)
+    after = load(path, *ALL)
+    assert "7 images unpacked" in capsys.readouterr().out and len(after.train.labels) == 7
+    assert by_name(before).items() <= by_name(after).items()
+
+
+def test_folders_of_images_are_no_archives(tmp_path):
+    """An archive that is left beside class folders is what they were unpacked from."""
+    write_folder(tmp_path / "f", {"cat": 2, "dog": 2})
+    write_tar(tmp_path / "f" / "download.tar", {"x.png": png(1)})
+    assert len(load(tmp_path / "f", *ALL).train.labels) == 4
+
+
+def test_from_shards_to_a_corrected_folder_and_back(tmp_path, capsys):
+    """Detector, decisions by the keys, report, export; and the exported folder as torchvision and Hugging Face read it."""
+    pytest.importorskip("webdataset")
+    _, truth, given = write_digits(tmp_path / "png", 0.3, every=60)
+    keys = {path: f"d/{i:03d}" for i, path in enumerate(given)}
+    members = {}
+    for path, label in given.items():
+        members |= {f"{keys[path]}.png": open(path, "rb").read(), f"{keys[path]}.cls": label}
+    flags = [
+        *TINY,
+        "--data_path",
+        str(write_tar(tmp_path / "digits.tar", members)),
+        "--output_dir",
+        str(tmp_path / "runs"),
+    ]
+    main_detect.main([*flags, *ALL])
+    (run,) = (tmp_path / "runs").glob("own-*-digits/none/seed0/label-match")
+    scores = {row["path"]: row for row in csv.DictReader((run / "scores.csv").open())}
+    assert {path: row["given_label"] for path, row in scores.items()} == {f"{keys[p]}.png": k for p, k in given.items()}
+    kept, suspect = (next(r for r in scores.values() if r["is_label_issue"] == flag) for flag in ("False", "True"))
+    other = next(name for name in DIGITS if name != kept["given_label"])
+    (tmp_path / "decisions.csv").write_text(
+        "path,content,given_label,decision,new_label\n"
+        f"{kept['path']},{kept['content']},{kept['given_label']},wrong,{other}\n"
+        f"{suspect['path']},{suspect['content']},{suspect['given_label']},right,\n"
+    )
+    page.main([str(run), "--decisions", str(tmp_path / "decisions.csv")])
+    fixed = {row["path"]: row for row in csv.DictReader((run / "labels_fixed.csv").open())}
+    root = json.loads((run / "summary.json").read_text())["root"]
+    assert fixed[f"{root}/{kept['path']}"]["label"] == other
+    assert fixed[f"{root}/{suspect['path']}"]["label"] == suspect["given_label"]
+    again = load_data(
+        load_config(
+            [*TINY[:2], "--data_path", str(run / "labels_fixed.csv"), "--output_dir", str(tmp_path / "runs"), *ALL]
+        )
+    )
+    assert len(again.train.labels) == len(fixed)  # the data set of another run
+    shutil.rmtree(root)  # the archive gives the images back
+    export.main([str(run), "--to", str(tmp_path / "out"), "--fixed", "--data_path", str(tmp_path / "digits.tar")])
+    written = {str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").rglob("*.png")}
+    assert len(written) == len(fixed) and f"{other}/{kept['path'].split('/')[1]}" in written
