@@ -36,19 +36,23 @@ def main(argv=None):
     return run.summary
 
 
-def detect(images, labels, classnames=None, detector="label-match", **settings):
+def detect(images=None, labels=None, classnames=None, detector="", features=None, pred_probs=None, **settings):
     """p_clean (N,), the chance that a label is right, and the suggested labels (N,): the given one where it is trusted.
 
-    images: N paths or Pillow images, as a list, array, pandas column or generator, or a uint8 array (N, H, W, 3). labels:
-    N strings, or whole numbers. With skip_broken=True, files that cannot be read have p_clean NaN and keep their label.
+    images: N paths or Pillow images, as a list, array, pandas column or generator, or a uint8 array (N, H, W, 3); or, with
+    labels and class names of its own, a data set of torchvision or of Hugging Face. labels: N strings, or whole numbers.
+    With skip_broken=True, files that cannot be read have p_clean NaN and keep their label.
     classnames: the words CLIP reads, in the order of the sorted labels, or of the numbers; empty for the labels.
-    detector: a name in DETECTORS, or deft, which trains (phase 1). `settings` are keys of config/default.yaml, e.g.
-    backbone, device, epochs; with output_dir the run and the features are kept, and images that are no files, as PNG, for
-    its report. Raises UserError, and warns where the verdict is that the result cannot be used.
+    features (N, D) and out-of-fold pred_probs (N, K), with columns in the order of the classes, of your own model take the
+    place of CLIP's; images are then needed for a report only.
+    detector: a name in DETECTORS, or deft, which trains (phase 1); label-match where none is named, auto with features,
+    confident-learning with pred_probs. `settings` are keys of config/default.yaml, e.g. backbone, device, epochs; with
+    output_dir the run and the features are kept, and images that are no files, as PNG, for its report. Raises UserError, and
+    warns where the verdict is that the result cannot be used.
     """
     import numpy as np
 
-    from dataloader.own import in_memory
+    from dataloader.notebook import array_hash, from_dataset, in_memory, own_arrays
     from methods.deft import train_detector
     from methods.detectors import DETECTORS, run_detector
     from methods.estimates import limit_suspects
@@ -56,8 +60,10 @@ def detect(images, labels, classnames=None, detector="label-match", **settings):
     from utils.runs import Run
     from utils.summaries import usable, verdict_line
 
-    pick({**DETECTORS, "deft": None}, detector, "detector")
-    labels = list(labels)
+    given = own_arrays(features=features, pred_probs=pred_probs)
+    default = "confident-learning" if "pred_probs" in given else "auto" if given else "label-match"
+    detector = detector or default
+    pick({**DETECTORS, **({} if given else {"deft": None})}, detector, "detector")
     with tempfile.TemporaryDirectory() as folder:
         flags = ["--cfg", str(DEFAULTS.parent / "PEFT" / "own.yaml")]
         flags += [f"--{key}={value}" for key, value in ({"output_dir": folder} | settings).items()]
@@ -68,14 +74,20 @@ def detect(images, labels, classnames=None, detector="label-match", **settings):
             else load_config([*flags, f"--detector={detector}"], script="main_detect")
         )
         cfg.script = "detect"  # which has its images from a notebook
-        data, values, rows = in_memory(images, labels, classnames, cfg, keep="output_dir" in settings)
+        cfg.backbone = "own model" if given else cfg.backbone
+        if labels is None:
+            images, labels, names = from_dataset(images, cfg)
+            classnames = classnames or names
+        labels = list(labels)
+        data, values, rows = in_memory(images, labels, classnames, cfg, "output_dir" in settings, given)
+        given = {name: x[rows] for name, x in given.items()}
         with contextlib.redirect_stdout(io.StringIO()):  # which speaks of files; progress goes on
             if trains:
                 settle_epochs(cfg, len(data.train.labels))
-            run = Run(cfg, data.place, detector, data.identity)
+            run = Run(cfg, data.place, detector, data.identity | {name: array_hash(x) for name, x in given.items()})
             if not run.summary:
-                selection, numbers = train_detector(cfg, data, run) if trains else run_detector(cfg, data, run.device)
-                finish(run, data, numbers, limit_suspects(selection, cfg))
+                found = train_detector(cfg, data, run) if trains else run_detector(cfg, data, run.device, given)
+                finish(run, data, found[1], limit_suspects(found[0], cfg))
         if not usable(run.summary):
             warnings.warn(verdict_line(run.summary), stacklevel=2)
         with np.load(run.folder / "clean_mask.npz", allow_pickle=False) as file:

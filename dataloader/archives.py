@@ -23,7 +23,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from dataloader.files import IMAGE_SUFFIXES, data_root, file_identity, image_files
-from dataloader.rows import SPLITS
+from dataloader.rows import SPLITS, read_csv
 from utils.config import UserError, brief
 from utils.files import from_json, safe_name, slug, unused, write_csv, write_text
 from utils.lock import lock
@@ -139,15 +139,38 @@ def _read_datasets(files: list[tuple[Path, str]], cfg: SimpleNamespace) -> Itera
             parts.append((rows, split, str(path)))
     several = len({split for _, split, _ in parts}) > 1
     for part, split, where in parts:
-        column = image_column(part.features, cfg.path_column, where)
-        texts = {name: f for name, f in part.features.items() if type(f).__name__ in ("Value", "ClassLabel")}
-        for row in part.cast_column(column, datasets.Image(decode=False)):
-            image = row[column] or {"bytes": b"", "path": None}
-            fields = {name: _text(row[name], feature) for name, feature in texts.items() if name != column}
-            content = Path(image["path"]).read_bytes() if image["bytes"] is None else image["bytes"]
-            name = image["path"] or ""
-            name = "/".join(Path(name).parts[-2:]) if os.path.isabs(name) else name
-            yield Sample(name, content, fields | ({cfg.split_column or "split": split} if several else {}))
+        extra = {cfg.split_column or "split": split} if several else {}
+        yield from _rows(part, image_column(part.features, cfg.path_column, where), extra)
+
+
+def _rows(rows: Any, column: str, extra: dict[str, str]) -> Iterator[Sample]:
+    """The rows of one data set of the library, whose images are in a column."""
+    texts = {name: f for name, f in rows.features.items() if type(f).__name__ in ("Value", "ClassLabel")}
+    for row in rows.cast_column(column, _library("datasets", "datasets").Image(decode=False)):
+        image = row[column] or {"bytes": b"", "path": None}
+        fields = {name: _text(row[name], feature) for name, feature in texts.items() if name != column}
+        content = Path(image["path"]).read_bytes() if image["bytes"] is None else image["bytes"]
+        name = image["path"] or ""
+        name = "/".join(Path(name).parts[-2:]) if os.path.isabs(name) else name
+        yield Sample(name, content, fields | extra)
+
+
+def saved_rows(rows: Any, cfg: SimpleNamespace) -> list[str]:
+    """Paths of the image files of a `datasets.Dataset`, in its order: its own files, or written below output_dir."""
+    column = image_column(rows.features, cfg.path_column, "the data set")
+    images = rows.select_columns([column]).cast_column(column, _library("datasets", "datasets").Image(decode=False))
+    content, paths = hashlib.sha256(), []
+    for row in images:
+        image = row[column] or {"bytes": b"", "path": None}
+        paths += [image["path"]] if image["bytes"] is None else []
+        content.update(f"{image['path']} {len(image['bytes'] or b'')} ".encode() + (image["bytes"] or b""))
+    if len(paths) == len(rows):
+        return paths
+    folder = Path(os.path.abspath(cfg.output_dir)) / "images" / f"dataset-{content.hexdigest()[:16]}"
+    if not (folder / RECORD).is_file():
+        samples = _guarded(_rows(images, column, {}), "the data set", "images")
+        _unpack(samples, "the data set", folder, content.hexdigest(), cfg)
+    return [str(folder / row[cfg.path_column or "path"]) for _, row in read_csv(folder / TABLE)]
 
 
 def image_column(features: dict[str, Any], wanted: str, where: str) -> str:

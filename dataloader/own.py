@@ -1,23 +1,18 @@
-"""A person's own images as a data set: a folder, a table, or what a notebook holds in memory."""
+"""A person's own images as a data set: a folder, a table or an archive."""
 
 import os
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from dataloader.archives import opened, source_root
-from dataloader.dataset import Dataset, Split, View, fingerprint, identified, image_keys
-from dataloader.files import inspect_files, inspection_cache, pixel_digests
-from dataloader.rows import SPLITS, Row, in_order, read_rows, say_names, shortened, tidy_names
-from dataloader.transforms import to_rgb
+from dataloader.dataset import Dataset, Split, View
+from dataloader.files import inspect_files, inspection_cache
+from dataloader.rows import SPLITS, Row, in_order, read_rows, shortened, tidy_names
 from utils.config import UserError, nearest
-from utils.files import slug, write_whole
 from utils.summaries import read_summary
 
 OWN_VIEW = View(flip=False)  # neither cut nor mirrored: what fills the frame stays whole, and letters what they are
@@ -182,95 +177,3 @@ def find_duplicates(rows: list[Row]) -> list[tuple[int, str, str, str, bool]]:
         for i, group in enumerate(twins, 1)
         for row in group
     ]
-
-
-def in_memory(
-    images: Any, labels: Any, classnames: Sequence[str] | None, cfg: SimpleNamespace, keep: bool = False
-) -> tuple[Dataset, np.ndarray, np.ndarray]:
-    """What a notebook has, as (Dataset without a test split, values (K,) of its labels, rows (M,) of the N images).
-
-    images: N paths or Pillow images, in whatever can be gone through once, or uint8 (N, H, W, 3). labels: N strings or
-    whole numbers. classnames, where given, are in the order of the sorted labels; with whole numbers, label k is
-    classnames[k]. Files that cannot be read are a UserError, or with `skip_broken` not among the rows. keep: images that
-    are no files are written below output_dir.
-    """
-    images, name = _checked_images(images), f"own-{cfg.name or 'notebook'}"
-    values, labels = _checked_labels(labels, len(images), classnames)
-    words = list(classnames or tidy_names([str(value) for value in values]))
-    if keep and not all(isinstance(image, str) for image in images):
-        images = save_images(images, Path(cfg.output_dir) / slug(name) / "images")
-    split = Split(images, labels)
-    say_names(words, values.tolist())
-    root, rows = "", np.arange(len(labels))
-    if all(isinstance(image, str) for image in images):
-        root = os.path.commonpath([os.path.dirname(path) for path in images])
-        digests, reasons = inspect_files(images, inspection_cache(cfg))
-        broken = [f"{path} ({reason})" for path, reason in zip(images, reasons) if reason]
-        if len(broken) == len(images) or (broken and not cfg.skip_broken):
-            hint = "" if len(broken) == len(images) else "; skip_broken=True leaves them out"
-            raise UserError(f"images: {len(broken)} of {len(images)} files cannot be read, first {broken[0]}{hint}.")
-        rows = np.array([i for i, reason in enumerate(reasons) if not reason])
-        split = replace(split, digests=digests).take(rows)
-    data = Dataset(
-        name,
-        split,
-        None,
-        words,
-        OWN_VIEW,
-        label_names=[str(value) for value in values],
-        trusted=False,
-    )
-    return identified(data, root), values, rows
-
-
-def _checked_images(images: Any) -> Any:
-    """A uint8 array (N, H, W, 3) as it is; anything else as a list of absolute paths and Pillow images."""
-    if isinstance(images, np.ndarray) and images.dtype.kind not in "OU":
-        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
-            raise UserError(f"images: expected uint8 (N, H, W, 3), found {images.dtype} of shape {images.shape}.")
-        return images
-    try:
-        images = [x if isinstance(x, Image.Image) else os.fsdecode(os.path.abspath(x)) for x in images]
-    except TypeError as error:
-        raise UserError(f"images: expected paths or Pillow images, or uint8 (N, H, W, 3) ({error}).") from None
-    if len({isinstance(x, str) for x in images}) > 1:
-        raise UserError("images: some are paths and some are Pillow images; expected one or the other.")
-    return images
-
-
-def _checked_labels(labels: Any, count: int, classnames: Sequence[str] | None) -> tuple[np.ndarray, np.ndarray]:
-    """(values (K,) of the classes in order, labels (N,) int64 as numbers of them)."""
-    labels, kinds = list(labels), []
-    for i, label in enumerate(labels):
-        whole = isinstance(label, (int, np.integer)) and not isinstance(label, bool)
-        if not whole and not isinstance(label, str):
-            missing = "is missing" if label is None or str(label) in ("<NA>", "nan", "NaT") else f"is {label!r}"
-            raise UserError(f"labels: number {i} {missing}; expected strings or whole numbers.")
-        kinds.append(whole)
-    if len(labels) != count or len(set(kinds)) != 1:
-        raise UserError(
-            f"labels: expected {count} strings or whole numbers, one an image, found {sum(kinds)} numbers and "
-            f"{len(labels) - sum(kinds)} strings."
-        )
-    labels = np.array(labels)
-    values = np.arange(len(classnames)) if classnames and kinds[0] else np.unique(labels)
-    unknown = np.setdiff1d(labels, values)
-    if len(unknown) or len(values) < 2 or (classnames and len(classnames) != len(values)):
-        raise UserError(
-            f"labels: {len(np.union1d(labels, values))} classes, expected two or more, with a name in classnames "
-            f"each, of which there are {len(classnames or values)}."
-        )
-    return values, np.searchsorted(values, labels).astype(np.int64)
-
-
-def save_images(images: Any, folder: Path) -> list[str]:
-    """The paths of PNG files, below a folder, of a uint8 array (N, H, W, 3) or of Pillow images; those there are kept."""
-    folder = Path(os.path.abspath(folder)) / fingerprint(
-        image_keys(Split(images, np.empty(0), digests=pixel_digests(images)), "")
-    )
-    paths = [folder / f"{i:06d}.png" for i in range(len(images))]
-    for path, image in zip(paths, images):
-        if not path.is_file():
-            with write_whole(path) as file:
-                (Image.fromarray(image) if isinstance(image, np.ndarray) else to_rgb(image)).save(file, "PNG")
-    return [str(path) for path in paths]

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from dataloader.dataset import Dataset
 from methods import clipcleaner, dynamics, neighbours
-from methods.inputs import Inputs, load_inputs
+from methods.inputs import Inputs, given_inputs, load_inputs
 from methods.loops import evaluate
 from methods.selection import two_groups
 from methods.verdict import TEXT_TELLS, feature_evidence
@@ -59,7 +59,9 @@ def confident_learning(inputs: Inputs) -> Detection:
     from cleanlab.filter import find_label_issues
     from cleanlab.rank import get_label_quality_scores
 
-    p = out_of_fold(inputs.features, inputs.labels, inputs.num_classes, inputs.seed)
+    p = inputs.pred_probs
+    if p is None:
+        p = out_of_fold(inputs.features, inputs.labels, inputs.num_classes, inputs.seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of small classes, none of whose labels may be flagged
         issues = find_label_issues(inputs.labels, p, n_jobs=1)
@@ -303,18 +305,19 @@ DETECTORS = {
 
 
 def run_detector(
-    cfg: SimpleNamespace, data: Dataset, device: torch.device
+    cfg: SimpleNamespace, data: Dataset, device: torch.device, given: dict[str, np.ndarray] | None = None
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """The selection of the detector that `cfg` names on a Dataset, and numbers for the summary: accuracies, evidence.
 
-    The selection is `mask`, `p_clean`, `predicted` and `confidence`, (N,) numpy each.
+    The selection is `mask`, `p_clean`, `predicted` and `confidence`, (N,) numpy each. given: what a person's own model says
+    of the images, see given_inputs; no encoder is loaded then.
     """
     detector = pick(DETECTORS, cfg.detector, "detector")
-    inputs, tests = load_inputs(cfg, data, device)
+    inputs, tests = (given_inputs(cfg, data, given), {}) if given else load_inputs(cfg, data, device)
     if detector.needs_text and inputs.text_features is None:
         others = [name for name, other in DETECTORS.items() if not other.needs_text]
         raise UserError(
-            f"detector: {cfg.detector} needs texts, which {cfg.backbone} has not; {', '.join(others)} need none."
+            f"detector: {cfg.detector} needs texts, which {'features=' if given else cfg.backbone} has not; {', '.join(others)} need none."
         )
     accuracy = {"features": inputs.kept_as}
     for name, logits in tests.items():

@@ -14,7 +14,7 @@ from dataloader.dataset import Dataset
 from methods import clipcleaner, dynamics, neighbours
 from model.clip import cosine_logits
 from model.encoder import Encoder, load_encoder
-from model.features import features_name, image_features
+from model.features import features_name, image_features, keep_features
 from model.prompts import spoken, text_features, zero_shot_features
 from utils.config import DEFAULTS, UserError, nearest, read_yaml
 
@@ -24,7 +24,8 @@ class Inputs:
     """What detectors look at. Raises UserError where the arrays do not belong together or are not finite.
 
     features (N, D) float32 of unit length; labels (N,) int64, the given ones; with text also text_features (K, D) of unit
-    length and the zero-shot logits (N, K). descriptions: unit-length features (P, D) of several descriptions a class, and
+    length and the zero-shot logits (N, K). pred_probs (N, K): out-of-fold probabilities of a person's own model, which
+    take the place of those of `confident-learning`. descriptions: unit-length features (P, D) of several descriptions a class, and
     the class of each (P,); default: text_features. cfg: the settings, of which detectors read `neighbours`, `theta_gmm`,
     `theta_cons` and `fill_empty`.
     """
@@ -38,6 +39,7 @@ class Inputs:
     descriptions: tuple[np.ndarray, np.ndarray] | None = None
     seed: int = 0
     kept_as: str = ""  # name of the features in the cache, see model.features.features_name
+    pred_probs: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         N, D = self.features.shape
@@ -84,6 +86,34 @@ class Inputs:
         )
         p = softmax(logits, axis=1)
         return margins, probabilities, p.argmax(1), p.max(1)
+
+
+def given_inputs(cfg: SimpleNamespace, data: Dataset, given: dict[str, np.ndarray]) -> Inputs:
+    """Inputs of what a person's own model says of the images of a Dataset: `features` (N, D), `pred_probs` (N, K), or both.
+
+    Features are scaled to unit length, and kept in the cache for the report. Raises UserError for numbers that
+    are not finite or are no probabilities, and where the detector looks at what is not given.
+    """
+    N, K = len(data.train.labels), data.num_classes
+    for name, x in given.items():
+        if not np.isfinite(x).all():
+            raise UserError(f"{name}: not finite for image {int((~np.isfinite(x).all(1)).argmax())}.")
+    features, p = given.get("features"), given.get("pred_probs")
+    if p is not None and p.shape[1] != K:
+        raise UserError(
+            f"pred_probs: has {p.shape[1]} columns, expected {K}, one a class in the order of the sorted labels."
+        )
+    if p is not None and (p.min() < 0 or np.abs(p.sum(1) - 1).max() > 1e-2):
+        worst = int(np.maximum(np.abs(p.sum(1) - 1), -p.min(1)).argmax())
+        raise UserError(f"pred_probs: no probabilities, those of image {worst} add up to {p[worst].sum():.3g}.")
+    if features is None:
+        if cfg.detector != "confident-learning":
+            raise UserError(f"detector: {cfg.detector} looks at features=, pred_probs= are for confident-learning.")
+        return Inputs(np.ones((N, 1), dtype=np.float32), data.train.labels, K, cfg, seed=cfg.seed, pred_probs=p)
+    features = features.astype(np.float32)
+    features /= np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
+    name = keep_features(Path(cfg.output_dir) / "cache", features)
+    return Inputs(features, data.train.labels, K, cfg, seed=cfg.seed, kept_as=name, pred_probs=p)
 
 
 def read_descriptions(path: str | Path, classnames: list[str]) -> list[list[str]]:

@@ -62,12 +62,12 @@ def feature_evidence(inputs: Inputs, needs_text: bool, out_of_fold: np.ndarray |
     `zero-shot` predictions, and to compare them the votes of the `neighbours`; `out-of-fold` predictions (N,), where the
     detector makes them; or the `neighbours` alone.
     """
+    if out_of_fold is not None:
+        return {"out-of-fold": agreement("out-of-fold predictions", out_of_fold, inputs.labels)}
     rows, vote = sampled_vote(inputs.features, inputs.labels, inputs.num_classes, inputs.seed)
     neighbours = {"neighbours": agreement("votes of the nearest images", vote, inputs.labels[rows])}
     if needs_text:
         return {"zero-shot": agreement("zero-shot predictions", inputs.logits.argmax(1), inputs.labels)} | neighbours
-    if out_of_fold is not None:
-        return {"out-of-fold": agreement("out-of-fold predictions", out_of_fold, inputs.labels)}
     return neighbours
 
 

@@ -62,8 +62,7 @@ def image_features(encoder, split, view, cfg, device, name=None):
             loader = loader or make_loader(split, view, cfg, encoder.pixels, device, augmented=False)
             features = _compute(encoder, loader, rows, cfg, device)
             if rank() == 0:
-                with write_whole(path, shared=True) as file:
-                    np.savez(file, features=features.numpy())
+                _keep(path, features.numpy())
         pieces.append(features)
     if loader is None:
         print(f"image features: {folder / name}*")
@@ -86,6 +85,19 @@ def _compute(encoder, loader, rows, cfg, device):
             f"{rows[int(bad.nonzero()[0])]}; --prec fp32 may help."
         )
     return features
+
+
+def keep_features(folder, features):
+    """Keep features (N, D) float32, numpy, of a person's own model as read_features reads them; returns their name."""
+    name = f"features-{hashlib.sha256(features.tobytes()).hexdigest()[:16]}"
+    for path, rows in _files(folder, name, len(features)).items():
+        _keep(path, features[rows.start : rows.stop])
+    return name
+
+
+def _keep(path, features):
+    with write_whole(path, shared=True) as file:
+        np.savez(file, features=features)
 
 
 def _kept(path, num_images):

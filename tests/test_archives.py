@@ -7,13 +7,18 @@ import shutil
 import sys
 import tarfile
 
+import numpy as np
 import pytest
+import torch
+import torchvision
 from PIL import Image
 
 import main_detect
 from dataloader.archives import opened
 from dataloader.files import below
 from dataloader.load import load_data
+from dataloader.notebook import from_dataset
+from main_detect import detect
 from report import export, page
 from tests.helpers import DIGITS, write_digits, write_folder
 from utils.config import UserError, load_config
@@ -298,3 +303,114 @@ def test_from_shards_to_a_corrected_folder_and_back(tmp_path, capsys):
     export.main([str(run), "--to", str(tmp_path / "out"), "--fixed", "--data_path", str(tmp_path / "digits.tar")])
     written = {str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").rglob("*.png")}
     assert len(written) == len(fixed) and f"{other}/{kept['path'].split('/')[1]}" in written
+
+
+# --- data sets in a notebook
+
+
+class Pairs(torch.utils.data.Dataset):
+    """A map-style data set of (image, label) that is none of torchvision's."""
+
+    def __init__(self, items):
+        self.items = items
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitem__(self, i):
+        return self.items[i]
+
+
+def test_data_sets_of_torchvision(tmp_path):
+    """Files stay files, the transform is left out, and a data set keeps it; classes are those of the data set."""
+    write_folder(tmp_path / "data", {"cat": 2, "dog": 3})
+    folder = torchvision.datasets.ImageFolder(tmp_path / "data", torchvision.transforms.ToTensor(), lambda k: 1 - k)
+    paths, labels = [path for path, _ in folder.samples], [1, 1, 0, 0, 0]
+    assert from_dataset(folder, None) == (paths, labels, ["cat", "dog"])
+    assert from_dataset(torch.utils.data.Subset(folder, [4, 0]), None) == ([paths[4], paths[0]], [0, 1], ["cat", "dog"])
+    assert isinstance(folder[0][0], torch.Tensor)
+    fake = torchvision.datasets.FakeData(3, (3, 8, 8), 2, transform=torchvision.transforms.ToTensor())
+    images, labels, names = from_dataset(fake, None)
+    assert all(isinstance(image, Image.Image) for image in images) and names is None
+    assert labels == [label for _, label in fake] and isinstance(labels[0], int)
+    for dataset, message in [
+        (Pairs([(torch.zeros(3, 8, 8), 0)]), "item 0 of the data set has Tensor as its image.*leave the transform out"),
+        (Pairs([3]), r"item 0 of the data set is int, expected \(image, label\)"),
+        (paths, "labels: missing; only a data set of torchvision or of Hugging Face brings its own"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            detect(dataset)
+
+
+def test_data_sets_of_hugging_face(tmp_path):
+    """Images with bytes become files called by their keys; those that are files stay them."""
+    datasets = pytest.importorskip("datasets")
+    _, _, given = write_digits(tmp_path / "data", 0.3, every=60)
+    settings, paths, names = {"backbone": "tiny-clip-digits", "device": "cpu"}, list(given), sorted(DIGITS)
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
+    images = [{"bytes": open(path, "rb").read(), "path": path.rpartition("/")[2]} for path in paths]
+    numbers = [names.index(label) for label in given.values()]
+    table = datasets.Dataset.from_dict({"image": images, "label": numbers}, features)
+    p_clean, suggested = detect(paths, numbers, classnames=names, **settings)
+    again, same = detect(table, **settings, output_dir=tmp_path / "runs")
+    assert np.allclose(again, p_clean, atol=1e-5) and np.array_equal(same, suggested)
+    (scores,) = (tmp_path / "runs").rglob("scores.csv")
+    assert [row["path"] for row in csv.DictReader(scores.open())] == [image["path"] for image in images]
+    files = [{"bytes": None, "path": path} for path in paths]
+    rows = datasets.Dataset.from_dict({"image": files, "label": numbers}, features)
+    assert from_dataset(rows, load_config(TINY)) == (paths, numbers, names)
+    no_label = table.rename_column("label", "x").cast_column("x", datasets.Value("int64"))
+    for dataset, message in [
+        (datasets.DatasetDict(train=table), "images: is a DatasetDict; expected one of its splits: train"),
+        (no_label, "labels: which of the columns image, x"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            detect(dataset, **settings)
+
+
+def test_detect_with_a_model_of_ones_own(tmp_path):
+    """Own features give what the encoder's give, and own probabilities exactly cleanlab's issues."""
+    from cleanlab.filter import find_label_issues
+
+    _, truth, given = write_digits(tmp_path / "data", 0.3, every=20)
+    paths, labels, settings = list(given), list(given.values()), {"backbone": "tiny-clip-digits", "device": "cpu"}
+    out = tmp_path / "runs"
+    p_clean, suggested = detect(paths, labels, detector="knn", **settings, output_dir=out)
+    (file,) = (out / "cache").glob("features-*.npz")
+    features = np.load(file)["features"]
+    for images in (None, paths):
+        again, same = detect(images, labels, features=3 * features, detector="knn")
+        assert np.allclose(again, p_clean, atol=1e-4) and same.tolist() == suggested.tolist()
+    again, same = detect(labels=labels, features=torch.from_numpy(features))  # auto
+    assert (same == np.array(list(truth.values()))).mean() > 0.8
+    detect(paths, labels, features=features, output_dir=tmp_path / "kept")
+    run = tmp_path / "kept/own-notebook/none/seed0/auto"
+    page.main([str(run)])
+    assert (run / "near_duplicates.csv").is_file()  # from these features
+    with pytest.raises(UserError, match="used other features"):
+        detect(paths, labels, features=features[::-1], output_dir=tmp_path / "kept")
+
+    numbers = np.array([DIGITS.index(name) for name in labels])
+    p = np.random.default_rng(0).dirichlet(np.ones(10), len(labels)) + 0.7 * np.eye(10)[numbers]
+    p /= p.sum(1, keepdims=True)
+    p[::7] = np.roll(p[::7], 3, axis=1)
+    score, same = detect(labels=numbers, classnames=DIGITS, pred_probs=p)
+    issues = find_label_issues(numbers, p)
+    assert 3 < issues.sum() < 60 and np.array_equal(score, p[np.arange(len(p)), numbers])
+    assert np.array_equal(same, np.where(issues, p.argmax(1), numbers))
+    for arrays, message in [
+        ({"images": paths, "features": features[:5]}, f"features: has 5 rows, but there are {len(labels)} images"),
+        ({"features": features[0]}, r"features: expected numbers, one row an image, found float32 of shape \(128,\)"),
+        (
+            {"features": np.where(np.arange(len(labels))[:, None] == 4, np.nan, features)},
+            "features: not finite for image 4",
+        ),
+        ({"pred_probs": p[:, :9]}, "pred_probs: has 9 columns, expected 10"),
+        ({"pred_probs": 2 * p}, "pred_probs: no probabilities, those of image .* add up to 2"),
+        ({"pred_probs": p, "detector": "knn"}, "detector: knn looks at features="),
+        ({"features": features, "detector": "lemon"}, "lemon needs texts, which features= has not"),
+        ({"features": features, "detector": "deft"}, "detector: unknown name 'deft'"),
+        ({}, "images: missing; expected images, features or pred_probs"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            detect(labels=numbers, classnames=DIGITS, **arrays)

@@ -1,0 +1,211 @@
+"""What a notebook has, as a Dataset: images and labels in memory, data sets of torchvision and Hugging Face, own features."""
+
+import copy
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from dataloader.archives import saved_rows
+from dataloader.dataset import Dataset, Split, fingerprint, identified, image_keys
+from dataloader.files import inspect_files, inspection_cache, pixel_digests
+from dataloader.own import OWN_VIEW
+from dataloader.rows import COLUMNS, say_names, tidy_names
+from dataloader.transforms import to_rgb
+from utils.config import UserError, brief
+from utils.files import slug, write_whole
+
+
+def from_dataset(dataset: Any, cfg: SimpleNamespace) -> tuple[Any, list, list[str] | None]:
+    """(images, labels, class names or None) of a data set of torchvision or of Hugging Face, as detect() takes them.
+
+    Images are paths where the data set reads files. Those of Hugging Face become files below output_dir, called by their
+    keys; others are Pillow images. UserError where it is no such data set.
+    """
+    if type(dataset).__module__.partition(".")[0] == "datasets":
+        return _from_hugging_face(dataset, cfg)
+    if not (
+        hasattr(dataset, "__getitem__")
+        and hasattr(dataset, "__len__")
+        and isinstance(dataset, torch.utils.data.Dataset)
+    ):
+        raise UserError("labels: missing; only a data set of torchvision or of Hugging Face brings its own.")
+    dataset, images, labels = _bare(dataset), [], []
+    for i in range(len(dataset)):
+        item = dataset[i]
+        if not isinstance(item, (tuple, list)) or len(item) != 2:
+            raise UserError(f"images: item {i} of the data set is {type(item).__name__}, expected (image, label).")
+        if not isinstance(item[0], (str, os.PathLike, Image.Image)):
+            raise UserError(
+                f"images: item {i} of the data set has {type(item[0]).__name__} as its image, expected a Pillow image; "
+                "leave the transform out."
+            )
+        images.append(item[0])
+        labels.append(item[1].item() if isinstance(item[1], (torch.Tensor, np.generic)) else item[1])
+    while hasattr(dataset, "dataset") and not hasattr(dataset, "classes"):  # a Subset
+        dataset = dataset.dataset
+    names = list(map(str, getattr(dataset, "classes", ())))
+    return images, labels, names if labels and all(isinstance(k, int) and k < len(names) for k in labels) else None
+
+
+def _bare(dataset: Any) -> Any:
+    """A shallow copy of a torchvision data set, or a Subset of one, that gives images as they are, and files as their paths."""
+    dataset = copy.copy(dataset)
+    if hasattr(dataset, "dataset"):
+        dataset.dataset = _bare(dataset.dataset)
+    for name in ("transform", "transforms"):
+        if hasattr(dataset, name):
+            setattr(dataset, name, None)
+    if hasattr(dataset, "samples") and hasattr(dataset, "loader"):  # DatasetFolder and ImageFolder
+        dataset.loader = str
+    return dataset
+
+
+def _from_hugging_face(dataset: Any, cfg: SimpleNamespace) -> tuple[list[str], list, list[str] | None]:
+    if not hasattr(dataset, "features"):
+        splits = ", ".join(dataset) if isinstance(dataset, Mapping) else "one of its splits"
+        raise UserError(f"images: is a {type(dataset).__name__}; expected one of its splits: {splits}.")
+    features = dataset.features
+    usual = [cfg.label_column] if cfg.label_column else COLUMNS["label_column"]
+    classes = [name for name, feature in features.items() if type(feature).__name__ == "ClassLabel"]
+    column = next((name for name in usual if name in features), None) or (classes[0] if len(classes) == 1 else None)
+    if column is None or (cfg.label_column and column != cfg.label_column):
+        raise UserError(
+            f"labels: which of the columns {', '.join(features)} has them is not clear; label_column=NAME says so."
+        )
+    names = list(features[column].names) if column in classes else None
+    return saved_rows(dataset, cfg), list(dataset[column]), names
+
+
+def own_arrays(**arrays: Any) -> dict[str, np.ndarray]:
+    """{name: (N, …) numpy array} of what a person's own model gave, from anything that numpy takes; None is left out."""
+    found = {}
+    for name, x in arrays.items():
+        if x is not None:
+            try:
+                found[name] = np.asarray(x)
+            except (TypeError, ValueError, RuntimeError) as error:  # rows of different lengths, tensors on a GPU
+                raise UserError(f"{name}: cannot be made a numpy array ({brief(error)}).") from None
+            if found[name].ndim != 2 or found[name].dtype.kind not in "fiu":
+                raise UserError(
+                    f"{name}: expected numbers, one row an image, found {found[name].dtype} of shape {found[name].shape}."
+                )
+    return found
+
+
+def array_hash(x: np.ndarray) -> str:
+    """Eight hex digits that identify an array."""
+    return hashlib.sha256(f"{x.dtype}{x.shape}".encode() + np.ascontiguousarray(x).tobytes()).hexdigest()[:8]
+
+
+def in_memory(
+    images: Any,
+    labels: Any,
+    classnames: Sequence[str] | None,
+    cfg: SimpleNamespace,
+    keep: bool = False,
+    given: Mapping[str, np.ndarray] | None = None,
+) -> tuple[Dataset, np.ndarray, np.ndarray]:
+    """What a notebook has, as (Dataset without a test split, values (K,) of its labels, rows (M,) of the N images).
+
+    images: N paths or Pillow images, in whatever can be gone through once, or uint8 (N, H, W, 3). labels: N strings or
+    whole numbers. classnames, where given, are in the order of the sorted labels; with whole numbers, label k is
+    classnames[k]. Files that cannot be read are a UserError, or with `skip_broken` not among the rows. keep: images that
+    are no files are written below output_dir. given: arrays (N, …) about the
+    images, see own_arrays, which tell them apart where they are not there themselves.
+    """
+    name, given = f"own-{cfg.name or 'notebook'}", given or {}
+    keep = keep and images is not None
+    images = _checked_images(images) if images is not None else next(iter(given.values()), None)
+    if images is None:
+        raise UserError("images: missing; expected images, features or pred_probs.")
+    for other, x in given.items():
+        if len(x) != len(images):
+            raise UserError(f"{other}: has {len(x)} rows, but there are {len(images)} images.")
+    values, labels = _checked_labels(labels, len(images), classnames)
+    words = list(classnames or tidy_names([str(value) for value in values]))
+    if keep and not all(isinstance(image, str) for image in images):
+        images = save_images(images, Path(cfg.output_dir) / slug(name) / "images")
+    split = Split(images, labels)
+    if not given:  # else no text is read
+        say_names(words, values.tolist())
+    root, rows = "", np.arange(len(labels))
+    if all(isinstance(image, str) for image in images):
+        root = os.path.commonpath([os.path.dirname(path) for path in images])
+        digests, reasons = inspect_files(images, inspection_cache(cfg))
+        broken = [f"{path} ({reason})" for path, reason in zip(images, reasons) if reason]
+        if len(broken) == len(images) or (broken and not cfg.skip_broken):
+            hint = "" if len(broken) == len(images) else "; skip_broken=True leaves them out"
+            raise UserError(f"images: {len(broken)} of {len(images)} files cannot be read, first {broken[0]}{hint}.")
+        rows = np.array([i for i, reason in enumerate(reasons) if not reason])
+        split = replace(split, digests=digests).take(rows)
+    data = Dataset(
+        name,
+        split,
+        None,
+        words,
+        OWN_VIEW,
+        label_names=[str(value) for value in values],
+        trusted=False,
+    )
+    return identified(data, root), values, rows
+
+
+def _checked_images(images: Any) -> Any:
+    """A uint8 array (N, H, W, 3) as it is; anything else as a list of absolute paths and Pillow images."""
+    if isinstance(images, np.ndarray) and images.dtype.kind not in "OU":
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
+            raise UserError(f"images: expected uint8 (N, H, W, 3), found {images.dtype} of shape {images.shape}.")
+        return images
+    try:
+        images = [x if isinstance(x, Image.Image) else os.fsdecode(os.path.abspath(x)) for x in images]
+    except TypeError as error:
+        raise UserError(f"images: expected paths or Pillow images, or uint8 (N, H, W, 3) ({error}).") from None
+    if len({isinstance(x, str) for x in images}) > 1:
+        raise UserError("images: some are paths and some are Pillow images; expected one or the other.")
+    return images
+
+
+def _checked_labels(labels: Any, count: int, classnames: Sequence[str] | None) -> tuple[np.ndarray, np.ndarray]:
+    """(values (K,) of the classes in order, labels (N,) int64 as numbers of them)."""
+    labels, kinds = list(labels), []
+    for i, label in enumerate(labels):
+        whole = isinstance(label, (int, np.integer)) and not isinstance(label, bool)
+        if not whole and not isinstance(label, str):
+            missing = "is missing" if label is None or str(label) in ("<NA>", "nan", "NaT") else f"is {label!r}"
+            raise UserError(f"labels: number {i} {missing}; expected strings or whole numbers.")
+        kinds.append(whole)
+    if len(labels) != count or len(set(kinds)) != 1:
+        raise UserError(
+            f"labels: expected {count} strings or whole numbers, one an image, found {sum(kinds)} numbers and "
+            f"{len(labels) - sum(kinds)} strings."
+        )
+    labels = np.array(labels)
+    values = np.arange(len(classnames)) if classnames and kinds[0] else np.unique(labels)
+    unknown = np.setdiff1d(labels, values)
+    if len(unknown) or len(values) < 2 or (classnames and len(classnames) != len(values)):
+        raise UserError(
+            f"labels: {len(np.union1d(labels, values))} classes, expected two or more, with a name in classnames "
+            f"each, of which there are {len(classnames or values)}."
+        )
+    return values, np.searchsorted(values, labels).astype(np.int64)
+
+
+def save_images(images: Any, folder: Path) -> list[str]:
+    """The paths of PNG files, below a folder, of a uint8 array (N, H, W, 3) or of Pillow images; those there are kept."""
+    folder = Path(os.path.abspath(folder)) / fingerprint(
+        image_keys(Split(images, np.empty(0), digests=pixel_digests(images)), "")
+    )
+    paths = [folder / f"{i:06d}.png" for i in range(len(images))]
+    for path, image in zip(paths, images):
+        if not path.is_file():
+            with write_whole(path) as file:
+                (Image.fromarray(image) if isinstance(image, np.ndarray) else to_rgb(image)).save(file, "PNG")
+    return [str(path) for path in paths]
