@@ -64,10 +64,10 @@ class Images:
         """
         found = self.by_id.get(row.id) or self.by_path.get(row.path)
         if found and row.content and self.contents[found[0]] not in ("", row.content):
-            return [], "changed since"
+            return [], "has changed"
         found = found or self.by_content.get(row.content) or []
         same = [i for i in found if self.data.label_names[self.data.train.labels[i]] == row.given_label]
-        return same, "" if same else "labelled differently now" if found else "gone"
+        return same, "" if same else "has another label now" if found else "is gone"
 
 
 def read_decisions(path: str | Path, classes: list[str]) -> list[Decision]:
@@ -163,10 +163,13 @@ class Log:
             raise UserError(f"{self.path}: {error.strerror}; the decisions were not saved.") from None
 
 
-def settle(folder: str | Path, data: Dataset, file: str | Path | None = None) -> dict[int, Decision]:
+def settle(
+    folder: str | Path, data: Dataset, file: str | Path | None = None, there: np.ndarray | None = None
+) -> dict[int, Decision]:
     """{index: Decision} that counts for a Dataset, by the log in the run's folder; what happened is printed.
 
-    file: a CSV of decisions, which are first added to the log and take the place of earlier ones.
+    file: a CSV of decisions, which are first added to the log and replace earlier ones. there: which images (N,) bool still
+    are what the run judged, all by default; decisions about the others stay in the log but do not count.
     """
     images, log = Images(data), Log(folder)
     decided, missing = by_image(log.rows(data.label_names), images, last_counts=True)
@@ -182,26 +185,27 @@ def settle(folder: str | Path, data: Dataset, file: str | Path | None = None) ->
         if changed:
             log.add(images.row(i, *said(row)) for i, row in changed.items())
             print(
-                f"{len(changed)} decisions of {file} kept in {log.path}"
-                + (f", {replaced} in place of earlier ones" if replaced else "")
+                f"{file}: new decisions added to {log.path}: {len(changed)}"
+                + (f", {replaced} of them replace earlier ones" if replaced else "")
             )
         decided |= new
+    lost = [i for i in decided if there is not None and not there[i]]
+    if lost:
+        missing["is gone or has changed"] = [decided.pop(i) for i in lost]
     held_out = Images(replace(data, train=data.test)) if data.test else None
-    for row in list(missing.get("gone", [])):
+    for row in list(missing.get("is gone", [])):
         if held_out and held_out.find(row)[0]:
-            missing["gone"].remove(row)
-            missing.setdefault("held out for testing", []).append(row)
+            missing["is gone"].remove(row)
+            missing.setdefault("is held out for testing", []).append(row)
     for reason, rows in missing.items():
         if not rows:
             continue
         names = shortened([row.id or row.path or row.content for row in rows], 5)
-        print(f"{source}: {len(rows)} decisions are of images {reason}, not used: {names}")
+        print(f"{source}: decisions not used because the image {reason}: {len(rows)} ({names})")
     if decided:
         counts = Counter(row.decision for row in decided.values())
         relabelled = sum(bool(said(row)[1]) for row in decided.values())
-        print(
-            f"decided by a person: {counts['right']} labels right, {counts['wrong']} wrong, {relabelled} of them put right"
-        )
+        print(f"your decisions: {counts['right']} right, {counts['wrong']} wrong, {relabelled} of these relabelled")
     return decided
 
 

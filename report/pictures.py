@@ -64,7 +64,10 @@ def draw_suspects(data, arrays, path, heading, count=40, columns=10):
         axes, right = figure.subplots(rows, columns, squeeze=False), 0
         for ax, i in zip(axes.flat, order):
             given, believed = arrays["labels"][i], arrays["predicted"][i]
-            title, colour = f"{names[given]}{arrow}{names[believed]}", "black"
+            title, colour = (
+                f"{names[given]}{arrow}{'(none fits better)' if believed == given else names[believed]}",
+                "black",
+            )
             if data.true_labels is not None:
                 truth = data.true_labels[i]
                 right += truth == believed

@@ -56,13 +56,13 @@ def plot_scores(arrays):
     only = np.array_equal(arrays["p_clean"] > 0.5, mask)
     cut = not (mask & (arrays["p_clean"] <= 0.5)).any()
     return _plot(
-        "p_clean of all training images; suspect is what lies "
+        "p_clean of all training images. "
         + (
-            "at 0.5 (dashed) or below."
+            "Suspects are at or below 0.5 (dashed)."
             if only
-            else "below 0.5 (dashed), and what this detector leaves out for other reasons."
+            else "Suspects are below 0.5 (dashed) or fail another criterion of this detector."
             if cut
-            else "outside this detector’s selection, which is not cut at one value."
+            else "This detector selects suspects by other criteria than a threshold on p_clean."
         ),
         draw,
     )
@@ -83,10 +83,10 @@ def plot_thresholds(arrays, is_clean):
         for (key, values), colour, style in zip(curve.items(), (BLUE, ORANGE, GREEN), ("--", ":", "-")):
             ax.plot(thresholds, values, style, color=colour, label="F1" if key == "f1" else key)
         ax.axvline(0.5, color=INK, linestyle="--", linewidth=1, alpha=0.5)
-        ax.set(xlabel="kept where p_clean is above", xlim=(0, 1), ylim=(0, 1.02))
+        ax.set(xlabel="threshold on p_clean", xlim=(0, 1), ylim=(0, 1.02))
         ax.legend(frameon=False, loc="lower left")
 
-    return _plot("Precision, recall and F1 of the labels kept, were the threshold on p_clean another one.", draw)
+    return _plot("Precision, recall and F1 of the kept labels for other thresholds on p_clean.", draw)
 
 
 def plot_history(history):
@@ -108,7 +108,7 @@ def plot_history(history):
         "loss": ("Mean training loss of each epoch.", lambda key: key.startswith("loss")),
         "%": ("Accuracy on the test images after each epoch.", lambda key: key.startswith("acc_")),
         "share": (
-            "Share of the training labels selected in each epoch, and where the truth is known its quality.",
+            "Share of the training labels selected in each epoch; precision and recall if the true labels are known.",
             lambda key: key in ("selected", "precision", "recall", "f1"),
         ),
     }

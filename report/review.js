@@ -62,6 +62,10 @@ function decide(suspect, decision, new_label = "") {
 }
 addEventListener("beforeunload", (event) => { if (unsaved) event.preventDefault(); });
 
+// "given → suggestion", or that the label is a suspect although no other class fits better
+function pairOf({given, suggested}) {
+  return given === suggested ? given + " (no class fits better)" : given + " → " + suggested;
+}
 function inWords(suspect) {
   const {decision, new_label} = decisionOf(suspect);
   return decision === "wrong" && new_label ? "is " + new_label : decision && "label is " + decision;
@@ -122,7 +126,7 @@ function element(tag, properties = {}, ...children) {
   return made;
 }
 function card(suspect, at) {
-  const what = suspect.given + " → " + suspect.suggested;
+  const what = pairOf(suspect);
   const image = element("button", {className: "open", type: "button", title: "large, one at a time"},
     element("img", {alt: what, src: thumbnail(suspect), loading: "lazy"}));
   const choices = [["right", suspect.given], ["wrong", "wrong"], ["suggestion", suspect.suggested]];
@@ -221,9 +225,9 @@ function look(said = "") {
   picture.onerror = () => { picture.onerror = null; picture.src = thumbnail(suspect); };
   picture.onload = () => picture.classList.toggle("pixels", picture.naturalWidth <= 40);
   picture.src = large(suspect);
-  picture.alt = suspect.given + " → " + suspect.suggested;
+  picture.alt = pairOf(suspect);
   find("is-given").textContent = suspect.given;
-  find("is-suggested").textContent = suspect.suggested;
+  find("is-suggested").textContent = suspect.given === suspect.suggested ? "no other class" : suspect.suggested;
   find("facts").textContent = `p_clean ${suspect.p.toFixed(3)}, suggestion ${Math.round(100 * suspect.sure)} %`
     + (suspect.truth && `; the truth is ${suspect.truth}`);
   find("review-file").textContent = suspect.path || suspect.name;

@@ -53,26 +53,27 @@ def overview(data, arrays, relabel_above):
     n, suspects = len(arrays["mask"]), int(np.sum(~arrays["mask"]))
     _, sure = fixed_labels(arrays, relabel_above)
     tiles = [
-        ("labels looked at", f"{n:,}"),
-        ("suspect", f"{suspects:,}"),
-        ("share", f"{100 * suspects / n:.1f} %"),
-        ("95 % interval of the share", _interval(suspects, n)),
-        (f"suspects put right in labels_fixed.csv (at {relabel_above:g} or more)", f"{sure.sum():,}"),
+        ("labels judged", f"{n:,}"),
+        ("suspects", f"{suspects:,}"),
+        ("share of suspects", f"{100 * suspects / n:.1f} %"),
+        ("share of suspects, 95 % interval", _interval(suspects, n)),
+        (f"suspects relabelled in labels_fixed.csv (probability ≥ {relabel_above:g})", f"{sure.sum():,}"),
     ]
     found = of_run(arrays)
     _, low, high = found.wrong()
-    tiles.append((f"share that is wrong, 90 % interval, {found.source}", f"{100 * low / n:.1f}–{100 * high / n:.1f} %"))
+    tiles.append(
+        (f"share of wrong labels, 90 % interval, {found.source}", f"{100 * low / n:.1f}–{100 * high / n:.1f} %")
+    )
     reviewed = np.bincount(arrays["decision"], minlength=3)[1:]
     if reviewed.any():
-        tiles.append(("reviewed by a person: right, wrong", f"{reviewed[0]:,}, {reviewed[1]:,}"))
+        tiles += [("reviewed: label is right", f"{reviewed[0]:,}"), ("reviewed: label is wrong", f"{reviewed[1]:,}")]
     if not arrays["there"].all():
         tiles.append(("images gone or changed since the run", f"{np.sum(~arrays['there']):,}"))
     text = (
-        "<p class=soft>The interval (Wilson) says how far the share of suspects may lie from this one among other "
-        "images of the same kind, had as many of them been looked at. It knows nothing of the detector’s own "
-        "mistakes: among the suspects are right labels, among the rest are wrong ones. The share that is wrong "
-        "allows for both. From the scores alone it is rough; labels you decide about, spread over the whole list, make it "
-        "better.</p>"
+        "<p class=soft>The 95 % interval (Wilson) covers sampling only: how much the share of suspects would vary "
+        "between sets of images like this one. It ignores the detector’s errors: some suspects have right labels, and "
+        "some labels that are kept are wrong. The interval of the share of wrong labels accounts for these. From the "
+        "scores alone it is rough; reviewing labels from all over the list makes it narrower.</p>"
     )
     return section(
         "overview", "Overview", f"<div class=pair><div>{_tiles(tiles)}{text}</div>{plot_scores(arrays)}</div>"
@@ -94,15 +95,15 @@ def against_truth(data, arrays, relabel_above):
     if sure.any():
         tiles.append(
             (
-                f"right among the {sure.sum():,} put right",
+                f"right labels among the {sure.sum():,} relabelled",
                 f"{100 * np.mean(fixed[sure] == truth[sure]):.1f} %",
             )
         )
-    known = "The truth is known of these images, and the detector did not see it."
+    known = "The true labels of these images are known. The detector did not see them."
     if data.truth_on_disk:
-        known = "Taken for the truth are the labels on disk, before noise was made; they may be wrong themselves."
+        known = "The labels on disk, before noise was added, are taken as true; they may be wrong themselves."
     text = (
-        f"<p class=soft>{known} Precision: the share of the labels kept that are right. Recall: the share of the right "
+        f"<p class=soft>{known} Precision: the share of the kept labels that are right. Recall: the share of the right "
         "labels that are kept.</p>"
     )
     return section(
@@ -132,7 +133,7 @@ def by_class(data, arrays):
                     f'<i style="width:{100 * share[k]:.0f}%"></i>',
                 ]
             )
-    table = _table(["given label", "suspect", "of", "share", "95 % interval", *["wrong in truth"] * known, ""], rows)
+    table = _table(["given label", "suspects", "of", "share", "95 % interval", *["truly wrong"] * known, ""], rows)
     return section("classes", "By class", table.replace("<td><i", "<td class=bar><i"))
 
 
@@ -145,12 +146,12 @@ def confusions(data, arrays):
     order = [(i, j) for i, j in order if counts[i, j]]
     pairs = _table(
         ["given", "suggestion", "suspects"],
-        [[names[i], names[j] if i != j else "no other fits better", f"{counts[i, j]:,}"] for i, j in order],
+        [[names[i], names[j] if i != j else "no class fits better", f"{counts[i, j]:,}"] for i, j in order],
         2,
     )
     parts = [
-        "<p class=soft>Of the suspects only. Where given and suggestion are the same, the label is not believed, yet "
-        "no other fits better.</p><div class=pair>"
+        "<p class=soft>Suspects only. On the diagonal, the detector does not trust the label, but no other class fits "
+        "better.</p><div class=pair>"
     ]
     if K <= MATRIX:
         head = "".join(f'<th scope=col title="{name}">{name}</th>' for name in names)
@@ -164,11 +165,11 @@ def confusions(data, arrays):
             for i in range(K)
         )
         parts.append(
-            f'<div><h3>Given (rows) and suggestion (columns)</h3><div class="scroll matrix" tabindex=0><table>'
+            f'<div><h3>Given label (rows) and suggestion (columns)</h3><div class="scroll matrix" tabindex=0><table>'
             f"<thead><tr><td></td>{head}</tr></thead><tbody>{body}</tbody></table></div></div>"
         )
     parts.append(f"<div><h3>The {len(order)} largest of {(counts > 0).sum():,} pairs</h3>{pairs}</div></div>")
-    return section("confusions", "What is taken for what", *parts)
+    return section("confusions", "Confused classes", *parts)
 
 
 def training(history):

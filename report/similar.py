@@ -131,9 +131,9 @@ def _duplicates(data, arrays, groups):
     figures = iter(_figures(data, arrays, [i for group in shown for i in group]))
     rows = "".join(f"<div class=group>{''.join(next(figures) for _ in group)}</div>" for group in shown)
     text = (
-        f"<p class=soft>{len(groups):,} groups of images that are nearly the same to the image encoder, {differ:,} of them "
-        "with different labels; those come first. If they show the same, one label at most is right. An encoder that knows "
-        f"little of such images takes different ones for the same. near_duplicates.csv lists all; here are {len(shown)}.</p>"
+        f"<p class=soft>{len(groups):,} groups of images that look nearly the same to the image encoder. {differ:,} of them "
+        "have different labels and come first: if the images show the same thing, at most one label is right. An encoder that "
+        f"does not know such images may group different ones. near_duplicates.csv lists all groups; {len(shown)} are shown.</p>"
     )
     return section("duplicates", "Near-duplicates", text, f"<div class=groups>{rows}</div>")
 
@@ -141,7 +141,7 @@ def _duplicates(data, arrays, groups):
 def _outliers(data, arrays, far):
     figures = "".join(_figures(data, arrays, far[:SHOWN]))
     text = (
-        f"<p class=soft>{len(far):,} images that lie far from all others, and may be of no class at all; the farthest first. "
-        f"outliers.csv lists all; here are {min(len(far), SHOWN)}.</p>"
+        f"<p class=soft>{len(far):,} images that are far from all others, the farthest first. They may belong to none of the "
+        f"classes. outliers.csv lists all; {min(len(far), SHOWN)} are shown.</p>"
     )
     return section("outliers", "Outliers", text, f"<div class=group>{figures}</div>")

@@ -51,7 +51,7 @@ def read_run(folder, data_path=None, decisions=None):
         data = _same_arrays(folder, cfg, summary, arrays["labels"])
         arrays["there"] = np.ones(len(data.train.labels), dtype=bool)
     arrays["by_detector"] = arrays["mask"]
-    follow(arrays, *as_arrays(settle(folder, data, decisions), data))
+    follow(arrays, *as_arrays(settle(folder, data, decisions, arrays["there"]), data))
     return cfg, arrays, data, summary
 
 
@@ -122,10 +122,10 @@ def _still_there(data, cfg):
             f"data_path: of the {len(paths)} images of the run {np.sum(~found)} are gone from {data.root} and "
             f"{np.sum(changed)} are others; --data_path DIR says where they are, a new run judges what is there now."
         )
-    for which, what in ((~found, "gone"), (changed, "not the same as in the run")):
+    for which, what in ((~found, "missing now"), (changed, "changed since the run")):
         if which.any():
             names = shortened([data.path(i) for i in np.flatnonzero(which)], 5)
-            print(f"{data.root}: {which.sum()} of {len(paths)} images are {what}, and left out: {names}")
+            print(f"{data.root}: {what}, left out: {which.sum()} of {len(paths)} images ({names})")
     return there
 
 

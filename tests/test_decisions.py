@@ -89,7 +89,7 @@ def test_a_decision_stays_with_its_image_when_a_file_is_deleted(root, run, tmp_p
         detect(root)
     found = decided(detect(root, "again"), decisions=run / "decisions.jsonl")
     assert found == {row["path"]: "wrong " for row in suspects if row is not first}
-    assert f"1 decisions are of images gone, not used: {first['path']}" in capsys.readouterr().out
+    assert f"decisions not used because the image is gone: 1 ({first['path']})" in capsys.readouterr().out
 
 
 def test_what_became_of_an_image_decides(root, run, tmp_path, capsys):
@@ -105,8 +105,8 @@ def test_what_became_of_an_image_decides(root, run, tmp_path, capsys):
     found = decided(again, decisions=ticks)
     assert found == {f"{renamed['given_label']}/another name.png": "right ", suspects[3]["path"]: "right "}
     printed = capsys.readouterr().out
-    assert f"1 decisions are of images changed since, not used: {changed['path']}" in printed
-    assert f"1 decisions are of images labelled differently now, not used: {moved['path']}" in printed
+    assert f"decisions not used because the image has changed: 1 ({changed['path']})" in printed
+    assert f"decisions not used because the image has another label now: 1 ({moved['path']})" in printed
 
 
 def test_ids_come_before_paths(tmp_path):
@@ -180,9 +180,9 @@ def test_report_and_export_follow_decisions_from_then_on(run, tmp_path, capsys):
     scores = (run / "scores.csv").read_bytes()
     report.main([str(run), "--decisions", str(ticks)])
     first = {name: (run / name).read_text() for name in ("labels_clean.csv", "labels_fixed.csv", "suspects.csv")}
-    assert f"5 decisions of {ticks} kept in {run / LOG}" in capsys.readouterr().out
+    assert f"{ticks}: new decisions added to {run / LOG}: 5" in capsys.readouterr().out
     report.main([str(run)])
-    assert "decided by a person: 1 labels right, 4 wrong, 1 of them put right" in capsys.readouterr().out
+    assert "your decisions: 1 right, 4 wrong, 1 of these relabelled" in capsys.readouterr().out
     assert first == {name: (run / name).read_text() for name in first}
     assert scores == (run / "scores.csv").read_bytes()  # what the detector says stays
 
@@ -197,7 +197,7 @@ def test_report_and_export_follow_decisions_from_then_on(run, tmp_path, capsys):
     names = {str(p.relative_to(tmp_path / "fixed")) for p in (tmp_path / "fixed").rglob("*.png")}
     assert f"{label}/{Path(new['path']).name}" in names and len(names) == len(fixed)
     report.main([str(run), "--decisions", str(write(ticks, wrong | {"decision": "right", "new_label": ""}))])
-    assert "1 decisions of" in (printed := capsys.readouterr().out) and "1 in place of earlier ones" in printed
+    assert f"added to {run / LOG}: 1, 1 of them replace earlier ones" in capsys.readouterr().out
     assert wrong["index"] in {row["index"] for row in rows_of(run / "labels_clean.csv")}
 
 
@@ -232,12 +232,15 @@ def test_report_and_export_go_on_without_a_deleted_image(root, run, tmp_path, ca
     for row in (suspects[0], kept):
         (root / "data" / row["path"]).unlink()
     shutil.copy(root / "data" / suspects[2]["path"], root / "data" / suspects[1]["path"])
-    report.main([str(run)])
+    ticks = [row | {"decision": "wrong", "new_label": row["predicted_label"]} for row in (suspects[0], suspects[3])]
+    report.main([str(run), "--decisions", str(write(tmp_path / "ticks.csv", *ticks))])
     printed = capsys.readouterr().out
+    assert "your decisions: 0 right, 1 wrong, 1 of these relabelled" in printed  # the other image is gone
+    assert f"decisions not used because the image is gone or has changed: 1 ({suspects[0]['path']})" in printed
     gone = ", ".join(row["path"] for row in sorted((suspects[0], kept), key=lambda row: int(row["index"])))
     total = len(rows_of(run / "scores.csv"))
-    assert f"2 of {total} images are gone, and left out: {gone}" in printed
-    assert f"1 of {total} images are not the same as in the run, and left out: {suspects[1]['path']}" in printed
+    assert f"missing now, left out: 2 of {total} images ({gone})" in printed
+    assert f"changed since the run, left out: 1 of {total} images ({suspects[1]['path']})" in printed
     assert kept["index"] not in {row["index"] for row in rows_of(run / "labels_clean.csv")}
     assert suspects[0]["path"] not in (run / "report.html").read_text()
     export.main([str(run), "--to", str(tmp_path / "clean")])

@@ -143,7 +143,7 @@ def test_the_page_holds_everything_and_loads_nothing(digits_run, cell):
     suspects = round(359 * (1 - summary["selected"]))
     assert summary["verdict"]["level"] == "not usable"  # after two epochs the accuracy has fallen
     assert "Not usable: the detector failed" in page.texts and f"{suspects}" in page.texts
-    assert "share that is wrong, 90 % interval, from the scores alone" in page.texts
+    assert "share of wrong labels, 90 % interval, from the scores alone" in page.texts
     assert len(page.rows["rows"]) == suspects == len(page.images) and page.tags.count("svg") == 5
     assert all(uri.startswith("data:image/png;base64,") for uri in page.images)
     assert all(link.startswith(("data:", "#")) for link in page.links)

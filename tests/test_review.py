@@ -155,6 +155,18 @@ def test_the_page_opens_whole_and_filters(browser, nasty_run, width):
     assert browser.get_log("browser") == [] and requests(browser) == []
 
 
+def test_a_suspect_without_a_better_class(browser, nasty_run, tmp_path):
+    """No arrow from a class to itself: DeFT also suspects labels that fit better than any other."""
+    run = shutil.copytree(nasty_run, tmp_path / "nasty")
+    _, arrays, data, summary = read_run(run)
+    arrays["predicted"] = arrays["labels"]
+    (run / "report.html").write_text(render.page_html(run, data, arrays, summary, [("overview", "", "")]))
+    show(browser, run / "report.html")
+    assert all(name.endswith(" (no class fits better)") and "→" not in name for name in names(browser))
+    browser.find_element(By.ID, "start").click()
+    assert text(browser, "is-suggested") == "no other class"
+
+
 def test_decisions_by_mouse_and_keyboard_end_in_a_file(browser, nasty_run, tmp_path):
     run = shutil.copytree(nasty_run, tmp_path / "nasty")
     report.main([str(run)])
