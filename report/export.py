@@ -1,5 +1,7 @@
 """Write the images whose labels a detector trusts as class folders: DIR/<class>/<file>. The source is only read.
 
+DIR/metadata.csv says of each what is known, as Hugging Face's imagefolder reads it.
+
 python -m report.export runs/own-DATA/none/seed0/deft --to cleaned --fixed
 """
 
@@ -15,15 +17,16 @@ from tqdm import tqdm
 
 from report.flags import add_run_flags
 from utils.config import UserError, parse_flags
-from utils.files import as_text, safe_name, unused, write_text, write_whole
+from utils.files import as_text, safe_name, unused, write_csv, write_text, write_whole
 from utils.start import run_main
 
+METADATA = "metadata.csv"
 UNFINISHED = ".unfinished-export.json"  # in DIR until the last file is written: what the export was to be
 
 
 def plan(data, samples, labels):
     """Where each of `samples` goes, <class>/<file>; labels (N,) of all. The same data give the same names."""
-    taken = set()
+    taken = {METADATA}
     folders, files = [unused(safe_name(name), taken) for name in data.label_names], [set() for _ in data.label_names]
 
     def target(i):
@@ -35,6 +38,24 @@ def plan(data, samples, labels):
         return Path(folders[labels[i]]) / unused(name, files[labels[i]])
 
     return [target(i) for i in samples]
+
+
+def _metadata(data, arrays, samples, targets, labels):
+    """metadata.csv: a heading and a row for each of `samples`, whose files are `targets`; labels (N,) of all."""
+    from dataloader.rows import TRUSTED_BY
+
+    names = data.label_names
+    columns = {
+        "file_name": [target.as_posix() for target in targets],
+        "label": [names[labels[i]] for i in samples],
+        "original_label": [names[arrays["labels"][i]] for i in samples],
+        TRUSTED_BY: ["person" if arrays["decision"][i] else "detector" for i in samples],
+        "label_score": [f"{arrays['p_clean'][i]:.6f}" for i in samples],
+        "source": [data.path(i) or f"image {i}" for i in samples],
+    }
+    if data.ids:
+        columns["id"] = [data.ids[i] for i in samples]
+    return [columns, *zip(*columns.values())]
 
 
 def _check_target(to, data, data_path, wanted):
@@ -97,7 +118,7 @@ def export(data, arrays, to, data_path, link=False, fixed=False, relabel_above=1
     )
     to = Path(to)
     there = {path.relative_to(to) for path in to.rglob("*") if not path.is_dir()} if to.is_dir() else set()
-    if there == set(targets):  # whole already
+    if there == {*targets, Path(METADATA)}:  # whole already
         return len(samples)
     _check_target(to, data, data_path, wanted)
     try:
@@ -107,6 +128,7 @@ def export(data, arrays, to, data_path, link=False, fixed=False, relabel_above=1
             (to / folder).mkdir(exist_ok=True)
         for i, target in zip(samples, tqdm(targets, "writing", disable=None)):
             _write(data, i, to / target, link)
+        write_csv(to / METADATA, _metadata(data, arrays, samples, targets, labels))
     except OSError as error:
         raise UserError(
             f"--to: {error.filename or to}: {error.strerror}; the same command goes on from here."

@@ -3,9 +3,14 @@
 import csv
 import io
 import json
+import os
+import re
 import shutil
 import sys
 import tarfile
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -303,6 +308,117 @@ def test_from_shards_to_a_corrected_folder_and_back(tmp_path, capsys):
     export.main([str(run), "--to", str(tmp_path / "out"), "--fixed", "--data_path", str(tmp_path / "digits.tar")])
     written = {str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").rglob("*.png")}
     assert len(written) == len(fixed) and f"{other}/{kept['path'].split('/')[1]}" in written
+
+
+# --- what is written, read by other libraries
+
+
+@pytest.fixture(scope="module")
+def digits_of_a_table(tmp_path_factory):
+    """Confident learning on digits below a table, which has ids, one of them saved twice; the run's folder, with its report."""
+    root = tmp_path_factory.mktemp("table")
+    path, *_ = write_digits(root / "digits", 0.3, every=15, table=True)
+    Image.open(root / "digits/img/0.png").convert("RGB").save(root / "digits/img/again.jpg", quality=97)
+    path.write_text(path.read_text() + "again,img/again.jpg,zero,zero\n")
+    flags = [*TINY, "--data_path", str(path), "--output_dir", str(root / "runs"), "--detector", "confident-learning"]
+    main_detect.main(flags)
+    page.main([str(root / "runs/own-digits-labels/none/seed0/confident-learning"), "--relabel_above", "0.5"])
+    return root / "runs/own-digits-labels/none/seed0/confident-learning"
+
+
+def test_an_exported_folder_is_read_by_hugging_face_torchvision_and_here(digits_of_a_table, tmp_path):
+    datasets = pytest.importorskip("datasets")
+    run, to = digits_of_a_table, tmp_path / "out"
+    export.main([str(run), "--to", str(to), "--fixed", "--relabel_above", "0.5"])
+    fixed = {row["id"]: row for row in csv.DictReader((run / "labels_fixed.csv").open())}
+    rows = datasets.load_dataset("imagefolder", data_dir=str(to), split="train", cache_dir=str(tmp_path / "cache"))
+    assert len(rows) == len(fixed) > 80 and any(row["label"] != row["original_label"] for row in rows)
+    for row in rows:
+        assert row["label"] == fixed[row["id"]]["label"] and row["trusted_by"] == "detector"
+        assert row["image"].tobytes() == Image.open(fixed[row["id"]]["path"]).convert(row["image"].mode).tobytes()
+    folder = torchvision.datasets.ImageFolder(to)
+    assert Counter(folder.classes[k] for _, k in folder.samples) == Counter(row["label"] for row in fixed.values())
+    again = load(to, *ALL)
+    names = [again.label_names[k] for k in again.train.labels]
+    assert dict(zip(again.ids, names)) == {i: row["label"] for i, row in fixed.items()}
+    export.main([str(run), "--to", str(to), "--fixed", "--relabel_above", "0.5"])  # whole already
+
+
+def test_corrected_labels_as_shards(digits_of_a_table, tmp_path):
+    """labels_fixed.csv, written as a tar file by WebDataset's own writer, comes back image by image."""
+    wds = pytest.importorskip("webdataset")
+    fixed = {row["id"]: row for row in csv.DictReader((digits_of_a_table / "labels_fixed.csv").open())}
+    with wds.TarWriter(str(tmp_path / "fixed.tar")) as tar:
+        for name, row in fixed.items():
+            content = open(row["path"], "rb").read()
+            tar.write({"__key__": name, "png": content, "json": {"label": row["label"], "id": name}})
+    data = load(tmp_path / "fixed.tar", *ALL)
+    found = {name: (data.label_names[k], data.path(i)) for i, (name, k) in enumerate(zip(data.ids, data.train.labels))}
+    assert found == {name: (row["label"], f"{name}.png") for name, row in fixed.items()}
+
+
+def block_of_the_documentation(word):
+    """The Python block of docs/own-images.md that has the word in it."""
+    blocks = re.findall(r"```python\n(.*?)```", Path("docs/own-images.md").read_text(), re.S)
+    return next(block for block in blocks if word in block)
+
+
+def test_datalab_reads_a_run(digits_of_a_table):
+    """The documented lines; labels are in the run's order, and near-duplicates and label scores are those of the run."""
+    pytest.importorskip("datasets")
+    pytest.importorskip("cleanlab")
+    run = digits_of_a_table
+    lines = block_of_the_documentation("Datalab").splitlines()
+    assert sum(line.startswith("run = ") for line in lines) == 1
+    names = {"run": str(run)}
+    exec("\n".join(line for line in lines if not line.startswith("run = ")), names)
+    found, rows = names["lab"].get_issues(), list(csv.DictReader((run / "scores.csv").open()))
+    near = {int(row["index"]) for row in csv.DictReader((run / "near_duplicates.csv").open())}
+    assert set(np.flatnonzero(found["is_near_duplicate_issue"])) == near and len(near) > 0
+    assert np.allclose(found["label_score"], [float(row["label_score"]) for row in rows], atol=1e-4)
+    issues = np.array([row["is_label_issue"] == "True" for row in rows])
+    assert (
+        found["is_label_issue"].any() and (~found["is_label_issue"] | issues).all()
+    )  # it is more careful on few images
+    assert names["lab"].get_issues("label")["given_label"].tolist() == [row["given_label"] for row in rows]
+
+
+def test_fiftyone_reads_a_run(digits_of_a_table, monkeypatch):
+    """The documented lines ask for a CSVDataset: a column of files below data_path, and columns with their parsers.
+
+    FiftyOne's own importer makes the samples where it is installed.
+    """
+    asked = {}
+    try:
+        import fiftyone
+        from fiftyone.utils.csv import CSVDatasetImporter
+    except ImportError:
+        fiftyone, CSVDatasetImporter = SimpleNamespace(types=SimpleNamespace(CSVDataset=1)), None
+        fiftyone.Classification = lambda label: SimpleNamespace(label=label)
+        monkeypatch.setitem(sys.modules, "fiftyone", fiftyone)
+    monkeypatch.setattr(
+        fiftyone, "Dataset", SimpleNamespace(from_dir=lambda **flags: asked.update(flags)), raising=False
+    )
+    monkeypatch.setattr(fiftyone, "launch_app", lambda dataset: None, raising=False)
+    names, lines = {"run": str(digits_of_a_table)}, block_of_the_documentation("fiftyone").splitlines()
+    exec("\n".join(line for line in lines if not line.startswith("run = ")), names)
+    assert asked.pop("dataset_type") is fiftyone.types.CSVDataset
+    rows = list(csv.DictReader(open(asked["labels_path"])))
+    assert os.path.isabs(asked["labels_path"]) and os.path.isabs(asked["data_path"])
+    assert all(os.path.isfile(os.path.join(asked["data_path"], row[asked["media_field"]])) for row in rows)
+    parsed = [{name: parse(row[name]) for name, parse in asked["fields"].items()} for row in rows]
+    assert all(isinstance(row["is_label_issue"], bool) and 0 <= row["label_score"] <= 1 for row in parsed)
+    assert {row["given_label"].label for row in parsed} == set(DIGITS)
+    if CSVDatasetImporter:
+        importer = CSVDatasetImporter(**asked)
+        importer.setup()
+        samples = list(importer)
+        assert len(samples) == len(rows)
+        by_path = {os.path.join(asked["data_path"], row["path"]): row for row in rows}
+        for sample in samples:
+            row = by_path[sample.filepath]
+            assert sample["given_label"].label == row["given_label"]
+            assert sample["is_label_issue"] == (row["is_label_issue"] == "True")
 
 
 # --- data sets in a notebook
