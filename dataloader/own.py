@@ -11,7 +11,7 @@ import numpy as np
 from dataloader.archives import opened, source_root
 from dataloader.dataset import Dataset, Split, View
 from dataloader.files import inspect_files, inspection_cache
-from dataloader.rows import SPLITS, Row, in_order, read_rows, shortened, tidy_names
+from dataloader.rows import SPLITS, Row, in_order, read_rows, shortened, tidy_names, written_by_report
 from utils.config import UserError, nearest
 from utils.summaries import read_summary
 
@@ -65,12 +65,13 @@ def own(cfg: SimpleNamespace) -> Dataset:
 
 
 def _say_lost_classes(source: str | Path, classes: list[str]) -> None:
-    """Print which classes of a run have no image left in a table that lies in its folder, as a report writes them."""
-    summary = (read_summary(Path(source).parent / "summary.json") if Path(source).is_file() else None) or {}
+    """Print which classes of a run have no image left in a table that a report wrote into the run's folder."""
+    summary = (read_summary(Path(source).parent / "summary.json") if written_by_report(source) else None) or {}
     lost = sorted(set(summary.get("classes", [])) - set(classes))
     if lost:
         print(
-            f"warning: {source} has no image left of {len(lost)} classes, which a model will not know: {shortened(lost)}"
+            f"warning: {source} has no image left of {len(lost)} of the run's classes, so a model trained on it will not "
+            f"know them: {shortened(lost)}"
         )
 
 
@@ -160,8 +161,8 @@ def find_duplicates(rows: list[Row]) -> list[tuple[int, str, str, str, bool]]:
     if twins:
         differ = sum(len({row.label for row in group}) > 1 for group in twins)
         print(
-            f"{sum(map(len, twins))} images are byte-identical to others (groups: {len(twins)}, with different labels: "
-            f"{differ}); all are kept, see duplicates.csv"
+            f"byte-identical images: {sum(map(len, twins))}, in {len(twins)} groups, {differ} of them with different labels; "
+            "all are kept, see duplicates.csv"
         )
     leaks = [
         row.path for group in twins if any(r.split == "train" for r in group) for row in group if row.split != "train"

@@ -37,7 +37,8 @@ COLUMNS = {  # setting: names it goes by where the setting is empty; the first t
 }
 
 
-TRUSTED_BY = "trusted_by"  # column of the tables that a report writes: each label has been checked, and by whom
+TRUSTED_BY = "trusted_by"  # column of the tables that a report writes: who trusts the label, a detector or a person
+MISSING = {"nan", "na", "<na>", "n/a", "#n/a", "none", "null", "nat"}  # what programs write where there is no label
 
 
 @dataclass(frozen=True)
@@ -313,18 +314,29 @@ def tidy_names(labels: Iterable[str]) -> list[str]:
 
 
 def say_names(classnames: list[str], label_names: list[str]) -> None:
-    """Print the names CLIP reads, and warn of those it cannot tell apart or knows nothing of."""
-    print(f"CLIP reads: {shortened(classnames)}")
+    """Print the class names that CLIP reads, and warn of labels that may be none and of names that do not suit CLIP."""
+    print(f"class names that CLIP reads: {shortened(classnames)}")
+    missing = [label for label in label_names if label.lower() in MISSING]
+    if missing:
+        print(f"warning: labels that look like missing values are classes now: {shortened(missing)}")
     cannot = [name for name in classnames if name.isdigit() or re.fullmatch(r"n\d{8}", name)]
     if cannot:
-        print(f"warning: CLIP knows nothing of {shortened(cannot)}; --classnames FILE gives words, one class a line")
+        print(f"warning: CLIP cannot know {shortened(cannot)}; --classnames FILE gives it words, one class per line")
     first: dict[str, str] = {}
     for name, label in zip(classnames, label_names):
         if first.setdefault(name.lower(), label) != label:
             print(
-                f"warning: CLIP reads the classes {first[name.lower()]!r} and {label!r} as the same words, '{name}'; "
-                "it can tell them apart only by --classnames FILE"
+                f"warning: the classes {first[name.lower()]!r} and {label!r} have the same name for CLIP, '{name.lower()}'. "
+                "If they are one class, give them one label; if not, distinguish them with --classnames FILE"
             )
+
+
+def written_by_report(source: str | Path) -> bool:
+    """Whether a data set is a labels_clean.csv or labels_fixed.csv of report.page, whose labels are all trusted."""
+    path = Path(source)
+    return (
+        path.is_file() and path.suffix.lower() == ".csv" and TRUSTED_BY in _text(path).split("\n")[0].strip().split(",")
+    )
 
 
 def shortened(words: Sequence[object], count: int = 12) -> str:

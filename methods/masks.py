@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from dataloader.dataset import Dataset, image_keys
-from dataloader.rows import TRUSTED_BY, shortened
+from dataloader.rows import shortened, written_by_report
 from methods.decisions import as_arrays, followed, settle
 from utils.config import UserError, brief, nearest
-from utils.files import read_lines, slug, write_whole
+from utils.files import slug, write_whole
 from utils.safe_pickle import load_arrays
 from utils.summaries import read_summary, usable, verdict_line
 
@@ -116,14 +116,21 @@ def positions(names: np.ndarray, wanted: np.ndarray) -> np.ndarray:
 
 
 def default_mask(data_path: str) -> str:
-    """What `mask` is where nobody says: all for a table that a report wrote, whose labels have been checked, else deft."""
-    path = Path(data_path)
-    if path.is_file() and path.suffix.lower() == ".csv" and TRUSTED_BY in read_lines(path)[0].split(","):
-        print(
-            f"{path}: its labels have been checked (column {TRUSTED_BY}), all are trained on; --mask deft takes a mask"
-        )
-        return "all"
-    return "deft"
+    """What `mask` is where nobody says: all for a table that a report wrote, whose labels are all trusted, else deft."""
+    if not written_by_report(data_path):
+        return "deft"
+    print(
+        f"{data_path}: training on all labels, since a detector or a person trusts each; --mask deft would use a mask"
+    )
+    _say_unusable(Path(data_path))
+    return "all"
+
+
+def _say_unusable(path: Path) -> None:
+    """Repeat the verdict of the run whose folder holds `path`, a mask or a table of its labels, unless it is usable."""
+    summary = read_summary(path.parent / "summary.json") or {}
+    if not usable(summary):
+        print(f"warning: {path}: {verdict_line(summary)}")
 
 
 def trusted_samples(
@@ -140,9 +147,7 @@ def trusted_samples(
         return None, np.ones(len(labels), dtype=bool), labels
     path = find_mask(cfg.mask, seed_folder)
     mask = load_mask(path, data, cfg.seed)
-    summary = read_summary(path.parent / "summary.json") or {}
-    if not usable(summary):
-        print(f"warning: {path}: {verdict_line(summary)}")
+    _say_unusable(path)
     return path, *followed(mask, labels, *as_arrays(settle(path.parent, data), data))
 
 

@@ -247,9 +247,8 @@ def load_clip(backbone, pretrained=""):
         "vision_cfg": config["vision_cfg"],
         "quick_gelu": quick,
     }  # what rebuilds this tower (model/saved.py)
-    print(
-        f"CLIP {name.removeprefix('local-dir:')}, weights {pretrained or 'its own'}, {'QuickGELU' if quick else 'GELU'}"
-    )
+    weights = "untrained" if pretrained == "none" else f"weights: {pretrained}" if pretrained else "its weights"
+    print(f"CLIP: {name.removeprefix('local-dir:')} ({weights}, {'QuickGELU' if quick else 'GELU'})")
     if _has_clip_blocks(text) and text_pool(clip) in ("argmax", "first", "last"):
         speed_up(text.transformer)
     if takes_prompts(clip.visual):

@@ -65,7 +65,7 @@ def image_features(encoder, split, view, cfg, device, name=None):
                 _keep(path, features.numpy())
         pieces.append(features)
     if loader is None:
-        print(f"image features: {folder / name}*")
+        print(f"image features read from {folder / name}*")
     return torch.cat(pieces)
 
 
@@ -110,7 +110,7 @@ def _kept(path, num_images):
     except FileNotFoundError:
         pass
     except Exception as error:  # a damaged zip fails in many ways
-        print(f"image features: {path} cannot be read ({error}), made anew")
+        print(f"image features: {path} cannot be read ({error}) and is computed again")
     return None
 
 

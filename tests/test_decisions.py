@@ -12,6 +12,7 @@ import main_real_phase2
 import report.page as report
 from dataloader.load import load_data
 from methods.decisions import LOG, Images, Log, read_decisions
+from methods.masks import default_mask
 from report import export
 from report.suspects import fixed_labels, read_run, to_review
 from tests.helpers import write_digits
@@ -296,7 +297,10 @@ def test_training_follows_decisions_by_the_runs_mask(root, run, tmp_path, monkey
     assert seen["labels"][int(right["index"])] == right["given_label"]
 
 
-def test_training_on_corrected_labels_without_a_mask(root, run, tmp_path):
+FAILED = {"level": "not usable", "why": "it guesses", "instead": "look"}
+
+
+def test_training_on_corrected_labels_without_a_mask(root, run, tmp_path, capsys):
     """detect -> review -> labels_fixed.csv -> a classifier, in a folder that holds nothing else."""
     new = rows_of(run / "suspects.csv")[0]
     label = next(name for name in ("one", "two") if name != new["given_label"])
@@ -307,6 +311,10 @@ def test_training_on_corrected_labels_without_a_mask(root, run, tmp_path):
     flags = ["--data_path", str(table), "--output_dir", str(tmp_path / "fresh")]
     summary = main_real_phase2.main([*PHASE2[:-1], *flags])
     assert summary["mask"] == "all" and summary["selected"] == 1 and summary["name"] == "phase2-all-tiny-clip-digits"
+    assert "warning" not in (printed := capsys.readouterr().out) and "training on all labels, since" in printed
+    write_summary(run / "summary.json", with_checksum(read_summary(run / "summary.json") | {"verdict": FAILED}))
+    assert default_mask(str(table)) == "all"
+    assert f"warning: {table}: not usable: it guesses. Instead: look" in capsys.readouterr().out
     data, rows = load_data(load_config([*PHASE2[:-1], *flags])), rows_of(table)
     assert summary["num_train"] == len(rows) and label == next(r["label"] for r in rows if r["index"] == new["index"])
     assert [data.label_names[k] for k in data.train.labels] == [row["label"] for row in rows]

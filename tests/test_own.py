@@ -77,7 +77,10 @@ def test_noise_on_labels_that_may_be_wrong_themselves_is_said(tmp_path):
     given = path.with_name("given.csv")
     given.write_text(SIX.replace("label\n", "label,true_label\n").replace(",x\n", ",x,x\n").replace(",y\n", ",y,y\n"))
     data = load(given, *NO_TEST, "--noise_mode", "sym", "--noise_ratio", "0.5")
-    assert "truth" not in data.facts() and "The truth is known" in against_truth(data, zeros, 0.9)[2]
+    assert (
+        "truth" not in data.facts()
+        and "The true labels of these images are known" in against_truth(data, zeros, 0.9)[2]
+    )
 
 
 # --- folders
@@ -202,7 +205,7 @@ def test_a_messy_folder(tmp_path, capsys):
     assert set(data.test.labels.tolist()) == {k for k in range(5) if k != single}
     assert "too few images to hold one out for testing: single" in printed and "nothing in it: class folders" in printed
     assert f"passed over: images in no class folder (1): {tmp_path / 'loose.png'}\n" in printed
-    assert "passed over: files that end in .pdf (1), .txt (1)\n" in printed and "CLIP knows nothing of 007" in printed
+    assert "passed over: files that end in .pdf (1), .txt (1)\n" in printed and "CLIP cannot know 007" in printed
     assert any("UPPER.PNG" in path for path in [*data.train.images, *data.test.images])
 
 
@@ -332,14 +335,22 @@ def test_a_zero_character_in_a_json_table(tmp_path):
 
 
 def test_classes_that_a_table_of_corrected_labels_has_lost_are_named(tmp_path, capsys):
-    path = table(tmp_path, SIX, "labels_fixed.csv")
+    checked = (
+        SIX.replace("label\n", "label,trusted_by\n").replace(",x\n", ",x,person\n").replace(",y\n", ",y,detector\n")
+    )
+    path = table(tmp_path, checked, "labels_fixed.csv")
     load(path, *NO_TEST)
     assert "no image left" not in capsys.readouterr().out
     (tmp_path / "summary.json").write_text(json.dumps({**SUMMARY, "classes": ["w", "x", "y", "z"]}))
     load(path, *NO_TEST)
-    assert (
-        "labels_fixed.csv has no image left of 2 classes, which a model will not know: w, z" in capsys.readouterr().out
-    )
+    assert "labels_fixed.csv has no image left of 2 of the run's classes" in (printed := capsys.readouterr().out)
+    assert "will not know them: w, z" in printed
+
+
+def test_a_summary_beside_a_persons_own_table_is_theirs(tmp_path, capsys):
+    (tmp_path / "summary.json").write_text('{"anything": 1}')
+    assert load(table(tmp_path, SIX), *NO_TEST).num_classes == 2
+    assert "summary.json" not in capsys.readouterr().out
 
 
 def test_other_files_are_no_tables(tmp_path):
@@ -376,9 +387,12 @@ def test_what_clip_reads(tmp_path, capsys):
     assert tidy_names(["cafe\u0301"]) == ["caf\u00e9"]
     data = load(table(tmp_path, SIX.replace("x", "hot_dog").replace("y", "Hot dog")), *NO_TEST)
     assert data.num_classes == 2
-    assert "reads the classes 'Hot dog' and 'hot_dog' as the same words, 'hot dog'" in capsys.readouterr().out
+    assert "the classes 'Hot dog' and 'hot_dog' have the same name for CLIP, 'hot dog'" in capsys.readouterr().out
     load(table(tmp_path, SIX.replace("x", "n01440764").replace("y", "12")), *NO_TEST)
-    assert "CLIP knows nothing of 12, n01440764; --classnames" in capsys.readouterr().out
+    assert "CLIP cannot know 12, n01440764; --classnames" in (printed := capsys.readouterr().out)
+    assert "look like missing values" not in printed
+    load(table(tmp_path, SIX.replace("x", "nan").replace("y", "N/A")), *NO_TEST)  # as pandas writes them
+    assert "labels that look like missing values are classes now: N/A, nan\n" in capsys.readouterr().out
 
 
 def test_class_names_from_a_file(tmp_path):
@@ -543,7 +557,7 @@ def test_what_cannot_be_read_is_left_out_at_the_start_and_said(tmp_path, monkeyp
     assert "exceeds limit" in reasons["huge.png"] and "broken.png" in reasons and len(reasons) == 5
     printed = capsys.readouterr().out
     assert "left out 5 of 13 images" in printed
-    assert "4 images are byte-identical to others (groups: 2, with different labels: 1)" in printed
+    assert "byte-identical images: 4, in 2 groups, 1 of them with different labels" in printed
     assert [(group, Path(p).name, *rest) for group, p, *rest in data.duplicates] == [
         (1, "a.png", "train", "x", False),
         (1, "twin.png", "train", "x", False),

@@ -28,7 +28,7 @@ from tests.helpers import (
 )
 from utils.config import UserError, known_keys, load_config
 from utils.device import precision
-from utils.runs import in_words
+from utils.runs import in_words, show
 
 
 def test_a_run_leaves_its_record(cell):
@@ -188,7 +188,16 @@ def test_the_screen_speaks_in_words():
     assert in_words(line) == expected
     assert in_words({"acc_test": 50.0, "acc_imagenet": 40.0}) == "test accuracy 50.00 %, accuracy on imagenet 40.00 %"
     summary = {"acc_last": 75.0, "acc_best": 76.5, "acc_imagenet_last": 40.0, "noise_rate": 0.4, "auroc": None}
-    assert in_words(summary).startswith("40.0 % of the labels are wrong, last test accuracy 75.00 %, best 76.50 %")
+    assert in_words(summary).startswith(
+        "40.0 % of the labels are wrong, test accuracy 75.00 % after the last epoch, 76.50 % after the best"
+    )
+
+
+def test_a_run_without_training_prints_its_test_accuracy_once(capsys):
+    show({"acc_last": 75.0, "acc_best": 75.0, "selected": 0.5})
+    assert capsys.readouterr().out == "50.0 % of the labels kept, test accuracy 75.00 %\n"
+    show({"acc_last": 75.0, "acc_best": 75.0, "epochs": 1})
+    assert "75.00 % after the last epoch, 75.00 % after the best" in capsys.readouterr().out
 
 
 def test_equal_names_are_found_in_their_order():

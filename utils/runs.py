@@ -58,8 +58,8 @@ WORDS = {
     "auroc": "AUROC {:.1f} %",
     "auprc_mislabelled": "AUPRC of wrong labels {:.1f} %",
     "acc_test": "test accuracy {:.2f} %",
-    "acc_last": "last test accuracy {:.2f} %",
-    "acc_best": "best {:.2f} %",
+    "acc_last": "test accuracy {:.2f} % after the last epoch",
+    "acc_best": "{:.2f} % after the best",
     "seconds": "{:.1f} s",
 }
 
@@ -285,7 +285,11 @@ def show(summary: dict[str, Any]) -> None:
     """Print the verdict of a summary, if it has one, and its main numbers."""
     if "verdict" in summary:
         print(verdict_line(summary))
-    print(in_words({k: v for k, v in summary.items() if not k.startswith("acc_") or k in ("acc_last", "acc_best")}))
+    shown = {k: v for k, v in summary.items() if not k.startswith("acc_") or k in ("acc_last", "acc_best")}
+    if "epochs" not in summary and "acc_last" in shown and shown["acc_last"] == shown.get("acc_best"):  # no training
+        shown["acc_test"] = shown.pop("acc_last")
+        del shown["acc_best"]
+    print(in_words(shown))
 
 
 def in_words(numbers: Mapping[str, Any]) -> str:
