@@ -121,7 +121,7 @@ def test_features_are_computed_once_and_only_for_the_same_images(tmp_path, monke
     kept = sorted((tmp_path / "runs/cache").glob("features-*"))
     for file in kept:
         file.write_bytes(file.read_bytes()[:-400])
-    assert np.array_equal(again("damaged")[1], p_clean) and "made anew" in capsys.readouterr().out
+    assert np.array_equal(again("damaged")[1], p_clean) and "computed again" in capsys.readouterr().out
     Image.new("RGB", (32, 32)).save(load_data(load_config(flags)).train.images[0])
     assert not np.array_equal(again("changed")[1], p_clean)
     assert len(list((tmp_path / "runs/cache").glob("features-*"))) == len(kept) + 1
