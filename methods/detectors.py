@@ -27,6 +27,7 @@ from methods.verdict import TEXT_TELLS, feature_evidence
 from utils.config import UserError, pick
 
 ROUNDS = 3  # of `auto`, chosen on the digits
+TEXT_LEADS = 1.1  # from here on, texts know more than the neighbours; between the digits (at most 1.04) and CIFAR-100 (at least 1.12)
 
 
 class Detection(NamedTuple):
@@ -182,17 +183,21 @@ def mean_probability(inputs: Inputs) -> Detection:
 def auto(inputs: Inputs) -> Detection:
     """A combination that needs no choice: a first opinion, then neighbours and eigenvectors of the trusted labels alone.
 
-    The first opinion is LEMoN's; where the texts tell too little (`text_tells`), or there are none, the sum of the margins
-    of `eigenvector` (twice), `aum` and `knn`, each of unit variance. `two_groups` trusts one part of the labels; from that
-    part alone eigenvectors and shares among the neighbours are computed anew, and their margins, with LEMoN's distance
-    where it is used, give the next opinion; ROUNDS times. Weights and rounds were chosen on the digits
-    (results/detectors.md).
+    The first opinion is LEMoN's; where the texts tell more than the neighbours (`TEXT_LEADS`), the mean of
+    LEMoN's and the zero-shot margin; where they tell too little, or there are none, the sum of the margins of
+    `eigenvector` (twice), `aum` and `knn`, each of unit variance. `two_groups` trusts one part of the labels; from that
+    part alone eigenvectors and shares among the neighbours are computed anew, and their margins, with the texts' opinion
+    where there is one, give the next opinion; ROUNDS times. Weights and rounds were chosen on the digits
+    (results/detectors.md), those for texts that tell more on CIFAR-100 (results/detectors-photos.md).
     """
     labels, K, found, seed = inputs.labels, inputs.num_classes, inputs.neighbours, inputs.seed
     shares = neighbours.weighted_knn(found, labels, K)
-    use_text = _say_which(inputs, shares)
-    if use_text:
+    tells = _say_which(inputs, shares)
+    if tells >= TEXT_TELLS:
         text = _unit_variance(-neighbours.lemon_score(found, inputs.features, labels, inputs.text_features))
+        if tells >= TEXT_LEADS:
+            own, best = _own_and_best_other(inputs.logits, labels)
+            text = _unit_variance(text + _unit_variance(own - best))
         score = text
     else:
         alignment = neighbours.eigenvector_alignment(inputs.features, labels, K)
@@ -203,7 +208,8 @@ def auto(inputs: Inputs) -> Detection:
         shares = neighbours.weighted_knn(found, labels, K, trusted)
         alignment = neighbours.eigenvector_alignment(inputs.features, labels, K, trusted)
         score = _log_margin(alignment, labels, 1e-6) + _log_margin(shares, labels, 0.02)
-        score = text + score / 2 if use_text else score
+        if tells >= TEXT_TELLS:
+            score = text + score / (4 if tells >= TEXT_LEADS else 2)
     shares *= alignment
     shares += 1e-12
     return _scored(two_groups(score, seed), shares)
@@ -218,19 +224,23 @@ def text_tells(logits: np.ndarray, shares: np.ndarray, labels: np.ndarray) -> fl
     return max(_kappa(logits.argmax(1), labels), 0) / max(_kappa(shares.argmax(1), labels), 1e-3)
 
 
-def _say_which(inputs: Inputs, shares: np.ndarray) -> bool:
-    """Whether `auto` uses the texts; printed, with the reason."""
+def _say_which(inputs: Inputs, shares: np.ndarray) -> float:
+    """What the texts tell `auto`, see `text_tells`, 0 where there are none; prints what it uses, and why."""
     if inputs.text_features is None:
         print("auto: neighbours, eigenvectors and a linear probe, since this encoder has no texts")
-        return False
+        return 0.0
     tells = text_tells(inputs.logits, shares, inputs.labels)
-    use_text = tells >= TEXT_TELLS
+    if tells >= TEXT_LEADS:
+        used, why = "LEMoN and zero-shot margins, then neighbours", "so the texts count for more"
+    elif tells >= TEXT_TELLS:
+        used, why = "LEMoN, then neighbours", f"enough to use the texts (from {TEXT_TELLS} on)"
+    else:
+        used, why = "neighbours, a linear probe", f"too little to use the texts (from {TEXT_TELLS} on)"
     print(
-        f"auto: {'LEMoN, then' if use_text else ''} neighbours{'' if use_text else ', a linear probe'} and eigenvectors; "
-        f"zero-shot predictions agree with the labels {tells:.2f} times as well as the neighbours do, "
-        f"{'enough' if use_text else 'too little'} to use the texts (from {TEXT_TELLS} on)"
+        f"auto: {used} and eigenvectors; zero-shot predictions agree with the labels {tells:.2f} times as well as the "
+        f"neighbours do, {why}"
     )
-    return use_text
+    return tells
 
 
 def _kappa(predicted: np.ndarray, labels: np.ndarray) -> float:

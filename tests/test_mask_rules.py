@@ -93,10 +93,18 @@ def test_phase_1_with_every_rule(tmp_path, cell):
             main(flags(tmp_path, *more, "--tag", "wrong"))
 
 
+def test_auto_gives_texts_more_weight_where_they_tell_more_than_the_neighbours(capsys):
+    features, labels, is_clean, text = clusters(n=600, K=12, wrong=0.5, spread=1.3)
+    inputs = make_inputs(features, labels, 12, text)
+    right = {name: (DETECTORS[name].find(inputs).mask == is_clean).mean() for name in ("auto", "lemon", "knn")}
+    assert "auto: LEMoN and zero-shot margins, then neighbours" in capsys.readouterr().out
+    assert right["auto"] > right["lemon"] + 0.02 > right["knn"] + 0.02
+
+
 def test_auto_falls_back_where_the_texts_tell_nothing(capsys):
     features, labels, is_clean, text = clusters(n=400, wrong=0.4, spread=0.6)
     good = DETECTORS["auto"].find(make_inputs(features, labels, 4, text))
-    assert "auto: LEMoN, then neighbours" in capsys.readouterr().out and (good.mask == is_clean).mean() > 0.97
+    assert "auto: LEMoN" in capsys.readouterr().out and (good.mask == is_clean).mean() > 0.97
     shuffled = DETECTORS["auto"].find(make_inputs(features, labels, 4, text[[1, 2, 3, 0]]))
     assert "too little to use the texts" in capsys.readouterr().out
     without = DETECTORS["auto"].find(make_inputs(features, labels, 4))
