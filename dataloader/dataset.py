@@ -189,12 +189,13 @@ class Dataset:
         return facts
 
     def tables(self) -> dict[str, list]:
-        """What a run lists of its files: {file name: rows}, a heading first."""
-        tables = {}
+        """What a run lists of its files: {file name: rows}, a heading first. Paths are relative to `root`, see below."""
+        tables: dict[str, list] = {}
         if self.skipped:
-            tables["skipped.csv"] = [("path", "reason"), *self.skipped]
+            tables["skipped.csv"] = [("path", "reason"), *((below(self.root, path), why) for path, why in self.skipped)]
         if self.duplicates:
-            tables["duplicates.csv"] = [("group", "path", "split", "label", "labels_differ"), *self.duplicates]
+            rows = [(group, below(self.root, path), *rest) for group, path, *rest in self.duplicates]
+            tables["duplicates.csv"] = [("group", "path", "split", "label", "labels_differ"), *rows]
         return tables
 
 

@@ -247,7 +247,7 @@ def load_clip(backbone, pretrained=""):
         "vision_cfg": config["vision_cfg"],
         "quick_gelu": quick,
     }  # what rebuilds this tower (model/saved.py)
-    weights = "untrained" if pretrained == "none" else f"weights: {pretrained}" if pretrained else "its weights"
+    weights = "untrained" if pretrained == "none" else f"weights: {pretrained}" if pretrained else "its own weights"
     print(f"CLIP: {name.removeprefix('local-dir:')} ({weights}, {'QuickGELU' if quick else 'GELU'})")
     if _has_clip_blocks(text) and text_pool(clip) in ("argmax", "first", "last"):
         speed_up(text.transformer)
