@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import yaml
 
+from scripts import detector_table
 from utils.config import default_values, known_keys
 
 PAGES = [Path("README.md"), Path("CONTRIBUTING.md"), Path("benchmarks/README.md"), *sorted(Path("docs").glob("*.md"))]
@@ -143,3 +144,13 @@ def test_figures_of_the_detectors():
     for (measure, noise, _), values in seen.items():
         auto = seen[measure, noise, "auto"]
         assert np.mean(values) - np.mean(auto) <= max(np.std(values, ddof=1), np.std(auto, ddof=1))
+
+
+@pytest.mark.parametrize("name", detector_table.TABLES)
+def test_tables_of_detectors_are_those_of_their_rows(name, tmp_path):
+    """results/detectors*.md is what scripts/detector_table.py writes of the CSV beside it."""
+    table = detector_table.TABLES[name]
+    with open(f"results/{table.file}.csv", newline="", encoding="utf-8") as file:
+        rows = [tuple(row.values()) for row in csv.DictReader(file)]
+    detector_table.write_tables(rows, table, tmp_path)
+    assert (tmp_path / f"{table.file}.md").read_text() == Path(f"results/{table.file}.md").read_text()

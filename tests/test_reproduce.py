@@ -286,6 +286,17 @@ def test_profile_maps_data_and_backbones():
     assert cell.step is None and "nothing for the backbone ViT-B/32" in cell.reason
 
 
+def test_profile_of_photographs():
+    """Its data sets are those of the paper that the embedded CLIP knows, and both phases see the same data and CLIP."""
+    photos = TABLES["profiles"]["photos"]
+    cells = reproduce.make_cells(TABLES["tables"]["table2"], TABLES, photos, args_of("--noise", "sym_0.2"))
+    assert {cell.place[0] for cell in cells} == {"photos_cifar100", "photos_tiny_imagenet"}
+    first, second = next(cell.step for cell in cells if cell.place[1] == "deft").chain()
+    assert [step.script for step in (first, second)] == ["main_phase1", "main_phase2"]
+    for key, value in (("dataset", "cifar100"), ("backbone", "tiny-clip-photos"), ("data_path", "./data/cifar-100")):
+        assert first.settings[key] == second.settings[key] == value
+
+
 # --- text and pictures
 
 
