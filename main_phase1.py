@@ -13,15 +13,17 @@ def main(argv=None, description=__doc__, **settings):
     With `score`, the finished detector scores other labels, and the summary describes these.
     """
     cfg = load_config(argv, description, "main_phase1", **settings)
-    from dataloader.load import load_data
+    from dataloader.load import load_data, to_score
     from methods.deft import score_labels, train_detector
     from methods.estimates import limit_suspects
     from report.record import finish, say_where
     from utils.runs import Run
 
-    score, scored = cfg.score, load_data(cfg) if cfg.score else None  # before training: it may not fit
-    cfg.score = ""
+    score, cfg.score = cfg.score, ""
     data = load_data(cfg)
+    cfg.score = score
+    scored = to_score(cfg, data) if score else None  # before training: it may not fit
+    cfg.score = ""
     settle_epochs(cfg, len(data.train.labels))
     run = Run(cfg, data.place, "deft", data.identity)
     if not run.summary:

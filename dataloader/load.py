@@ -134,13 +134,14 @@ def load_data(cfg):
     dataset.train = replace(dataset.train, labels=noisy, true_labels=truth)
     for part, split in enumerate([dataset.train, *dataset.given_tests.values()]):
         split.noise = image_noise_of(cfg, part)
-    dataset = _scored(cfg, dataset) if getattr(cfg, "score", "") else dataset
+    if getattr(cfg, "score", ""):
+        return to_score(cfg, dataset)
     _list_images(cfg, dataset)
     return dataset
 
 
-def _scored(cfg, data):
-    """The labelled images that `score` names, a test set or a folder or table, in place of the training images."""
+def to_score(cfg, data):
+    """A Dataset with the labelled images that `score` names, a test set or a folder or table, in place of those to train on."""
     if cfg.score in data.given_tests:
         split, rest = data.given_tests[cfg.score], {"skipped": [], "duplicates": []}
     elif cfg.score == "test":
@@ -157,7 +158,9 @@ def _scored(cfg, data):
             "duplicates": find_duplicates(rows),
         }
     scored = replace(data, train=split, test=None, more_tests={}, held_out=None, **rest)
-    return identified(scored, scored.root)
+    scored = identified(scored, scored.root)
+    _list_images(cfg, scored)
+    return scored
 
 
 def _list_images(cfg, data):

@@ -1,5 +1,7 @@
 """Classify images with a trained run: path, label and its probability, one image a line, separated by tabs.
 
+With --top K, the K most probable labels, each followed by its probability.
+
 python -m report.predict runs/digits/sym-0.4/seed0/phase2-deft-tiny-clip-digits photo.jpg more_photos/
 """
 
@@ -11,6 +13,8 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
+
+from tqdm import tqdm
 
 from utils.config import UserError, parse_flags
 from utils.files import as_text, write_csv
@@ -75,8 +79,9 @@ def main(argv=None):
     parser.add_argument("run", metavar="RUN", help="folder of a finished run of phase 2 or of a baseline")
     parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files, or folders with images in them")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
+    parser.add_argument("--top", type=int, default=1, metavar="K", help="the K most probable labels (default: 1)")
     parser.add_argument(
-        "--csv", metavar="FILE", help="write a CSV file instead, with the columns path, label, probability"
+        "--csv", metavar="FILE", help="write a CSV file instead, with the columns path, label, probability, label_2, …"
     )
     flags = parse_flags(parser, argv)
     from model.saved import load_classifier
@@ -87,13 +92,19 @@ def main(argv=None):
     odd = next((name for name in [*paths, *info["classes"]] if re.search(r"[\t\r\n]", name)), None)
     if odd and not flags.csv:
         raise UserError(f"{odd!r} has a tab or an end of line in it, which would end the column; use --csv FILE.")
-    broken, rows = [], [("path", "label", "probability")]
-    for path, logits in predict(model, info, paths, pick_device(SimpleNamespace(device=flags.device, gpuid=-1))):
+    if not 1 <= flags.top <= len(info["classes"]):
+        raise UserError(f"--top: expected 1 to {len(info['classes'])}, the number of classes, not {flags.top}.")
+    ranks = ["", *(f"_{k}" for k in range(2, flags.top + 1))]
+    broken, rows = [], [["path", *(name + rank for rank in ranks for name in ("label", "probability"))]]
+    found = predict(model, info, paths, pick_device(SimpleNamespace(device=flags.device, gpuid=-1)))
+    hidden = None if flags.csv or not sys.stdout.isatty() else True  # the lines themselves are the progress
+    for path, logits in tqdm(found, "images", len(paths), leave=False, disable=hidden):
         if isinstance(logits, UserError):
             broken.append(path)
             continue
-        probability, k = logits.softmax(0).max(0)
-        row = as_text(path), info["classes"][k], f"{probability:.4f}"
+        probabilities, classes = logits.softmax(0).topk(flags.top)
+        pairs = [(info["classes"][k], f"{p:.4f}") for k, p in zip(classes, probabilities)]
+        row = [as_text(path), *(word for pair in pairs for word in pair)]
         if flags.csv:
             rows.append(row)
         else:

@@ -18,8 +18,9 @@ import main_phase1
 import main_real_phase1
 import main_real_phase2
 from dataloader.dataset import Split, View
+from dataloader.digits import digits
 from dataloader.files import images_identity
-from dataloader.load import load_data
+from dataloader.load import DATASETS, load_data
 from dataloader.transforms import normalise
 from main_detect import detect
 from methods.deft import build_detector
@@ -255,7 +256,7 @@ def test_a_kept_run_of_a_notebook_is_reported(tmp_path, kind):
 # --- --score
 
 
-def test_a_finished_detector_scores_other_labels(cell, tmp_path, capsys):
+def test_a_finished_detector_scores_other_labels(cell, tmp_path, capsys, monkeypatch):
     out = shutil.copytree(cell[0], tmp_path / "runs")
     before = (out / "digits/sym-0.4/seed0/deft/clean_mask.npz").read_bytes()
     test = main_phase1.main(phase1(out, "--score", "test"))
@@ -272,10 +273,14 @@ def test_a_finished_detector_scores_other_labels(cell, tmp_path, capsys):
     with np.load(folder / "clean_mask.npz") as file:
         assert np.array_equal(file["labels"], data.train.labels) and len(file["labels"]) == 1438
         assert np.allclose(file["p_clean"], p_yes[np.arange(1438), data.train.labels], atol=1e-5)
+    reads = []
+    monkeypatch.setitem(DATASETS, "digits", lambda cfg: reads.append(cfg) or digits(cfg))
     assert main_phase1.main(phase1(out, "--score", "test")) == test and "already finished" in capsys.readouterr().out
+    assert len(reads) == 1  # what is said of the data is said once
 
     path, truth, _ = write_digits(tmp_path / "digits", 0.3, every=9, table=True)
-    own = main_phase1.main(phase1(out, "--score", str(path)))
+    of_the_run = ["--cfg", str(folder.parent / "config.yaml"), "--output_dir", str(out)]
+    own = main_phase1.main([*of_the_run, "--score", str(path)])  # all settings are those of the run
     assert own["name"] == "deft/score-labels.csv" and own["num_train"] == 200 and 0.2 < own["noise_rate"] < 0.4
     assert json.loads((folder.parent / "score-labels.csv/summary.json").read_text()) == own
     path.write_text(path.read_text().replace("d0,img/0.png,", "d0,img/0.png,x"))

@@ -124,6 +124,19 @@ def test_predict_prints_label_and_probability(own_run, tmp_path, capsys):
     assert [row[1] for row in rows] == [data.label_names[i] for i in k]
     assert [float(row[2]) for row in rows] == pytest.approx(probability.tolist(), abs=1e-4)
 
+    predict.main([str(folder), *data.test.images[:2], "--device", "cpu", "--top", "3"])
+    top = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    values, classes = logits[:2].softmax(1).topk(3)
+    assert [row[1::2] for row in top] == [[data.label_names[i] for i in row] for row in classes]
+    assert [[float(p) for p in row[2::2]] for row in top] == [pytest.approx(row.tolist(), abs=1e-4) for row in values]
+    predict.main(
+        [str(folder), data.test.images[0], "--device", "cpu", "--top", "2", "--csv", str(tmp_path / "top.csv")]
+    )
+    heading, *found = csv.reader((tmp_path / "top.csv").open())
+    assert heading == ["path", "label", "probability", "label_2", "probability_2"] and found == [top[0][:5]]
+    with pytest.raises(UserError, match="--top: expected 1 to 10, the number of classes, not 11"):
+        predict.main([str(folder), data.test.images[0], "--top", "11"])
+
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "good.png").write_bytes(Path(data.test.images[0]).read_bytes())
     (tmp_path / "bad.png").write_bytes(b"no image")

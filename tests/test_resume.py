@@ -121,7 +121,7 @@ import sys, time
 from types import SimpleNamespace
 sys.path.insert(0, {str(Path.cwd())!r})
 from utils.runs import Run
-cfg = SimpleNamespace(output_dir={str(tmp_path)!r}, seed=0, tag="", device="cpu", gpuid=-1, tensorboard=False)
+cfg = SimpleNamespace(output_dir={str(tmp_path)!r}, seed=0, tag="", device="cpu", gpuid=-1, prec="auto", tensorboard=False)
 run = Run(cfg, "digits/none", "deft", {{}})
 again = Run(cfg, "digits/none", "deft", {{}})
 print("open", flush=True)

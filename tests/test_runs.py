@@ -5,6 +5,7 @@ import json
 import pickle
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -26,9 +27,10 @@ from tests.helpers import (
     write_cifar,
     write_folder,
 )
+from utils import runs
 from utils.config import UserError, known_keys, load_config
 from utils.device import precision
-from utils.runs import in_words, show
+from utils.runs import Run, in_time, in_words, show
 
 
 def test_a_run_leaves_its_record(cell):
@@ -49,7 +51,7 @@ def test_a_run_leaves_its_record(cell):
         script = {"label-match": "main_detect", "deft": "main_phase1"}.get(name, "main_baseline")
         script = "main_phase2" if name.startswith("phase2") else script
         assert config.keys() == {key for key, k in known_keys().items() if k.read_by(script)}
-        assert config["noise_ratio"] == 0.4
+        assert config["noise_ratio"] == 0.4 and config["prec"] == summary["prec"] != "auto"
         assert summary["noise_rate"] == pytest.approx(np.mean(data.train.labels != data.true_labels))
         assert f'version = "{summary["version"]}"' in Path("pyproject.toml").read_text().splitlines()
         assert summary["num_train"] == 359 and summary["versions"]["torch"] == importlib.metadata.version("torch")
@@ -73,6 +75,39 @@ def test_bf16_finds_the_same_labels(tmp_path):
         found.append(np.load(tmp_path / prec / "digits/sym-0.4/seed0/deft/clean_mask.npz"))
     assert np.mean(found[0]["mask"] == found[1]["mask"]) >= 0.98
     assert 1e-4 < np.abs(found[0]["p_clean"] - found[1]["p_clean"]).mean() < 0.03
+
+
+def test_the_precision_of_a_run_is_settled_once(tmp_path, monkeypatch, capsys):
+    """What `auto` was when a run began is kept where it is resumed on another device; a new run looks again."""
+    flags = ["--output_dir", str(tmp_path), "--device", "cpu", "--epochs", "3"]
+    run = Run(load_config(flags), "d/none", "deft", {})
+    began = precision(torch.device("cpu"), "auto")
+    assert run.cfg.prec == began
+    run._write_settings()
+    del run
+    other = {"fp32": "bf16", "bf16": "fp32"}[began]
+    monkeypatch.setattr(runs, "precision", lambda device, prec: other)
+    assert Run(load_config(flags), "d/none", "deft", {}).cfg.prec == began
+    assert f"prec: {began}, as this run began; a new run on this device would use {other}" in capsys.readouterr().out
+    assert Run(load_config(flags), "d/none", "another", {}).cfg.prec == other
+    with pytest.raises(UserError, match=f"prec: the run .* used '{began}', not '{other}'"):
+        Run(load_config([*flags, "--prec", other]), "d/none", "deft", {})
+
+
+def test_the_time_to_go(tmp_path, monkeypatch, capsys):
+    """After an epoch: as long as it took, for each that is left; nothing after the last."""
+    now = [100.0]
+    monkeypatch.setattr(runs, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    run = Run(load_config(["--output_dir", str(tmp_path), "--device", "cpu", "--epochs", "3"]), "d/none", "deft", {})
+    model = torch.nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    first, _ = run.resume(model, optimizer)
+    for epoch, seconds in zip((first, 2, 3), (70.0, 31.5, 31.5)):
+        now[0] += seconds
+        run.end_epoch({"epoch": epoch, "seconds": 1.0}, model, optimizer)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition("; ")[2] for line in lines] == ["about 2 min 20 s to go", "about 32 s to go", ""]
+    assert [in_time(s) for s in (0.2, 61, 3599.5, 5000)] == ["1 s", "1 min 1 s", "1 h 0 min", "1 h 23 min"]
 
 
 def test_the_mask_holds_what_it_was_made_for(cell):

@@ -1,9 +1,11 @@
 """A run and its folder, <output_dir>/<dataset>/<noise>/seed<k>/<name>/ (settings, log, summary, checkpoint)."""
 
 import json
+import math
 import os
 import platform
 import subprocess
+import time
 import tomllib
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -132,8 +134,10 @@ class Run:
         self.history: list[dict[str, Any]] = []
         self.summary: dict[str, Any] | None = None
         self.identity, self.events, self.lock = identity, None, None
+        self.began = time.monotonic()  # of the epoch that is running
         if cfg.tensorboard:
             summary_writer()  # fail before training and not after the first epoch
+        self._settle_precision()
         if (self.folder / "config.yaml").is_file():
             self._check_same_settings()
         if not (self.folder / "summary.json").is_file() and rank() == 0:
@@ -173,6 +177,16 @@ class Run:
             * path.is_file()
         )
 
+    def _settle_precision(self) -> None:
+        """Resolve `prec: auto` once: to what an unfinished run began with, else to what suits the device."""
+        if self.cfg.prec != "auto":
+            return
+        path, suits = self.folder / "config.yaml", precision(self.device, "auto")
+        self.cfg.prec = recorded_settings(path)["prec"] if path.is_file() else suits
+        unfinished = not (self.folder / "summary.json").is_file()
+        if unfinished and self.cfg.prec not in ("auto", suits):  # auto: recorded by an older version
+            print(f"prec: {self.cfg.prec}, as this run began; a new run on this device would use {suits}")
+
     def _check_same_settings(self) -> None:
         path = self.folder / "config.yaml"
         before, now = recorded_settings(path), vars(self.cfg)
@@ -189,7 +203,7 @@ class Run:
         self, model: nn.Module, optimizer: Optimizer, scaler: torch.amp.GradScaler | None = None
     ) -> tuple[int, dict[str, Any]]:
         """Load the last checkpoint, if any. Returns the next epoch, counted from 1, and the content of the checkpoint."""
-        path = self.folder / "checkpoint.pt"
+        path, self.began = self.folder / "checkpoint.pt", time.monotonic()
         if not path.is_file():
             return 1, {}
         saved = load_checkpoint(path, model, optimizer, scaler)
@@ -235,7 +249,10 @@ class Run:
             if self.events is None:  # purge_step hides what an interrupted epoch wrote
                 self.events = summary_writer()(str(self.folder / "tensorboard"), purge_step=line["epoch"])
             write_epoch(self.events, line)
-        print(f"epoch {line['epoch']}/{self.cfg.epochs}: {in_words(line)}", flush=True)
+        now, left = time.monotonic(), self.cfg.epochs - line["epoch"]
+        to_go = f"; about {in_time(left * (now - self.began))} to go" if left else ""
+        self.began = now
+        print(f"epoch {line['epoch']}/{self.cfg.epochs}: {in_words(line)}{to_go}", flush=True)
 
     def accuracies(self) -> dict[str, float]:
         """acc_last and acc_best: test accuracy in per cent; acc_<name>_last and acc_<name>_best for further test sets."""
@@ -279,6 +296,13 @@ class Run:
         show(self.summary)
         print(f"results: {self.folder}")
         return self.summary
+
+
+def in_time(seconds: float) -> str:
+    """A duration in its two largest units: 1 h 23 min, 4 min 5 s, 6 s."""
+    minutes, seconds = divmod(math.ceil(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
 
 
 def show(summary: dict[str, Any]) -> None:
