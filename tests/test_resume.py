@@ -127,7 +127,7 @@ again = Run(cfg, "digits/none", "deft", {{}})
 print("open", flush=True)
 time.sleep(600)
 """
-    cfg = SimpleNamespace(output_dir=tmp_path, seed=0, tag="", device="cpu", gpuid=-1, tensorboard=False)
+    cfg = SimpleNamespace(output_dir=tmp_path, seed=0, tag="", device="cpu", gpuid=-1, prec="auto", tensorboard=False)
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout.readline() == "open\n"
