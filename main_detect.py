@@ -27,7 +27,7 @@ def main(argv=None):
     if cfg.dataset == "own" and data.noise_name == "none":  # noise that we made is in the training labels alone
         data = data.whole()
         if data.all_judged:
-            print(f"all {len(data.train.labels)} labels are judged, those of the images held out for testing too")
+            print(f"judging all {len(data.train.labels)} labels, including those of the images held out for testing")
     run = Run(cfg, data.place, cfg.detector, data.identity)
     if not run.summary:
         selection, accuracy = run_detector(cfg, data, run.device)
@@ -42,7 +42,7 @@ def detect(images=None, labels=None, classnames=None, detector="", features=None
     images: N paths or Pillow images, as a list, array, pandas column or generator, or a uint8 array (N, H, W, 3); or, with
     labels and class names of its own, a data set of torchvision or of Hugging Face. labels: N strings, or whole numbers.
     With skip_broken=True, files that cannot be read have p_clean NaN and keep their label.
-    classnames: the words CLIP reads, in the order of the sorted labels, or of the numbers; empty for the labels.
+    classnames: class names for CLIP, in the order of the sorted labels or of the numbers; the labels by default.
     features (N, D) and out-of-fold pred_probs (N, K), with columns in the order of the classes, of your own model take the
     place of CLIP's; images are then needed for a report only.
     detector: a name in DETECTORS, or deft, which trains (phase 1); label-match where none is named, auto with features,

@@ -33,7 +33,7 @@ def main(argv=None, description=__doc__, **settings):
     others = "" if cfg.noisy_samples == "discard" or path is None else cfg.noisy_samples + "-soft" * cfg.soft_labels
     if others and cfg.phase2_loss != "CE":
         raise UserError(
-            f"phase2_loss: {cfg.phase2_loss} takes the samples of the mask only; noisy_samples must be discard."
+            f"phase2_loss: {cfg.phase2_loss} trains on the samples of the mask only, so noisy_samples must be discard."
         )
     loss = "" if cfg.phase2_loss == "CE" else cfg.phase2_loss.lower()
     parts = ["phase2", mask_name(cfg.mask), backbone_name(cfg), cfg.adaptation, loss, slug(others)]
@@ -52,7 +52,7 @@ def main(argv=None, description=__doc__, **settings):
     method = METHODS[cfg.phase2_loss](cfg, len(mask), data.num_classes)
     if others:
         targets, used, counts = pseudo_labels(cfg, data, mask, path.parent, run.device)
-        print(f"and, labelled anew, on {counts['pseudo_labels']} of the others ({cfg.noisy_samples})")
+        print(f"and on {counts['pseudo_labels']} of the others with new labels ({cfg.noisy_samples})")
         method, mask, numbers = PseudoLabels(cfg, mask, targets, cfg.noisy_weight), mask | used, numbers | counts
     trained, _ = fine_tune(cfg, data, run, method, mask)
     finish(run, data, {**numbers, **trained})

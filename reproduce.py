@@ -159,7 +159,7 @@ class Ledger:
             try:
                 self.lines.append(json.loads(text))
             except ValueError:  # cut short by a kill
-                print(f"{self.path}: left out a line that is not whole", file=sys.stderr)
+                print(f"{self.path}: skipped an incomplete line", file=sys.stderr)
 
     def add(self, step, settings, folder, seconds):
         """Record a finished step, with the settings that it was started with."""
@@ -431,19 +431,21 @@ def results_of(cells, table, ledger):
 
 def read_flags(argv):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--table", nargs="+", default=[], help="1 to 11, another name in the tables' file, or all")
+    parser.add_argument("--table", nargs="+", default=[], help="1 to 11, another name in the file of tables, or all")
     parser.add_argument("--dataset", nargs="+", help="only these data sets")
-    parser.add_argument("--noise", nargs="+", help="only these columns, as sym_0.2")
+    parser.add_argument("--noise", nargs="+", help="only these columns, e.g. sym_0.2")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="default 0")
-    parser.add_argument("--profile", help="the tables on other data: a name in the tables' file, as digits")
-    parser.add_argument("--jobs", type=int, default=0, help="commands at once; default one for each GPU, else one")
-    parser.add_argument("--dry_run", action="store_true", help="list the commands, and show what there is")
+    parser.add_argument("--profile", help="the tables on other data: a profile of the file of tables, e.g. digits")
+    parser.add_argument(
+        "--jobs", type=int, default=0, help="number of commands to run at once (default: one per GPU, else one)"
+    )
+    parser.add_argument("--dry_run", action="store_true", help="list the commands and the results so far")
     parser.add_argument("--format", default="markdown", help="markdown, csv or latex")
     parser.add_argument("--plots", help="folder for the pictures of figures")
-    parser.add_argument("--output_dir", default="runs", help="where the runs are, default runs")
+    parser.add_argument("--output_dir", default="runs", help="folder of the runs (default: runs)")
     parser.add_argument("--data_root", help="where the data sets are, instead of ./data")
-    parser.add_argument("--tables", default=str(HERE / "config" / "tables.yaml"), help="the tables' file")
-    parser.add_argument("--verify", metavar="RUN", help="repeat a finished run and say whether it comes out the same")
+    parser.add_argument("--tables", default=str(HERE / "config" / "tables.yaml"), help="file of tables")
+    parser.add_argument("--verify", metavar="RUN", help="repeat a finished run and compare the results")
     return parse_flags(parser, argv)
 
 
@@ -474,7 +476,7 @@ def main(argv=None):
     out = {}
     for name, table in tables.items():
         if not cells[name]:
-            print(f"\n{name}: the flags leave nothing of it")
+            print(f"\n{name}: no run matches the flags")
             continue
         metrics = table.get("metrics") or table["settings"]
         out[name] = compare(results_of(cells[name], table, ledger), metrics, paper.get(name), table.get("paper"))

@@ -66,7 +66,7 @@ class Dataset:
     name: str
     train: Split
     test: Split | None  # None: nothing to test on
-    classnames: list  # the words CLIP reads
+    classnames: list  # as CLIP reads them
     view: View
     label_names: list = field(default_factory=list)  # the classes as the data's own files call them
     other_names: list = field(default_factory=list)  # true labels that are no class: no training image was given them

@@ -173,7 +173,7 @@ def _list_images(cfg, data):
 
 
 def _classnames(cfg, dataset):
-    """The words CLIP reads, from --classnames, class_names, config/classnames/<dataset>.txt or the data set itself."""
+    """The class names for CLIP, from --classnames, class_names, config/classnames/<dataset>.txt or the data set itself."""
     source, names = CLASSNAMES / f"{dataset.name}.txt", dataset.classnames
     if cfg.classnames:
         source = Path(cfg.classnames)

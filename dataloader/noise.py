@@ -219,7 +219,9 @@ def read_labels(path: str | Path, true_labels: np.ndarray | None = None) -> np.n
         if text.startswith("label,label_noisy"):
             clean, noisy = np.array([row.split(",") for row in read_lines(path)[1:]], dtype=np.int64).T
             if true_labels is not None and not np.array_equal(clean, true_labels):
-                raise UserError(f"{path}: its column label is not this training set's, so its order is another.")
+                raise UserError(
+                    f"{path}: its column `label` differs from the labels of this training set, so the order differs."
+                )
             return noisy
         return np.array(from_json(text) if text.startswith("[") else [int(row) for row in read_lines(path)])
     except (ValueError, OSError, EOFError) as error:

@@ -99,7 +99,7 @@ def _hold_out(rows: list[Row], fraction: float, seed: int) -> tuple[list[Row], n
     is_test &= ~np.isin(content, content[~is_test])
     few = [str(name) for name, count in zip(classes, wanted) if not count]
     if few and fraction:
-        print(f"too few images to hold one out for testing: {shortened(few)}")
+        print(f"classes with too few images to hold any out for testing: {shortened(few)}")
     rows = [replace(row, split="test") if held_out else row for row, held_out in zip(rows, is_test)]
     return rows, np.flatnonzero(is_test) if is_test.any() else None
 
@@ -143,7 +143,7 @@ def sound_rows(
     if skipped:
         files = Counter(skipped)
         given = [f"{path} ({reason}{f', {n} rows' if n > 1 else ''})" for (path, reason), n in files.items()]
-        print(f"left out {len(skipped)} of {len(rows)} images: {shortened(given, 5)}")
+        print(f"skipped {len(skipped)} of {len(rows)} images: {shortened(given, 5)}")
     if len(skipped) == len(rows):
         raise UserError(f"{key}: none of the {len(rows)} images of {source} can be read.")
     return [replace(row, digest=digest) for row, digest, reason in zip(rows, digests, reasons) if not reason], skipped

@@ -78,7 +78,9 @@ def read_rows(source: str | Path, cfg: SimpleNamespace, key: str = "data_path") 
         raise UserError(f"{key}: there is no folder or file {source}.{nearest(source, there)}")
     splits = {row.split for row in rows}
     if "val" in splits and "test" in splits:
-        print(f"left out: {sum(row.split == 'val' for row in rows)} images of val, since there is a test split")
+        print(
+            f"ignored: {sum(row.split == 'val' for row in rows)} images of the val split, since there is a test split"
+        )
         rows = [row for row in rows if row.split != "val"]
     return rows
 
@@ -118,11 +120,11 @@ def _read_folders(root: Path, cfg: SimpleNamespace, key: str) -> list[Row]:
             f"{' Did you mean ' + tables[0] + '?' if tables else ''}"
         )
     if empty:
-        print(f"left out: {shortened(empty)}: class folders without an image")
+        print(f"ignored class folders without images: {shortened(empty)}")
     if loose:
-        print(f"passed over: images in no class folder ({len(loose)}): {shortened(loose, 5)}")
+        print(f"ignored images outside the class folders ({len(loose)}): {shortened(loose, 5)}")
     if others:
-        print(f"passed over: files that end in {passed_over(others)}")
+        print(f"ignored files that are not images: {passed_over(others)}")
     return rows
 
 
@@ -155,12 +157,10 @@ def _split_folders(root: Path, cfg: SimpleNamespace, key: str) -> list[tuple[str
             raise UserError(f"{key}: {found[0]} and {found[1]} are both a {split} split, expected one.")
     if "train" not in splits:
         (only,) = next(iter(splits.values()))
-        raise UserError(
-            f"{key}: {only} is a split to test on, but there is none to train on, such as {root / 'train'}."
-        )
+        raise UserError(f"{key}: {only} is a test split, but there is no training split such as {root / 'train'}.")
     beside = [folder for folder in folders if [folder] not in splits.values()]
     if beside:
-        print(f"passed over, since there is a training split: {shortened(beside)}")
+        print(f"ignored folders beside the training split: {shortened(beside)}")
     return [(split, folder) for split, (folder,) in splits.items()]
 
 
@@ -219,7 +219,7 @@ def _decoded(text: str, path: Path, line: int, is_path: bool) -> str:
     if not isinstance(text, str):
         raise UserError(f"{path}: line {line} has {brief(text)} where text is expected.")
     if "\0" in text:
-        raise UserError(f"{path}: line {line} holds a character that is 0, which no file name has ({text!r}).")
+        raise UserError(f"{path}: line {line} contains a null character, which file names cannot have ({text!r}).")
     if is_path and "\\udc" in text and not (path.parent / text).exists():
         text = as_path(text)
     if not text.isascii() and as_text(text) != text and not (is_path and (path.parent / text).exists()):
@@ -239,8 +239,8 @@ def _columns(path: Path, header: list[str], cfg: SimpleNamespace) -> dict[str, s
         columns[key] = wanted or next((plain[name] for name in usual if name in plain), None)
         if columns[key] is None and key in ("path_column", "label_column"):
             raise UserError(
-                f"{path}: none of its columns {', '.join(header)} is called {usual[0]}; --path_column and "
-                "--label_column name those of the images and labels."
+                f"{path}: none of its columns {', '.join(header)} is called {usual[0]}; name the columns "
+                "with --path_column and --label_column."
             )
     return columns
 

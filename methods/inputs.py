@@ -44,7 +44,7 @@ class Inputs:
     def __post_init__(self) -> None:
         N, D = self.features.shape
         if len(self.labels) != N:
-            raise UserError(f"features: {N} images, but {len(self.labels)} labels; they are of another data set.")
+            raise UserError(f"features: {N} images, but {len(self.labels)} labels; they belong to another data set.")
         bad = ~np.isfinite(self.features).all(1)
         if bad.any():
             raise UserError(

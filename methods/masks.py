@@ -82,7 +82,7 @@ def load_mask(path: str | Path, data: Dataset, seed: int) -> np.ndarray:
             f"{' --mask names another run: ' + ', '.join(others) + '.' if others else ''}"
         )
     if not mask.any():
-        raise UserError(f"{path}: selects no sample, there is nothing to train on.")
+        raise UserError(f"{path}: selects no sample, so there is nothing to train on.")
     return mask.astype(bool)
 
 

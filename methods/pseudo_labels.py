@@ -52,7 +52,7 @@ class PseudoLabels(Method):
         if state_dict["made_for"] != self.made_for.to(state_dict["made_for"].device):
             raise UserError(
                 "noisy_samples: the run was begun with other labels for the samples outside the mask, as their detector was "
-                "another; --tag NAME makes another run, deleting the folder makes this one anew."
+                "another; use --tag NAME for another run, or delete the folder to start over."
             )
         return super().load_state_dict(state_dict, *args, **kwargs)
 

@@ -113,8 +113,8 @@ def require_estimate(cfg, data):
     known = data.known()
     if cfg.noise_ratio == 0 and (known is None or not known[1].all()):
         raise UserError(
-            f"noise_ratio: {cfg.lnl_methods} needs an estimate of the part of labels that is wrong, e.g. 0.2; it is 0, "
-            "with which all samples are selected."
+            f"noise_ratio: {cfg.lnl_methods} needs an estimate of the fraction of wrong labels, e.g. 0.2; with 0, all "
+            "samples are selected."
         )
 
 

@@ -119,7 +119,7 @@ def _skill(known: dict[str, Any]) -> float:
 
 def _in_words(known: dict[str, Any]) -> str:
     accuracy, chance = 100 * known["accuracy"], 100 * known["chance"]
-    return f"{known['of']} agree with {accuracy:.1f} % of {known['images']:,} labels, guesses with {chance:.1f} %"
+    return f"{known['of']} agree with {accuracy:.1f} % of {known['images']:,} labels (guessing: {chance:.1f} %)"
 
 
 def _without_trusted(mask: np.ndarray, data: Dataset) -> list[str]:

@@ -37,7 +37,7 @@ def load_encoder(cfg, device):
     """The Encoder that `backbone` and `pretrained` name, in eval mode on the device: see load_clip and load_timm."""
     if cfg.backbone in BACKBONES or cfg.backbone.startswith("timm:"):
         if timm_name(cfg) in OWN_NETWORKS:
-            raise UserError(f"backbone: {cfg.backbone} has no pre-trained weights, so that its features tell nothing.")
+            raise UserError(f"backbone: {cfg.backbone} has no pre-trained weights, so its features are meaningless.")
         model, pixels = load_timm(cfg, num_classes=0, seed=0)
         model.eval().requires_grad_(False).to(device)
         print(f"{cfg.backbone}: an image encoder without texts")
@@ -85,7 +85,9 @@ def load_timm(cfg, num_classes, seed):
             )
         except Exception as error:  # missing networks and unsuitable files raise many exceptions
             if is_file:
-                raise UserError(f"pretrained: {cfg.pretrained} is no weights of {name} ({brief(error)}).") from None
+                raise UserError(
+                    f"pretrained: {cfg.pretrained} does not contain weights of {name} ({brief(error)})."
+                ) from None
             raise UserError(
                 f"backbone: the weights of {name} could not be loaded ({brief(error)}). Without a network, download timm's "
                 f"{name} elsewhere, copy the file to this machine and pass --pretrained FILE."

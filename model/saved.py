@@ -117,7 +117,7 @@ def load_classifier(folder):
         model.load_state_dict(from_bytes(content))
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
         raise UserError(
-            f"{folder}: model.json and model.safetensors do not make a model ({brief(repr(error))})."
+            f"{folder}: model.json and model.safetensors do not form a model ({brief(repr(error))})."
         ) from None
     return model.eval().requires_grad_(False), info
 

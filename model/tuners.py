@@ -30,7 +30,7 @@ def tune(visual, cfg, generator=None):
         if asked:
             raise UserError(
                 f"{asked[0]}: the image encoder of {cfg.backbone} is no ViT with a class token, so that it can be used "
-                f"only as it is; --{asked[0]} false learns the text prompts alone."
+                f"only as it is; --{asked[0]} false trains the text prompts alone."
             )
         return
     blocks = visual.transformer.resblocks

@@ -43,8 +43,8 @@ def main(argv=None):
     if target:
         n = out["suspects"] = found.suspects_for(target)
         print(
-            f"{100 * target:g} % or more expected to be wrong: the first {n:,} suspects; --review_budget {n} of the detector "
-            "keeps to them"
+            f"{100 * target:g} % or more expected to be wrong: the first {n:,} suspects; to select just these, run "
+            f"the detector with --review_budget {n}"
             if n
             else f"{100 * target:g} % or more expected to be wrong: no number of suspects"
         )

@@ -131,7 +131,7 @@ def export(data, arrays, to, data_path, link=False, fixed=False, relabel_above=1
         write_csv(to / METADATA, _metadata(data, arrays, samples, targets, labels))
     except OSError as error:
         raise UserError(
-            f"--to: {error.filename or to}: {error.strerror}; the same command goes on from here."
+            f"--to: {error.filename or to}: {error.strerror}; the same command continues from here."
         ) from None
     (to / UNFINISHED).unlink()
     return len(samples)
@@ -144,10 +144,10 @@ def main(argv=None):
     )
     add_run_flags(parser)
     parser.add_argument(
-        "--to", required=True, metavar="FOLDER", help="where to; a new or empty folder outside the source"
+        "--to", required=True, metavar="FOLDER", help="target: a new or empty folder outside the source"
     )
     how = parser.add_mutually_exclusive_group()
-    how.add_argument("--copy", action="store_true", help="copy the images (what is done without a flag)")
+    how.add_argument("--copy", action="store_true", help="copy the images (default)")
     how.add_argument("--link", action="store_true", help="make symbolic links to the images instead")
     parser.add_argument(
         "--fixed", action="store_true", help="also the suspects that get another label, as in labels_fixed.csv"
@@ -157,7 +157,7 @@ def main(argv=None):
 
     cfg, arrays, data, _ = read_run(flags.run, flags.data_path, flags.decisions)
     count = export(data, arrays, flags.to, cfg.data_path, flags.link, flags.fixed, flags.relabel_above)
-    print(f"{count} of {len(data.train.labels)} training images: {flags.to}")
+    print(f"exported {count} of {len(data.train.labels)} training images to {flags.to}")
 
 
 if __name__ == "__main__":

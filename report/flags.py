@@ -30,4 +30,4 @@ def add_run_flags(parser):
         metavar="FILE",
         help="CSV file of decisions saved in the report; the run keeps them (decisions.jsonl) and follows them from then on",
     )
-    parser.add_argument("--data_path", metavar="DIR", help="where the images lie now, if not where the run found them")
+    parser.add_argument("--data_path", metavar="DIR", help="folder of the images, if they have moved since the run")

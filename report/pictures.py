@@ -46,8 +46,8 @@ def thumbnails(images, order, size=THUMBNAIL):
 
 
 def draw_suspects(data, arrays, path, heading, count=40, columns=10):
-    """Write a PNG of the `count` samples of lowest p_clean that nobody has reviewed, below a heading: given label → the
-    detector's, and the truth where known."""
+    """Write a PNG of the `count` samples of lowest p_clean that nobody has reviewed, below a heading: given label →
+    suggestion, and the true label where known."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -55,7 +55,7 @@ def draw_suspects(data, arrays, path, heading, count=40, columns=10):
     rows = max(1, -(-len(order) // columns))
     names = [name if len(name) <= 16 else name[:15] + "…" for name in data.true_names]
     arrow = " → " if max(map(len, names)) <= 8 else "\n→ "
-    headline = f"{heading}; the most suspect: given label → the detector's"
+    headline = f"{heading}. The most suspect: given label → suggestion"
     with matplotlib.rc_context({"text.parse_math": False}), warnings.catch_warnings():
         warnings.filterwarnings(
             "ignore", "Glyph"
@@ -79,10 +79,12 @@ def draw_suspects(data, arrays, path, heading, count=40, columns=10):
             ax.axis("off")
         if data.true_labels is not None:
             headline += (
-                f", the truth (green: {right} of {len(order)} put right; orange: wrong label, but another truth; "
-                "red: the label was right)"
+                f", true label, p_clean. Green: the suggestion is right ({right} of {len(order)}); orange: both are wrong; "
+                "red: the given label is right"
             )
-        figure.suptitle(headline + ", p_clean", fontsize=8)
+        else:
+            headline += ", p_clean"
+        figure.suptitle(headline, fontsize=8)
         figure.tight_layout(rect=(0, 0, 1, 0.98))
         with write_whole(path) as file:
             figure.savefig(file, format="png", dpi=130)

@@ -33,7 +33,7 @@ def find_images(names):
         if not found:
             raise UserError(f"{path}: neither an image file nor a folder with images in it.")
         if others:
-            print(f"{path}: passed over: files that end in {passed_over(others)}", file=sys.stderr)
+            print(f"{path}: ignored files that are not images: {passed_over(others)}", file=sys.stderr)
         paths += found
     return paths
 

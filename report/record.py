@@ -39,7 +39,7 @@ def say_where(run):
     ):
         kind = "held out for testing" if run.summary.get("held_out") else "of the test split"
         print(f"not judged: the labels of the {run.summary['num_test']} images {kind}; --score test judges them")
-    print(f"suspects, worst first: {run.folder / 'suspects.csv'}\nto look at them: python -m report.page {run.folder}")
+    print(f"suspects, worst first: {run.folder / 'suspects.csv'}\nto review them: python -m report.review {run.folder}")
 
 
 def recorded_accuracies(mask_path):

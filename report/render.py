@@ -22,9 +22,9 @@ WITH_NEAREST = 200  # of them with the nearest images of their classes
 PIECE = 100  # thumbnails that the page unpacks at a time
 HERE = Path(__file__).parent
 KEPT = {
-    False: "Decisions stay in this browser until you save them; <code>python -m report.page RUN --decisions FILE</code> "
-    "takes them over, and shows further suspects. Or review with <code>python -m report.review RUN</code>, which saves "
-    "every decision at once.",
+    False: "Decisions stay in this browser until you save them as CSV; <code>python -m report.page RUN --decisions "
+    "FILE</code> adds them to the run and shows further suspects. <code>python -m report.review RUN</code> saves every "
+    "decision at once.",
     True: "Every decision is saved at once in the run’s folder.",
 }
 

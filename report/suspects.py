@@ -45,7 +45,7 @@ def read_run(folder, data_path=None, decisions=None):
         arrays["there"] = _still_there(data, cfg)
     elif cfg.dataset == "own":
         raise UserError(
-            f"{folder}: its images were in memory and are not there to be shown; scores.csv lists them all."
+            f"{folder}: its images were in memory and were not kept, so there is nothing to show; scores.csv lists them all."
         )
     else:
         data = _same_arrays(folder, cfg, summary, arrays["labels"])
@@ -119,8 +119,8 @@ def _still_there(data, cfg):
     there = found & ~changed
     if there.mean() < 0.5:
         raise UserError(
-            f"data_path: of the {len(paths)} images of the run {np.sum(~found)} are gone from {data.root} and "
-            f"{np.sum(changed)} are others; --data_path DIR says where they are, a new run judges what is there now."
+            f"data_path: of the {len(paths)} images of the run, {np.sum(~found)} are missing from {data.root} and "
+            f"{np.sum(changed)} have changed; name their new folder with --data_path DIR, or run the detector again."
         )
     for which, what in ((~found, "missing now"), (changed, "changed since the run")):
         if which.any():
@@ -133,9 +133,7 @@ def _same_arrays(folder, cfg, summary, labels):
     """The Dataset of a run on arrays, loaded again; UserError unless it is the same."""
     data = load_data(cfg)
     if data.fingerprint != summary["identity"]["images"] or not np.array_equal(data.train.labels, labels):
-        raise UserError(
-            f"{folder}: the images of {cfg.dataset} are not those of the run; a new run takes them as they are."
-        )
+        raise UserError(f"{folder}: the images of {cfg.dataset} are not those of the run; run the detector again.")
     return data
 
 

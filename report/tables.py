@@ -98,7 +98,9 @@ def main(argv=None):
     rows = make_table(read_summaries(parse_flags(parser, argv).runs))
     print(format_table(rows))
     if any(row[2].endswith(" *") for row in rows):
-        print("* of all labels, those of the images held out for testing too; the others are of the training labels")
+        print(
+            "* over all labels, including those of images held out for testing; other rows are over the training labels"
+        )
 
 
 if __name__ == "__main__":

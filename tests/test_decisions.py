@@ -248,7 +248,9 @@ def test_report_and_export_go_on_without_a_deleted_image(root, run, tmp_path, ca
     assert len(list((tmp_path / "clean").rglob("*.png"))) == len(rows_of(run / "labels_clean.csv"))
     assert len(rows_of(run / "scores.csv")) == total  # the record stays whole
     shutil.rmtree(root / "data")
-    with pytest.raises(UserError, match=r"data_path: of the 200 images of the run 200 are gone from .*--data_path DIR"):
+    with pytest.raises(
+        UserError, match=r"data_path: of the 200 images of the run, 200 are missing from .*--data_path DIR"
+    ):
         report.main([str(run)])
 
 

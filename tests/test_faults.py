@@ -59,7 +59,7 @@ def test_one_bit_of_the_weights(cell, tmp_path):
     shutil.copytree(cell[0] / SEED / "phase2-deft-tiny-clip-digits", run)
     load_classifier(run)
     _flip(run / "model.safetensors")
-    with pytest.raises(UserError, match="do not make a model .*checksum"):
+    with pytest.raises(UserError, match="do not form a model .*checksum"):
         load_classifier(run)
 
 

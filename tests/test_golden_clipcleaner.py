@@ -1,4 +1,4 @@
-"""CLIPCleaner's selection held against numbers of the authors' code (tests/golden/clipcleaner.npz)."""
+"""CLIPCleaner's selection compared with reference values of the authors' code (tests/golden/clipcleaner.npz)."""
 
 import json
 from pathlib import Path

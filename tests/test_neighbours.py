@@ -245,7 +245,7 @@ def test_inputs_that_do_not_belong_together():
     bad[7, 3] = np.nan
     for args, message in [
         ((bad, labels, 4, text), "those of 1 images are not finite, the first is image 7"),
-        ((features, labels[:19], 4, text), "20 images, but 19 labels; they are of another data set"),
+        ((features, labels[:19], 4, text), "20 images, but 19 labels; they belong to another data set"),
         ((features, labels, 4, text[:, :8]), "16 numbers an image, but the texts are 4 of 8, expected 4 of 16"),
         ((features, labels, 3, text[:3]), "labels: must lie between 0 and 2"),
     ]:

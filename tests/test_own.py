@@ -174,14 +174,14 @@ def test_splits_are_never_taken_for_classes(tmp_path, capsys):
         load(tmp_path / "two")
     write_folder(tmp_path / "none" / "test", {"a": 3, "b": 3})
     write_folder(tmp_path / "none", {"a": 3, "b": 3})
-    with pytest.raises(UserError, match="none/test is a split to test on, but there is none to train on"):
+    with pytest.raises(UserError, match="none/test is a test split, but there is no training split"):
         load(tmp_path / "none")
     write_folder(tmp_path / "vehicles", {"train": 4, "bus": 4, "dev": 4})  # the rail kind
     assert load(tmp_path / "vehicles").label_names == ["bus", "dev", "train"]
     write_folder(tmp_path / "extra" / "train", {"a": 3, "b": 3})
     write_folder(tmp_path / "extra", {"sample": 2})
     assert load(tmp_path / "extra").label_names == ["a", "b"]
-    assert f"passed over, since there is a training split: {tmp_path}/extra/sample" in capsys.readouterr().out
+    assert f"ignored folders beside the training split: {tmp_path}/extra/sample" in capsys.readouterr().out
 
 
 def test_a_messy_folder(tmp_path, capsys):
@@ -203,9 +203,11 @@ def test_a_messy_folder(tmp_path, capsys):
     single = data.label_names.index("single")
     assert (data.train.labels == single).sum() == 1 and single not in data.test.labels
     assert set(data.test.labels.tolist()) == {k for k in range(5) if k != single}
-    assert "too few images to hold one out for testing: single" in printed and "nothing in it: class folders" in printed
-    assert f"passed over: images in no class folder (1): {tmp_path / 'loose.png'}\n" in printed
-    assert "passed over: files that end in .pdf (1), .txt (1)\n" in printed and "CLIP cannot know 007" in printed
+    assert (
+        "too few images to hold any out for testing: single" in printed and "without images: nothing in it" in printed
+    )
+    assert f"ignored images outside the class folders (1): {tmp_path / 'loose.png'}\n" in printed
+    assert "ignored files that are not images: .pdf (1), .txt (1)\n" in printed and "CLIP cannot know 007" in printed
     assert any("UPPER.PNG" in path for path in [*data.train.images, *data.test.images])
 
 
@@ -330,7 +332,7 @@ def test_bad_tables(tmp_path, text, flags, message):
 
 def test_a_zero_character_in_a_json_table(tmp_path):
     path = table(tmp_path, '{"path": "a.png", "label": "x"}\n{"path": "b\\u0000.png", "label": "y"}\n', "labels.jsonl")
-    with pytest.raises(UserError, match=r"labels.jsonl: line 2 holds a character that is 0.*b\\x00.png"):
+    with pytest.raises(UserError, match=r"labels.jsonl: line 2 contains a null character.*b\\x00.png"):
         load(path, *NO_TEST)
 
 
@@ -469,7 +471,7 @@ def test_without_pillow_heif_its_files_are_named(tmp_path, monkeypatch, capsys):
     write_folder(tmp_path / "data", {"a": 3, "b": 3})
     (tmp_path / "data" / "a" / "photo.HEIC").write_bytes(b"not read")
     load(tmp_path / "data")
-    assert "passed over: files that end in .heic (1); `pip install pillow-heif` makes HEIC readable" in (
+    assert "ignored files that are not images: .heic (1); `pip install pillow-heif` makes HEIC readable" in (
         capsys.readouterr().out
     )
     path = table(tmp_path, SIX + "data/a/photo.HEIC,x\n")
@@ -556,7 +558,7 @@ def test_what_cannot_be_read_is_left_out_at_the_start_and_said(tmp_path, monkeyp
     )
     assert "exceeds limit" in reasons["huge.png"] and "broken.png" in reasons and len(reasons) == 5
     printed = capsys.readouterr().out
-    assert "left out 5 of 13 images" in printed
+    assert "skipped 5 of 13 images" in printed
     assert "byte-identical images: 4, in 2 groups, 1 of them with different labels" in printed
     assert [(group, Path(p).name, *rest) for group, p, *rest in data.duplicates] == [
         (1, "a.png", "train", "x", False),
@@ -576,7 +578,7 @@ def test_rows_that_are_left_out_are_counted_not_their_files(tmp_path, capsys):
     path = table(tmp_path, SIX + "gone.png,x\n" * 4 + "empty.png,y\n")
     (tmp_path / "empty.png").write_bytes(b"")
     data = load(path, *NO_TEST)
-    assert "left out 5 of 11 images: " in (printed := capsys.readouterr().out)
+    assert "skipped 5 of 11 images: " in (printed := capsys.readouterr().out)
     assert "gone.png (missing, 4 rows), " in printed and "empty.png (empty)" in printed
     assert len(data.skipped) == 5 == data.facts()["skipped"] and len(data.tables()["skipped.csv"]) == 6
 
@@ -703,7 +705,7 @@ def test_every_label_is_judged_and_the_mask_fits_those_that_are_trained_on(tmp_p
     run = flags(tmp_path / "data", tmp_path / "runs")
     summary = main_detect.main(["--cfg", "config/PEFT/own.yaml", *run])
     assert (summary["num_train"], summary["num_test"], summary["all_judged"]) == (20, 4, True)
-    assert "all 20 labels are judged" in (printed := capsys.readouterr().out) and "not judged" not in printed
+    assert "judging all 20 labels" in (printed := capsys.readouterr().out) and "not judged" not in printed
     folder = tmp_path / "runs/own-data/none/seed0/label-match"
     rows = list(csv.DictReader((folder / "scores.csv").open()))
     assert [Path(row["path"]).name for row in rows] == [f"{i:04d}.png" for i in range(20)]  # where they stood

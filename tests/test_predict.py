@@ -157,7 +157,7 @@ def test_predict_prints_label_and_probability(own_run, tmp_path, capsys):
         predict.main([str(folder), str(tmp_path / "sub"), "--device", "cpu"])
     capsys.readouterr()
     predict.main([str(folder), str(tmp_path / "sub"), "--device", "cpu", "--csv", str(tmp_path / "out.csv")])
-    assert "passed over: files that end in .txt (1)" in capsys.readouterr().err
+    assert "ignored files that are not images: .txt (1)" in capsys.readouterr().err
     found = list(csv.reader((tmp_path / "out.csv").open(encoding="utf-8", newline="")))
     assert [row[0] for row in found] == ["path", f"{tmp_path}/sub/good.png", as_text(odd[1]), str(odd[0])]
     assert [row[1:] for row in found[1:]] == [rows[0][1:]] * 3
@@ -203,5 +203,5 @@ def test_a_run_stopped_before_its_end_writes_the_model_on_the_next_try(own_run, 
     for name in ("model.json", "model.safetensors"):
         assert (stopped / name).read_bytes() == (folder / name).read_bytes()
     (stopped / "model.safetensors").write_bytes(b"half")
-    with pytest.raises(UserError, match="model.json and model.safetensors do not make a model"):
+    with pytest.raises(UserError, match="model.json and model.safetensors do not form a model"):
         load_classifier(stopped)

@@ -108,5 +108,5 @@ def test_another_loss_on_the_mask(cell, tmp_path):
         )  # of the mask it was given
     assert summary["name"] == "phase2-deft-tiny-clip-digits-gce"
     assert log["GCE"]["images"] == log["CE"]["images"] and log["GCE"]["loss"] < 1 / 0.7 < log["CE"]["loss"]
-    with pytest.raises(UserError, match="phase2_loss: GCE takes the samples of the mask only"):
+    with pytest.raises(UserError, match="phase2_loss: GCE trains on the samples of the mask only"):
         main_phase2.main(phase2(tmp_path, *mask, "--phase2_loss", "GCE", "--noisy_samples", "detector"))

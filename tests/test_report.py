@@ -222,7 +222,7 @@ def test_errors_of_the_commands(cell, nasty_run, tmp_path):
         report.main([str(folder / "deft"), "--relabel", "0.5"])
     write_folder(tmp_path / "other", {name: 5 for name in NASTY})
     with pytest.raises(
-        UserError, match="data_path: of the 30 images of the run 29 are gone from .*other and 0 are others"
+        UserError, match="data_path: of the 30 images of the run, 29 are missing from .*other and 0 have changed"
     ):
         report.main([str(nasty_run), "--data_path", str(tmp_path / "other")])
     data = nasty_run.parents[4] / "data"

@@ -188,7 +188,7 @@ def test_killed_and_started_again(toy, capsys):
     for _ in range(2):
         rows = reproduce.main(flags)["table1"]
         assert [(row["ours"], row["n"]) for row in rows] == [(expected[row["column"]], 1) for row in rows]
-    assert "left out a line that is not whole" in capsys.readouterr().err
+    assert "skipped an incomplete line" in capsys.readouterr().err
 
 
 def test_unknown_names():

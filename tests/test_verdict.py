@@ -46,7 +46,7 @@ def test_the_digits_are_usable(cell, capsys):
     first = capsys.readouterr().out.splitlines()
     at = next(i for i, line in enumerate(first) if line.startswith("already finished"))
     assert (
-        first[at + 1].startswith("usable: zero-shot predictions agree with") and "guesses with 10.0 %" in first[at + 1]
+        first[at + 1].startswith("usable: zero-shot predictions agree with") and "(guessing: 10.0 %)" in first[at + 1]
     )
     assert "verdict" not in summaries["ce-tiny-clip-digits"]  # selects nothing
 

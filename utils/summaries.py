@@ -57,7 +57,9 @@ def read_log(folder: str | Path) -> list[dict[str, Any]]:
     path = Path(folder) / "log.jsonl"
     log = read_json_lines(path) if path.is_file() else []
     if any("epoch" not in line or log[0].keys() - line.keys() for line in log):
-        raise UserError(f"{path}: not the log of a run; its command writes it anew where summary.json is deleted.")
+        raise UserError(
+            f"{path}: not the log of a run; delete summary.json and run its command again, which rewrites the log."
+        )
     return log
 
 
