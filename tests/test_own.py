@@ -203,9 +203,7 @@ def test_a_messy_folder(tmp_path, capsys):
     single = data.label_names.index("single")
     assert (data.train.labels == single).sum() == 1 and single not in data.test.labels
     assert set(data.test.labels.tolist()) == {k for k in range(5) if k != single}
-    assert (
-        "too few images to hold any out for testing: single" in printed and "nothing in it\n" in printed
-    )
+    assert "too few images to hold any out for testing: single" in printed and "nothing in it\n" in printed
     assert f"ignored images outside the class folders (1): {tmp_path / 'loose.png'}\n" in printed
     assert "ignored files that are not images: .pdf (1), .txt (1)\n" in printed and "CLIP cannot know 007" in printed
     assert any("UPPER.PNG" in path for path in [*data.train.images, *data.test.images])
