@@ -12,6 +12,7 @@ import numpy as np
 from dataloader.dataset import label_hash
 from methods.decisions import RIGHT, UNDECIDED, Images
 from report.pictures import thumbnails
+from report.quality import quality_sections
 from report.sections import against_truth, by_class, confusions, overview, settings, training
 from report.similar import nearest_of_classes, similar_sections
 from report.suspects import ranking, score_rows, to_review
@@ -102,7 +103,8 @@ def all_sections(folder, cfg, data, arrays, summary, relabel_above, features=Non
     sections += [against_truth(data, arrays, relabel_above)] if data.true_labels is not None else []
     sections += [by_class(data, arrays), confusions(data, arrays)]
     sections += [training(history)] if history else []
-    return [*sections, *similar_sections(folder, data, arrays, features), settings(cfg, summary)]
+    sections += [*similar_sections(folder, data, arrays, features), *quality_sections(folder, data, arrays)]
+    return [*sections, settings(cfg, summary)]
 
 
 def page_html(folder, data, arrays, summary, sections, features=None, server=False):

@@ -6,6 +6,7 @@ import numpy as np
 
 from methods.estimates import of_run
 from methods.selection import precision_recall
+from report.pictures import thumbnails
 from report.plots import plot_history, plot_scores, plot_thresholds
 from report.suspects import fixed_labels
 from utils.config import default_values
@@ -16,6 +17,16 @@ PAIRS = 15  # lines of the list of pairs
 
 def section(name, title, *parts):
     return name, title, f'<section id="{name}"><h2>{title}</h2>{"".join(parts)}</section>'
+
+
+def figures(data, arrays, order):
+    """A small picture with its given label for each of the samples `order`."""
+    names = [escape(data.label_names[arrays["labels"][i]]) for i in order]
+    files = [escape(data.path(i) or f"image {i}") for i in order]
+    return [
+        f'<figure class=small><img alt="{name}" title="{file}" src="{uri}"><figcaption>{name}</figcaption></figure>'
+        for name, file, uri in zip(names, files, thumbnails(data.train.images, order))
+    ]
 
 
 def _table(header, rows, words=1):

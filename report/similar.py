@@ -8,8 +8,7 @@ from dataloader.rows import read_csv
 from methods.decisions import WRONG
 from methods.neighbours import EXACT_UP_TO, find_neighbours
 from model.features import read_features
-from report.pictures import thumbnails
-from report.sections import section
+from report.sections import figures, section
 from utils.files import write_csv
 from utils.summaries import read_summary
 
@@ -114,22 +113,11 @@ def similar_sections(folder, data, arrays, features):
     return [_duplicates(data, arrays, groups), _outliers(data, arrays, far)]
 
 
-def _figures(data, arrays, order):
-    from html import escape
-
-    names = [escape(data.label_names[arrays["labels"][i]]) for i in order]
-    files = [escape(data.path(i) or f"image {i}") for i in order]
-    return [
-        f'<figure class=small><img alt="{name}" title="{file}" src="{uri}"><figcaption>{name}</figcaption></figure>'
-        for name, file, uri in zip(names, files, thumbnails(data.train.images, order))
-    ]
-
-
 def _duplicates(data, arrays, groups):
     differ = sum(len(set(arrays["labels"][group])) > 1 for group in groups)
     shown = [group[:8] for group in groups[:SHOWN]]
-    figures = iter(_figures(data, arrays, [i for group in shown for i in group]))
-    rows = "".join(f"<div class=group>{''.join(next(figures) for _ in group)}</div>" for group in shown)
+    pictures = iter(figures(data, arrays, [i for group in shown for i in group]))
+    rows = "".join(f"<div class=group>{''.join(next(pictures) for _ in group)}</div>" for group in shown)
     text = (
         f"<p class=soft>{len(groups):,} groups of images that look nearly the same to the image encoder. {differ:,} of them "
         "have different labels and come first: if the images show the same thing, at most one label is right. An encoder that "
@@ -139,9 +127,9 @@ def _duplicates(data, arrays, groups):
 
 
 def _outliers(data, arrays, far):
-    figures = "".join(_figures(data, arrays, far[:SHOWN]))
+    pictures = "".join(figures(data, arrays, far[:SHOWN]))
     text = (
         f"<p class=soft>{len(far):,} images that are far from all others, the farthest first. They may belong to none of the "
         f"classes. outliers.csv lists all; {min(len(far), SHOWN)} are shown.</p>"
     )
-    return section("outliers", "Outliers", text, f"<div class=group>{figures}</div>")
+    return section("outliers", "Outliers", text, f"<div class=group>{pictures}</div>")

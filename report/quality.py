@@ -1,0 +1,155 @@
+"""Images of a run that are dark, overexposed, blurred or of hardly more than one colour, found by CleanVision.
+
+    python -m report.quality runs/own-photos/none/seed0/deft
+
+writes image_issues.csv into the run's folder; from then on the report has a section on it. An image is looked at once.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+
+from utils.config import UserError, parse_flags
+from utils.files import write_csv, write_whole
+from utils.start import run_main
+
+ISSUES = {
+    "dark": "dark",
+    "light": "overexposed",
+    "blurry": "blurred",
+    "low_information": "of hardly more than one colour",
+}
+TABLE = "image_issues.csv"
+PIECE = 1000  # images: what a stop may lose
+SHOWN = 24  # of each issue in the page
+
+
+class Pictures:
+    """The samples `order` of a Dataset as upright RGB Pillow images, each in a tuple, as CleanVision takes torchvision's."""
+
+    def __init__(self, images, order):
+        self.images, self.order = images, order
+
+    def __len__(self):
+        return len(self.order)
+
+    def __getitem__(self, k):
+        from PIL import Image
+
+        from dataloader.transforms import open_image
+
+        image = self.images[self.order[k]]
+        return (Image.fromarray(image) if isinstance(image, np.ndarray) else open_image(image),)
+
+
+def find_issues(data, samples, cache):
+    """{issue: {index: score}} of those of `samples` of a Dataset that have an issue; a lower score is worse.
+
+    Scores and thresholds are CleanVision's defaults. What is in the JSON file `cache`, by content, is not looked at again.
+    UserError where the package is missing.
+    """
+    try:
+        known = json.loads(cache.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        known = {}
+    contents = _contents(data)
+    new = [i for i in samples if contents[i] not in known]
+    for start in range(0, len(new), PIECE):
+        part = new[start : start + PIECE]
+        table = _look_at(Pictures(data.train.images, part))
+        for k, i in enumerate(part):
+            scores = {name: float(table[f"{name}_score"].iloc[k]) for name in ISSUES}
+            known[contents[i]] = {name: score for name, score in scores.items() if table[f"is_{name}_issue"].iloc[k]}
+        with write_whole(cache, shared=True) as file:
+            file.write(json.dumps(known).encode())
+        print(f"looked at {start + len(part)} of {len(new)} images", flush=True)
+    found = {name: {} for name in ISSUES}
+    for i in samples:
+        for name, score in known[contents[i]].items():
+            found[name][i] = score
+    return found
+
+
+def _contents(data):
+    """What tells the images from others: hashes of their contents or, where they have not been read, their paths."""
+    return data.digests or [data.path(i) for i in range(len(data.train.labels))]
+
+
+def _look_at(pictures):
+    """CleanVision's table of the pictures, a row each in their order."""
+    try:
+        cleanvision = import_module("cleanvision")
+    except ImportError as error:
+        raise UserError(f"quality: needs the package cleanvision: `pip install cleanvision` ({error}).") from None
+    lab = cleanvision.Imagelab(torchvision_dataset=pictures)
+    with contextlib.nullcontext() if sys.stderr.isatty() else contextlib.redirect_stderr(io.StringIO()):  # its progress
+        lab.find_issues(
+            {name: {} for name in ISSUES}, n_jobs=min(os.cpu_count() or 1, -(-len(pictures) // 50)), verbose=False
+        )
+    return lab.issues.sort_index()
+
+
+def write_issues(folder, data, arrays, found):
+    """image_issues.csv: the images of each issue, the worst first."""
+    contents = _contents(data)
+    rows = [
+        (i, data.path(i), data.label_names[arrays["labels"][i]], name, f"{score:.6f}", contents[i])
+        for name, scores in found.items()
+        for i, score in sorted(scores.items(), key=lambda pair: pair[1])
+    ]
+    write_csv(Path(folder) / TABLE, [("index", "path", "label", "issue", "score", "content"), *rows])
+
+
+def quality_sections(folder, data, arrays):
+    """The section of image_issues.csv, as all_sections has them; [] where there is no such file."""
+    from dataloader.rows import read_csv
+    from report.sections import figures, section
+
+    path = Path(folder) / TABLE
+    if not path.is_file():
+        return []
+    found, contents = {name: [] for name in ISSUES}, _contents(data)
+    for _, row in read_csv(path):
+        i = int(row["index"])
+        if arrays["there"][i] and contents[i] == row["content"] and row["issue"] in found:
+            found[row["issue"]].append(i)
+    parts = [
+        f"<h3>{len(images):,} {ISSUES[name]}</h3><div class=group>{''.join(figures(data, arrays, images[:SHOWN]))}</div>"
+        for name, images in found.items()
+        if images
+    ]
+    text = (
+        "<p class=soft>Images that CleanVision finds dark, overexposed, blurred or of hardly more than one colour, the worst "
+        f"first. The label of such an image may be right, but nobody can check it. {TABLE} lists all.</p>"
+    )
+    return [section("quality", "Image quality", text, *(parts or ["<p>None was found.</p>"]))]
+
+
+def main(argv=None):
+    """Write image_issues.csv of one run."""
+    parser = argparse.ArgumentParser(
+        prog="python -m report.quality", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", metavar="RUN", help="folder of a finished detector run")
+    parser.add_argument("--data_path", metavar="DIR", help="where the images lie now, if not where the run found them")
+    flags = parse_flags(parser, argv)
+    from report.suspects import read_run
+
+    cfg, arrays, data, _ = read_run(flags.run, flags.data_path)
+    found = find_issues(
+        data, np.flatnonzero(arrays["there"]).tolist(), Path(cfg.output_dir) / "cache" / "image-quality.json"
+    )
+    write_issues(flags.run, data, arrays, found)
+    counts = ", ".join(f"{len(found[name])} {words}" for name, words in ISSUES.items())
+    print(f"{counts}: {Path(flags.run) / TABLE}\nto look at them: python -m report.page {flags.run}")
+
+
+if __name__ == "__main__":
+    run_main(main)
