@@ -8,8 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
 from dataloader.dataset import Dataset, Split, View
+from dataloader.digits import enlarge_digits, load_digits_8x8
 from report.tables import format_table
 from utils.config import load_config
 from utils.runs import git_commit
@@ -95,6 +97,21 @@ def synthetic(num_train, num_test, num_classes, seed=0):
 
     names = [f"thing number {k}" for k in range(num_classes)]
     return Dataset("synthetic", split(num_train), split(num_test), names, View(pad=4))
+
+
+def digits_folder(root, number, ratio=0.2, seed=0):
+    """Write the first digits as class folders, a fraction `ratio` of them in a wrong one: {path: true label}."""
+    levels, labels = load_digits_8x8()
+    rng = np.random.default_rng(seed)
+    names = "zero one two three four five six seven eight nine".split()
+    truth = {}
+    for i, pixels in enumerate(enlarge_digits(levels[:number])):
+        given = (labels[i] + rng.integers(1, 10)) % 10 if rng.random() < ratio else labels[i]
+        path = Path(root) / names[given] / f"{i:04d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(path)
+        truth[str(path)] = names[labels[i]]
+    return truth
 
 
 def settings(*flags):

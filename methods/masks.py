@@ -35,7 +35,9 @@ def read_arrays(path: str | Path, names: tuple[str, ...]) -> dict[str, np.ndarra
             if arrays[name].shape != ((N, 2) if name == "images" else (N,)):
                 raise ValueError(f"{name} is of shape {arrays[name].shape}, for {N} samples")
     except Exception as error:  # a damaged zip, objects, a missing entry …
-        raise UserError(f"{path}: not a mask file ({brief(error)})") from None
+        raise UserError(
+            f"{path}: not a mask file of this version ({brief(error)}); an older version's detector must run again."
+        ) from None
     return arrays
 
 

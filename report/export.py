@@ -6,9 +6,11 @@ python -m report.export runs/own-DATA/none/seed0/deft --to cleaned --fixed
 """
 
 import argparse
+import fcntl
 import hashlib
 import json
 import os
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -58,8 +60,8 @@ def _metadata(data, arrays, samples, targets, labels):
     return [columns, *zip(*columns.values())]
 
 
-def _check_target(to, data, data_path, wanted):
-    """UserError unless `to` lies outside the source, and is empty, or an unfinished export of just this."""
+def _check_source(to, data, data_path):
+    """UserError unless `to` is, or can become, a folder outside the source."""
     sources = {Path(data_path).resolve()}
     if not isinstance(data.train.images, np.ndarray):
         sources |= {Path(folder).resolve() for folder in {os.path.dirname(path) for path in data.train.images}}
@@ -68,7 +70,11 @@ def _check_target(to, data, data_path, wanted):
         raise UserError(f"--to: {to} lies inside the source {inside}, which is only read; name a folder elsewhere.")
     if to.exists() and not to.is_dir():
         raise UserError(f"--to: {to} is no folder.")
-    if to.is_dir() and any(to.iterdir()):
+
+
+def _check_empty(to, wanted):
+    """UserError unless the folder `to` is empty, or an unfinished export of just this."""
+    if {path.name for path in to.iterdir()} - {f".{UNFINISHED}.tmp"}:  # what a kill in its first moment leaves
         before = (to / UNFINISHED).read_text(encoding="utf-8") if (to / UNFINISHED).is_file() else ""
         if before != wanted:
             raise UserError(
@@ -76,6 +82,19 @@ def _check_target(to, data, data_path, wanted):
                 + (", and holds an unfinished export of another run or with other flags" if before else "")
                 + "; name a new folder."
             )
+
+
+@contextmanager
+def _alone(to):
+    """Make the folder `to` and wait until no other process exports to it."""
+    to.mkdir(parents=True, exist_ok=True)
+    folder = os.open(to, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # some network file systems have no locks
+            fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)
 
 
 def _write(data, i, target, link):
@@ -117,23 +136,24 @@ def export(data, arrays, to, data_path, link=False, fixed=False, relabel_above=1
         }
     )
     to = Path(to)
-    there = {path.relative_to(to) for path in to.rglob("*") if not path.is_dir()} if to.is_dir() else set()
-    if there == {*targets, Path(METADATA)}:  # whole already
-        return len(samples)
-    _check_target(to, data, data_path, wanted)
+    _check_source(to, data, data_path)
     try:
-        to.mkdir(parents=True, exist_ok=True)
-        write_text(to / UNFINISHED, wanted)
-        for folder in {target.parent for target in targets}:
-            (to / folder).mkdir(exist_ok=True)
-        for i, target in zip(samples, tqdm(targets, "writing", disable=None)):
-            _write(data, i, to / target, link)
-        write_csv(to / METADATA, _metadata(data, arrays, samples, targets, labels))
+        with _alone(to):
+            there = {path.relative_to(to) for path in to.rglob("*") if not path.is_dir()}
+            if there == {*targets, Path(METADATA)}:  # whole already
+                return len(samples)
+            _check_empty(to, wanted)
+            write_text(to / UNFINISHED, wanted)
+            for folder in {target.parent for target in targets}:
+                (to / folder).mkdir(exist_ok=True)
+            for i, target in zip(samples, tqdm(targets, "writing", disable=None)):
+                _write(data, i, to / target, link)
+            write_csv(to / METADATA, _metadata(data, arrays, samples, targets, labels))
+            (to / UNFINISHED).unlink()
     except OSError as error:
         raise UserError(
             f"--to: {error.filename or to}: {error.strerror}; the same command continues from here."
         ) from None
-    (to / UNFINISHED).unlink()
     return len(samples)
 
 

@@ -3,8 +3,10 @@
 import shutil
 
 import pytest
+import torch
 
 import main_phase1
+from benchmarks.faults import differences
 from benchmarks.malformed import SEED, Payload, cases, evil, judge, own_run
 from dataloader.files import inspect_file
 from model.saved import load_classifier
@@ -71,3 +73,17 @@ def test_labels_to_score_are_read_before_training(tmp_path):
     with pytest.raises(UserError, match="score: there is no folder or file nowhere"):
         main_phase1.main(phase1(tmp_path, "--score", "nowhere"))
     assert not (tmp_path / SEED).exists()
+
+
+def test_what_counts_as_the_same_result(cell, tmp_path):
+    """Time may differ, weights may not, and no file may be missing."""
+    whole = cell[0] / SEED / "deft"
+    shutil.copytree(whole, tmp_path / "deft")
+    log = (whole / "log.jsonl").read_text()
+    (tmp_path / "deft" / "log.jsonl").write_text(log.replace('"seconds": ', '"seconds": 9'))
+    assert differences(tmp_path / "deft", whole) == []
+    (tmp_path / "deft" / "scores.csv").unlink()
+    saved = torch.load(whole / "checkpoint.pt", weights_only=True)
+    next(iter(saved["model"].values())).view(-1)[0] += 1e-6
+    torch.save(saved, tmp_path / "deft" / "checkpoint.pt")
+    assert differences(tmp_path / "deft", whole) == ["checkpoint.pt", "scores.csv"]

@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+import threading
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -295,6 +296,20 @@ def test_a_stopped_export_is_completed_by_the_same_command_only(nasty_run, tmp_p
         export.main([str(nasty_run), "--to", str(tmp_path / "half"), "--link"])
     export.main([str(nasty_run), "--to", str(tmp_path / "half")])
     assert tree(tmp_path / "half") == tree(tmp_path / "whole")
+
+
+def test_two_exports_to_one_folder_take_turns(nasty_run, tmp_path):
+    """Also into what a kill in the first moment of an export leaves."""
+    to = tmp_path / "to"
+    with export._alone(to):
+        second = threading.Thread(target=export.main, args=([str(nasty_run), "--to", str(to)],))
+        second.start()
+        second.join(0.5)
+        assert second.is_alive() and not list(to.iterdir())
+        (to / f".{export.UNFINISHED}.tmp").write_text("{")
+    second.join()
+    export.main([str(nasty_run), "--to", str(tmp_path / "whole")])
+    assert tree(to) == tree(tmp_path / "whole")
 
 
 def test_names_that_clash_are_told_apart():

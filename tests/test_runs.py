@@ -159,6 +159,10 @@ def test_other_data_under_the_same_settings_are_refused(tmp_path):
     assert main_detect.main([*flags, str(tmp_path / "moved")]) == first  # the same images elsewhere
     with pytest.raises(UserError, match="data_path: the run .* used other images"):
         main_detect.main([*flags, str(tmp_path / "b")])
+    for path in (tmp_path / "runs" / "cache").glob("images-*.json"):  # older versions did not list the images
+        path.unlink()
+    with pytest.raises(UserError, match="used other images, or was made by an older version"):
+        main_detect.main([*flags, str(tmp_path / "b")])
 
 
 def test_another_mask_is_not_the_same_run(cell, tmp_path):
@@ -304,6 +308,11 @@ def test_the_official_mask_file(cell, tmp_path):
     (tmp_path / "evil.npy").write_bytes(b"\x93NUMPY\x01\x00" + pickle.dumps(Evil()))
     with pytest.raises(UserError, match="evil.npy: not a mask file"):
         load_mask(tmp_path / "evil.npy", data, 0)
+    np.savez(tmp_path / "old.npz", mask=mask, labels=data.train.labels)  # without the names of the images
+    with pytest.raises(
+        UserError, match="old.npz: not a mask file of this version .*an older version's detector must run"
+    ):
+        load_mask(tmp_path / "old.npz", data, 0)
 
 
 def test_nothing_is_written_by_a_run_that_cannot_start(tmp_path):

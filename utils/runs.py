@@ -154,7 +154,10 @@ class Run:
         for what, value in self.identity.items():
             if before.get(what) == value:
                 continue
-            changes = listed_changes(Path(self.cfg.output_dir), before.get(what), value) if what == "images" else ""
+            changes = ""
+            if what == "images":
+                changes = listed_changes(Path(self.cfg.output_dir), before.get(what), value)
+                changes = changes or ", or was made by an older version"
             if self.score:
                 raise UserError(
                     f"score: {self.folder} holds scores of other {what}{changes}. Delete it to score these."
