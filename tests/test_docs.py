@@ -154,3 +154,25 @@ def test_tables_of_detectors_are_those_of_their_rows(name, tmp_path):
         rows = [tuple(row.values()) for row in csv.DictReader(file)]
     detector_table.write_tables(rows, table, tmp_path)
     assert (tmp_path / f"{table.file}.md").read_text() == Path(f"results/{table.file}.md").read_text()
+
+
+def test_figures_of_the_photographs():
+    """The short table of docs/methods.md is part of the whole one."""
+    page, whole = (
+        Path(name).read_text(encoding="utf-8") for name in ("docs/methods.md", "results/detectors-photos.md")
+    )
+    cells, short = {}, page.split("| F1 | ")[1].split("\n\n")[0].splitlines()
+    for table in whole.split("## ")[1].strip().split("\n\n")[1:]:
+        (dataset, *noises), _, *lines = (
+            [cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()
+        )
+        cells |= {(name, f"{dataset} {n}"): text for name, *texts in lines for n, text in zip(noises, texts)}
+    of = {
+        "`auto`, texts withheld": "auto, no texts",
+        "DeFT, as published": "deft",
+        "DeFT, `mask_by: margin`": "deft, mask_by margin",
+    }
+    columns = [column.strip() for column in short[0].split("|")[:-1]]
+    for name, *texts in ([cell.strip() for cell in line.split("|")[1:-1]] for line in short[2:]):
+        assert texts == [cells[of.get(name, name.strip("`")), column] for column in columns]
+    assert len(short) > 6
