@@ -104,6 +104,32 @@ def load_data(cfg):
     dataset.label_names = dataset.label_names or dataset.classnames
     if cfg.dataset == "own":
         say_names(dataset.classnames, dataset.label_names)
+    _check_labels(cfg, dataset)
+    truth = dataset.true_labels
+    if truth is None and (dataset.trusted or cfg.noise_mode not in ("", "none")):
+        truth, dataset.truth_on_disk = dataset.train.labels, not dataset.trusted
+    if dataset.trusted:
+        for split in dataset.given_tests.values():
+            split.true_labels = split.labels
+    dataset = identified(dataset, dataset.root or data_root(cfg.data_path))
+    is_folder = not isinstance(dataset.train.images, np.ndarray)
+    noisy = make_noise(
+        cfg, dataset.train.labels, dataset.num_classes, is_folder, lambda: raw_pixels(dataset.train.images)
+    )
+    if cfg.noise_mode not in ("", "none"):
+        dataset.noise_name, dataset.train.verified = _noise_name(cfg, noisy), None
+    dataset.noise_name = "-".join(filter(None, [dataset.noise_name, image_noise_name(cfg)]))
+    dataset.train = replace(dataset.train, labels=noisy, true_labels=truth)
+    for part, split in enumerate([dataset.train, *dataset.given_tests.values()]):
+        split.noise = image_noise_of(cfg, part)
+    if getattr(cfg, "score", ""):
+        return to_score(cfg, dataset)
+    _list_images(cfg, dataset)
+    return dataset
+
+
+def _check_labels(cfg, dataset):
+    """UserError unless every split has images, and its labels are numbers of the classes."""
     K = dataset.num_classes
     if cfg.num_class and cfg.num_class != K:
         raise UserError(f"num_class: is {cfg.num_class}, but {cfg.dataset} has {K} classes.")
@@ -119,25 +145,6 @@ def load_data(cfg):
                 f"data_path: label {labels[row]} of {split} image {row} is out of range; "
                 f"{cfg.dataset} has {K} class names, so labels go from 0 to {K - 1}."
             )
-    truth = dataset.true_labels
-    if truth is None and (dataset.trusted or cfg.noise_mode not in ("", "none")):
-        truth, dataset.truth_on_disk = dataset.train.labels, not dataset.trusted
-    if dataset.trusted:
-        for split in dataset.given_tests.values():
-            split.true_labels = split.labels
-    dataset = identified(dataset, dataset.root or data_root(cfg.data_path))
-    is_folder = not isinstance(dataset.train.images, np.ndarray)
-    noisy = make_noise(cfg, dataset.train.labels, K, is_folder, lambda: raw_pixels(dataset.train.images))
-    if cfg.noise_mode not in ("", "none"):
-        dataset.noise_name, dataset.train.verified = _noise_name(cfg, noisy), None
-    dataset.noise_name = "-".join(filter(None, [dataset.noise_name, image_noise_name(cfg)]))
-    dataset.train = replace(dataset.train, labels=noisy, true_labels=truth)
-    for part, split in enumerate([dataset.train, *dataset.given_tests.values()]):
-        split.noise = image_noise_of(cfg, part)
-    if getattr(cfg, "score", ""):
-        return to_score(cfg, dataset)
-    _list_images(cfg, dataset)
-    return dataset
 
 
 def to_score(cfg, data):

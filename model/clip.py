@@ -124,11 +124,16 @@ def _resolve(backbone, pretrained):
             f"pretrained: '{pretrained}' is neither a file nor weights of {name} "
             f"({', '.join(tags) or 'which has none'}).{nearest(pretrained, tags)}"
         )
+    return name, _fetch(name, pretrained, source), source.get("quick_gelu", False)
+
+
+def _fetch(name, pretrained, source):
+    """The file with the weights `pretrained` of an open_clip model, which open_clip describes in `source`."""
     try:
         with one_try():
-            return name, download_pretrained(source), source.get("quick_gelu", False)
+            return download_pretrained(source)
     except Exception as error:  # offline: every hub client fails in its own way
-        where = source.get("url") or "the file open_clip_model.safetensors of " + str(source.get("hf_hub"))
+        where = source.get("url") or f"open_clip_model.safetensors of {source.get('hf_hub', '').rstrip('/')}"
         raise UserError(
             f"pretrained: the weights {pretrained} of {name} could not be fetched "
             f"({_first_sentence(error)}). Where there is a network, fetch {where}; copy it to this machine "
