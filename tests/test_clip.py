@@ -172,7 +172,9 @@ def test_openai_name_means_openai_weights_and_quickgelu(monkeypatch):
         ):
             load_clip(backbone)
         assert asked["quick_gelu"] is True
-    with pytest.raises(UserError, match=r"laion2b_s34b_b88k of ViT-B-16 could not.* of laion/CLIP-ViT-B-16[^/]*; copy it"):
+    with pytest.raises(
+        UserError, match=r"laion2b_s34b_b88k of ViT-B-16 could not.* of laion/CLIP-ViT-B-16[^/]*; copy it"
+    ):
         load_clip("ViT-B/16", "laion2b_s34b_b88k")  # trained with plain GELU, whatever the spelling
 
 
