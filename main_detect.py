@@ -1,8 +1,8 @@
-"""Find wrong labels without training, for a first look: zero-shot, or by a linear classifier on CLIP's features.
+"""Find wrong labels without training a network: by zero-shot predictions, neighbours or a linear classifier.
 
     python main_detect.py --cfg config/PEFT/own.yaml --data_path DIR_OR_CSV --detector confident-learning
 
-`detect` is the same for a notebook.
+In notebooks, call `detect`.
 """
 
 import contextlib

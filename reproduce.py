@@ -1,4 +1,4 @@
-"""Run a table of the paper, and set the results beside the paper's figures.
+"""Run a table of the paper and print the results next to the paper's figures.
 
     python reproduce.py --table 1 --dataset cifar100 --noise sym_0.2 --seeds 0 1 2
     python reproduce.py --table 2 --dry_run
@@ -98,7 +98,7 @@ def column_flags(column):
 
 
 def make_step(command, dataset, flags, after=None):
-    """The Step of a method's command on a data set, in a run of its own where flags go beyond the noise and seed."""
+    """The Step of a method's command on a data set, in a separate run if it has flags other than noise and seed."""
     script, cfg, *words = command.split()
     real = script.replace("main_", "main_real_")
     script = real if dataset.get("real") and (HERE / f"{real}.py").is_file() else script
@@ -132,7 +132,7 @@ def make_cell(table, known, profile, place, flags, seed):
 
 
 def make_cells(table, known, profile, args):
-    """The Cells of a table that the flags leave."""
+    """The Cells of a table that match the flags."""
     datasets = [d for d in table["datasets"] if not profile or d in profile["datasets"]]
     names = {d: {d, profile.get("datasets", {}).get(d)} for d in datasets}
     return [
@@ -171,7 +171,7 @@ class Ledger:
             file.write(("" if whole else "\n") + text + "\n")
 
     def summary(self, step):
-        """The summary of a finished Step, else None; `reasons` tells what is wrong with one that is there."""
+        """The summary of a finished Step, else None; `reasons` says what is wrong with an invalid one."""
         if self._summaries.get(step) is None and step not in self.reasons:
             line = self._line(step)
             try:
@@ -181,7 +181,7 @@ class Ledger:
         return self._summaries.get(step)
 
     def _line(self, step):
-        """The last line of a step that was made with the settings of now, after the step before it; else None."""
+        """The last record of a step that ran with the current settings, after the step it depends on; else None."""
         after = self._line(step.after) if step.after else None
         if step.after and not after:
             return None
@@ -222,7 +222,7 @@ def _as_float(text):
 
 @contextmanager
 def only_one(output_dir):
-    """UserError where another reproduce.py is at work on the same folder."""
+    """UserError if another reproduce.py is working in the same folder."""
     Path(output_dir).mkdir(parents=True, exist_ok=True)
     with (Path(output_dir) / ".reproduce.lock").open("a+") as file:
         try:
@@ -241,7 +241,7 @@ def only_one(output_dir):
 
 
 class Runner:
-    """Runs Steps as subprocesses, `jobs` at once, each on a GPU of its own where there are several."""
+    """Runs Steps as subprocesses, `jobs` at a time; with several GPUs, each on its own."""
 
     def __init__(self, ledger, args):
         self.ledger, self.args, self.gpus = ledger, args, visible_gpus()
@@ -261,13 +261,13 @@ class Runner:
         return step.command(*where)
 
     def missing(self, steps):
-        """Those of the steps, and of what leads to them, that have no summary; first what comes first."""
+        """The steps without a summary, among these and those they depend on, in the order in which to run them."""
         chains = [step.chain() for step in steps]
         in_order = [chain[i] for i in range(max(map(len, chains), default=0)) for chain in chains if i < len(chain)]
         return [step for step in dict.fromkeys(in_order) if not self.ledger.summary(step)]
 
     def run_all(self, steps):
-        """Run what is missing; a step begins when those of its kind before it, whose masks are taken, are done."""
+        """Run the missing steps; a step starts when the steps whose masks it uses have finished."""
         todo = [step for step in self.missing(steps) if step not in self.ledger.reasons]
         for depth in range(1, 1 + max((len(step.chain()) for step in todo), default=0)):
             now = [(i, len(todo), step) for i, step in enumerate(todo, 1) if len(step.chain()) == depth]
@@ -281,7 +281,7 @@ class Runner:
                     raise
 
     def run(self, numbered):
-        """Run (number, total, Step); where it fails, its last words are its reason."""
+        """Run (number, total, Step); if it fails, its last line of output is the reason."""
         number, total, step = numbered
         reasons, path = self.ledger.reasons, self.data_path(step)
         if step.after and not self.ledger.summary(step.after):
@@ -302,7 +302,7 @@ class Runner:
                 self.ledger.add(step, settings, folder, round(time.perf_counter() - start, 1))
 
     def _watch(self, words, gpu):
-        """Run a command and repeat what it says. Returns its exit code, the run's folder, and its last line."""
+        """Run a command and echo its output. Returns its exit code, the run's folder, and its last line."""
         run_folder = re.compile(re.escape(str(self.args.output_dir)) + r"/([^/\s]+/[^/\s]+/seed\d+/[^/\s:]+)")
         folder, last = None, ""
         child = subprocess.Popen(
@@ -334,7 +334,7 @@ def visible_gpus():
 
 
 def _die_with_parent():
-    """In a child on Linux: be killed when the parent is, so that no run goes on unseen."""
+    """On Linux, kill this child process when its parent dies, so that no run continues unnoticed."""
     if sys.platform == "linux":
         import ctypes
 
@@ -345,7 +345,7 @@ def _die_with_parent():
 
 
 def verify(folder):
-    """Repeat a finished run from its record, in a folder that is thrown away. Returns what differs, one line each."""
+    """Repeat a finished run from its record, in a temporary folder. Returns what differs, one line each."""
     folder = Path(folder)
     before = read_summary(folder / "summary.json")
     if before is None:
@@ -366,7 +366,7 @@ def verify(folder):
 
 
 def differences(folder, again):
-    """What differs between two runs, one line each: summary but for NOT_COMPARED, epochs, and the arrays of the mask."""
+    """What differs between two runs, one line each: summary except for NOT_COMPARED, epochs, and the arrays of the mask."""
     import numpy as np
 
     def changed(old, new, place=""):

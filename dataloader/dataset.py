@@ -1,4 +1,4 @@
-"""What a run works on: images with their labels (Split), how they are viewed (View), and both together (Dataset)."""
+"""The data of a run: images with labels (Split), how pixels become a batch (View), and both together (Dataset)."""
 
 import hashlib
 from collections.abc import Sequence
@@ -93,7 +93,7 @@ class Dataset:
 
     @property
     def true_names(self) -> list[str]:
-        """What true labels are called: the classes, and behind them what is none of them."""
+        """Names of the true labels: the classes, then true labels that are no class."""
         return self.label_names + self.other_names
 
     @property
@@ -118,13 +118,13 @@ class Dataset:
 
     @property
     def tests(self) -> dict[str, Split]:
-        """What to test on, name -> Split: the labels are the true ones where they are known, and all of them classes."""
+        """The test sets, name -> Split, with true labels if known; images whose label is no class are left out."""
         by_truth = {name: _by_truth(split, self.num_classes) for name, split in self.given_tests.items()}
         return {name: split for name, split in by_truth.items() if len(split.labels)}
 
     @property
     def place(self) -> str:
-        """Where runs on these data lie below output_dir: <dataset>/<noise>."""
+        """The folder of runs on these data below output_dir: <dataset>/<noise>."""
         return f"{slug(self.name)}/{slug(self.noise_name)}"
 
     def whole(self) -> "Dataset":
@@ -144,7 +144,7 @@ class Dataset:
 
     @property
     def identity(self) -> dict[str, str]:
-        """What tells these images and labels from all others, for utils.runs.Run."""
+        """What identifies these images and labels, for utils.runs.Run."""
         return {"images": self.fingerprint, "labels": label_hash(self.train.labels)}
 
     def known(self) -> tuple[np.ndarray, np.ndarray] | None:
@@ -189,7 +189,7 @@ class Dataset:
         return facts
 
     def tables(self) -> dict[str, list]:
-        """What a run lists of its files: {file name: rows}, a heading first. Paths are relative to `root`, see below."""
+        """The lists that a run writes: {file name: rows}, a heading first. Paths are relative to `root`, see below."""
         tables: dict[str, list] = {}
         if self.skipped:
             tables["skipped.csv"] = [("path", "reason"), *((below(self.root, path), why) for path, why in self.skipped)]
@@ -200,7 +200,7 @@ class Dataset:
 
 
 def _by_truth(split: Split, num_classes: int) -> Split:
-    """The split labelled with the truth, where it is known, without images whose true label is no class."""
+    """The split with its true labels, if known, and without images whose true label is no class."""
     if split.true_labels is None:
         return split
     known = split.true_labels < num_classes
@@ -214,7 +214,7 @@ def label_hash(labels: np.ndarray) -> str:
 
 
 def content_numbers(split: Split) -> np.ndarray:
-    """(N,) uint64 that tell the contents of the images from all others; files that have not been read are their sizes."""
+    """(N,) uint64 that identify the contents of the images; for files that have not been read, their sizes."""
     if split.digests is not None:
         return np.array([int(digest[:16], 16) for digest in split.digests], dtype=np.uint64)
     return np.array([(file_identity(path) or [0])[0] for path in split.images], dtype=np.uint64)
@@ -258,7 +258,7 @@ def source_identity(data: Dataset, keys: np.ndarray) -> str:
 
 
 def identified(data: Dataset, root: str) -> Dataset:
-    """The Dataset with what tells its images from others; root: the folder that its files lie in."""
+    """The Dataset with the fields that identify its images; root: the folder of its files."""
     splits = [data.train, *data.given_tests.values()]
     is_files = isinstance(data.train.images[0], str)
     for split in splits:

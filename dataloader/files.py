@@ -1,4 +1,4 @@
-"""Image files before they are used: which cannot be read, and why, and which are the same."""
+"""Check image files before use: which cannot be read, and why, and which are identical."""
 
 import hashlib
 import io
@@ -24,7 +24,7 @@ IMAGE_SUFFIXES = set(
     ".jpg .jpeg .jpe .jfif .png .apng .gif .webp .avif .avifs .tif .tiff .bmp .dib .jp2 .j2k .j2c .jpc .jpf .jpx "
     ".ppm .pgm .pbm .pnm .tga .psd .pcx .sgi .dds .qoi .ico .icns".split()
 ) | (HEIF if READS_HEIF else set())
-# what operating systems, network drives and notebooks leave in folders, lower case; so does all that begins with a dot
+# files and folders of operating systems, network drives and notebooks, in lower case; names with a leading dot count too
 SYSTEM_NAMES = set(
     "@eadir @recycle #recycle @tmp #snapshot __macosx lost+found $recycle.bin __pycache__ thumbs.db ehthumbs.db "
     "desktop.ini".split()
@@ -32,7 +32,7 @@ SYSTEM_NAMES = set(
 
 
 def is_system(name: str) -> bool:
-    """Whether a file or folder of this name is none of a person's own."""
+    """Whether a name is that of a file or folder which systems create, not the user."""
     return name.startswith(".") or name.lower() in SYSTEM_NAMES
 
 
@@ -52,7 +52,7 @@ def image_files(folder: str | Path) -> tuple[list[str], Counter[str]]:
 
 
 def passed_over(others: Mapping[str, int]) -> str:
-    """{suffix: number} of files that are no images, as text."""
+    """{suffix: number} of files that are not images, as text."""
     text = ", ".join(f"{suffix or 'without a suffix'} ({n})" for suffix, n in sorted(others.items()))
     return text + ("; `pip install pillow-heif` makes HEIC readable" if HEIF & others.keys() else "")
 
@@ -89,7 +89,7 @@ def file_identity(path: str | Path) -> list[int] | None:
 
 
 def inspect_files(paths: Iterable[str], cache: Path) -> tuple[list[str], list[str]]:
-    """inspect_file of every path, as two lists; what is in the JSON file `cache` and unchanged since is not read again."""
+    """inspect_file of every path, as two lists; unchanged files that are in the JSON file `cache` are not read again."""
     try:
         known = json.loads(Path(cache).read_text(encoding="utf-8"))
         known = {path: entry for path, entry in known.items() if len(entry) == 4}
@@ -110,8 +110,8 @@ def inspect_files(paths: Iterable[str], cache: Path) -> tuple[list[str], list[st
 
 
 def images_identity(images: Any) -> str:
-    """What tells these images from all others, as a hash: pixels of an array or of Pillow images; of files, where they lie,
-    their size and the time of their last change."""
+    """A hash that identifies these images: of the pixels of an array or of Pillow images; of the path, size and modification
+    time of files."""
     sha = hashlib.sha256()
     if isinstance(images, np.ndarray):
         sha.update(f"{images.shape}".encode() + np.ascontiguousarray(images).tobytes())
@@ -125,23 +125,23 @@ def images_identity(images: Any) -> str:
 
 
 def pixel_digests(images: Any) -> list[str]:
-    """What tells each image by its pixels: a hash of every picture of a uint8 array (N, H, W, 3), or of Pillow images."""
+    """A hash of the pixels of each image of a uint8 array (N, H, W, 3) or a list of Pillow images."""
     arrays = (np.asarray(to_rgb(x) if isinstance(x, Image.Image) else x) for x in images)
     return [hashlib.blake2b(f"{x.shape}".encode() + x.tobytes(), digest_size=16).hexdigest() for x in arrays]
 
 
 def data_root(source: str | Path) -> str:
-    """The folder, absolute, that the paths of a data set are relative to: `source`, or where it lies if it is a table."""
+    """The absolute folder that the paths of a data set are relative to: `source`, or the folder of a table."""
     return os.path.dirname(os.path.abspath(source)) if os.path.isfile(source) else os.path.abspath(source)
 
 
 def below(root: str, path: str | Path) -> str:
-    """A path relative to the folder `root`, with /; absolute where it does not lie below it, or there is no root."""
+    """A path relative to the folder `root`, with /; absolute if it is not below it, or there is no root."""
     path = os.path.abspath(path)
     is_below = root and path.startswith(os.path.join(root, ""))
     return path[len(root) :].lstrip(os.sep).replace(os.sep, "/") if is_below else path
 
 
 def inspection_cache(cfg: SimpleNamespace) -> Path:
-    """Where what was found out about the files of data_path is kept."""
+    """The file that caches what inspect_files found out about data_path."""
     return Path(cfg.output_dir) / "cache" / f"{cfg.dataset}-files.json"

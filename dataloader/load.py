@@ -85,7 +85,7 @@ PUBLISHED = {  # (training, test) images as the data sets' authors give them
 def load_data(cfg):
     """The data set that `cfg` names, with class names and the labels to train on; pixels of files not yet decoded.
 
-    With `score`, the images it names stand in place of the training images.
+    With `score`, the images that it names replace the training images.
     Raises UserError for an unknown data set or noise, class names or labels that do not match, missing files.
     """
     read = pick(DATASETS, cfg.dataset, "dataset")
@@ -129,7 +129,7 @@ def load_data(cfg):
 
 
 def _check_labels(cfg, dataset):
-    """UserError unless every split has images, and its labels are numbers of the classes."""
+    """UserError unless every split has images, and labels that are class numbers."""
     K = dataset.num_classes
     if cfg.num_class and cfg.num_class != K:
         raise UserError(f"num_class: is {cfg.num_class}, but {cfg.dataset} has {K} classes.")
@@ -148,7 +148,7 @@ def _check_labels(cfg, dataset):
 
 
 def to_score(cfg, data):
-    """A Dataset with the labelled images that `score` names, a test set or a folder or table, in place of those to train on."""
+    """A Dataset with the labelled images that `score` names, a test set, folder or table, instead of the training images."""
     if cfg.score in data.given_tests:
         split, rest = data.given_tests[cfg.score], {"skipped": [], "duplicates": []}
     elif cfg.score == "test":
@@ -171,7 +171,7 @@ def to_score(cfg, data):
 
 
 def _list_images(cfg, data):
-    """Keep which files a Dataset has, and their contents, so that a run can say which are others than it was made with."""
+    """Record the files of a Dataset and their contents, so that a run can name those that have changed."""
     path, splits = image_list(Path(cfg.output_dir), data.fingerprint), [data.train, *data.given_tests.values()]
     if data.root and all(split.digests for split in splits) and not path.is_file():
         content = {below(data.root, p): digest for split in splits for p, digest in zip(split.images, split.digests)}
@@ -235,7 +235,7 @@ def _without_broken(dataset, cfg):
 
 
 def check_data(cfg):
-    """What is there of a data set, as text: images found against the published sizes, files missing or broken."""
+    """A report on a data set, as text: numbers of images against the published ones, missing and broken files."""
     dataset = DATASETS[cfg.dataset](cfg)
     published = PUBLISHED.get(cfg.dataset, (None, None))
     lines = [f"{cfg.dataset} in {cfg.data_path}"]

@@ -15,7 +15,7 @@ from dataloader.rows import SPLITS, Row, in_order, read_rows, shortened, tidy_na
 from utils.config import UserError, nearest
 from utils.summaries import read_summary
 
-OWN_VIEW = View(flip=False)  # neither cut nor mirrored: what fills the frame stays whole, and letters what they are
+OWN_VIEW = View(flip=False)  # no crop or flip: objects that fill the frame stay whole, letters readable
 
 
 def own(cfg: SimpleNamespace) -> Dataset:
@@ -76,7 +76,7 @@ def _say_lost_classes(source: str | Path, classes: list[str]) -> None:
 
 
 def source_name(source: str | Path) -> str:
-    """What a data set is called where nobody says: its folder's name, or its table's with that of the table's folder."""
+    """The default name of a data set: that of its folder, or of its table and the table's folder."""
     path = Path(os.path.abspath(source))
     return f"{path.parent.name}-{path.stem}" if path.is_file() else path.name
 
@@ -84,8 +84,8 @@ def source_name(source: str | Path) -> str:
 def _hold_out(rows: list[Row], fraction: float, seed: int) -> tuple[list[Row], np.ndarray | None]:
     """The rows, those held out for testing with the split test, and the positions of these, or None where there are none.
 
-    In each class those go whose content, scrambled by the seed, makes the smallest numbers: which they are hardly changes
-    where images come or go, and no image is on both sides under two names.
+    In each class, the images with the smallest content hashes, scrambled by the seed, are held out. The choice hardly changes
+    when images are added or removed, and identical images are never on both sides.
     """
     classes, labels = np.unique([row.label for row in rows], return_inverse=True)
     content = np.array([int(row.digest[:16], 16) for row in rows], dtype=np.uint64)
@@ -150,9 +150,9 @@ def sound_rows(
 
 
 def find_duplicates(rows: list[Row]) -> list[tuple[int, str, str, str, bool]]:
-    """The rows whose files are the same, which all stay: (group, path, split, label, whether the group's labels differ).
+    """The rows with identical files, all of which are kept: (group, path, split, label, whether the group's labels differ).
 
-    What matters of them is printed: labels that differ, and test images that are trained on.
+    Prints how many there are, how many groups have different labels, and which test images are training images too.
     """
     groups: dict[str, list[Row]] = {}
     for row in rows:

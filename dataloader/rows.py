@@ -215,7 +215,7 @@ def _read_table(path: Path, cfg: SimpleNamespace) -> list[Row]:
 
 
 def _decoded(text: str, path: Path, line: int, is_path: bool) -> str:
-    """A field of a table. A path may be no UTF-8, or as_text of such a one, if that is the file's name."""
+    """A field of a table. A path may be bytes that are not UTF-8, or as_text of them, if a file has that name."""
     if not isinstance(text, str):
         raise UserError(f"{path}: line {line} has {brief(text)} where text is expected.")
     if "\0" in text:
@@ -282,7 +282,7 @@ def _read_jsonl(path: Path) -> list[tuple[int, dict[str, str]]]:
 
 
 def _text(path: Path) -> str:
-    """The text of a UTF-8 file; bytes that are none, as file names may have, as Python has them in paths."""
+    """The text of a UTF-8 file; other bytes, as in some file names, become surrogates, as in Python's paths."""
     try:
         with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             text = file.read()
@@ -304,7 +304,7 @@ def in_order(labels: Iterable[str]) -> list[str]:
 
 
 def tidy_names(labels: Iterable[str]) -> list[str]:
-    """What CLIP reads for each label: 001.Black_footed_Albatross -> Black footed Albatross, goldenRetriever -> golden
+    """The class name for CLIP of each label: 001.Black_footed_Albatross -> Black footed Albatross, goldenRetriever -> golden
     Retriever. A number in front goes only where every label has one and they still differ without."""
     words = [" ".join(unicodedata.normalize("NFC", label).replace("_", " ").split()) for label in labels]
     bare = [re.sub(r"^\d+[.\s-]+", "", name) for name in words]

@@ -1,4 +1,4 @@
-"""What a person decided about labels: files of decisions, the images they are of, and the labels that follow.
+"""Decisions of a person about labels: their files, the images they belong to, and the labels that result.
 
 A decision is of one image and its given label: `right`, or `wrong`, with what it is in new_label where the person said so.
 """
@@ -35,7 +35,7 @@ class Decision:
 
     @property
     def image(self) -> str:
-        """What tells the image from the others of a data set, as text."""
+        """What identifies the image within its data set, as text."""
         return f"id {self.id}" if self.id else f"path {self.path}" if self.path else f"content {self.content}"
 
 
@@ -60,7 +60,7 @@ class Images:
     def find(self, row: Decision) -> tuple[list[int], str]:
         """(indices, "") of the images that a Decision is about, or ([], why there is none).
 
-        Files are one image each; equal pictures of an array with one label are the same to a person, and go together.
+        Files are one image each; identical images of an array with the same label share a decision.
         """
         found = self.by_id.get(row.id) or self.by_path.get(row.path)
         if found and row.content and self.contents[found[0]] not in ("", row.content):
@@ -99,7 +99,7 @@ def read_decisions(path: str | Path, classes: list[str]) -> list[Decision]:
 
 
 def _log_lines(path: Path) -> list[tuple[int, dict[str, str]]]:
-    """[(line number, fields)] of a log; a last line that a kill left without its end is not there."""
+    """[(line number, fields)] of a log; a last line that was cut off by a kill is ignored."""
     try:
         lines = [from_json(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
         if not all(isinstance(fields, dict) for fields in lines):
@@ -223,6 +223,6 @@ def as_arrays(decided: dict[int, Decision], data: Dataset) -> tuple[np.ndarray, 
 def followed(
     mask: np.ndarray, labels: np.ndarray, decision: np.ndarray, new_labels: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(mask (N,) bool, labels (N,)) to train on: what a person called right, or put right, is in; what is wrong is out."""
+    """(mask (N,) bool, labels (N,)) to train on: labels called right and relabelled ones are in, wrong ones are out."""
     relabelled = new_labels >= 0
     return (mask & (decision != WRONG)) | (decision == RIGHT) | relabelled, np.where(relabelled, new_labels, labels)

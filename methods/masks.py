@@ -42,7 +42,7 @@ def read_arrays(path: str | Path, names: tuple[str, ...]) -> dict[str, np.ndarra
 
 
 def read_selection(path: str | Path) -> dict[str, np.ndarray]:
-    """What a detector's run found of its N images, from its clean_mask.npz: {name: array (N, …)}, see save_mask."""
+    """The selection of a detector's run, from its clean_mask.npz: {name: array (N, …)}, see save_mask."""
     return read_arrays(path, ("mask", "p_clean", "predicted", "confidence", "labels", "images"))
 
 
@@ -108,7 +108,7 @@ def _rows_of(saved: dict[str, np.ndarray], data: Dataset, path: Path) -> np.ndar
 
 
 def positions(names: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Where each of `wanted` (M,) is in `names` (N,), numbers both: of equal ones the k-th is the k-th; -1 for none."""
+    """Positions of the numbers `wanted` (M,) in `names` (N,): the k-th of equal ones at the k-th; -1 if absent."""
     order, places = np.argsort(names, kind="stable"), np.argsort(wanted, kind="stable")
     ranks = np.empty(len(wanted), dtype=np.int64)
     ranks[places] = np.arange(len(wanted)) - np.searchsorted(wanted[places], wanted[places])
@@ -118,7 +118,7 @@ def positions(names: np.ndarray, wanted: np.ndarray) -> np.ndarray:
 
 
 def default_mask(data_path: str) -> str:
-    """What `mask` is where nobody says: all for a table that a report wrote, whose labels are all trusted, else deft."""
+    """The default of `mask`: all for a table that a report wrote, whose labels are all trusted, else deft."""
     if not written_by_report(data_path):
         return "deft"
     print(

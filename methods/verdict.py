@@ -1,4 +1,4 @@
-"""Whether a detector's result can be used: its predictions against guessing, the share of suspects, a training that failed.
+"""Whether a detector's result can be used: predictions against guessing, the share of suspects, failed training.
 
 Accuracies are means over the classes, so that guessing is right for 1 / classes of the labels whatever their shares. None of
 this needs true labels.

@@ -1,4 +1,4 @@
-"""Results set beside a paper's figures: as Markdown, CSV, LaTeX and plots."""
+"""Results next to a paper's figures: as Markdown, CSV, LaTeX and plots."""
 
 import csv
 import io

@@ -1,4 +1,4 @@
-"""What a detector found, to look at and to use: `python -m report.page RUN` writes into the run's folder
+"""The report of a detector's run: `python -m report.page RUN` writes into the run's folder
 
 report.html      one page to read and to review the suspects with, without a network
 suspects.png     the first suspects as a picture

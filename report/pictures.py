@@ -1,4 +1,4 @@
-"""Images of a run made small: for the page, and the picture of the first suspects."""
+"""Thumbnails of a run's images: for the page, and the picture of the first suspects."""
 
 import base64
 import io
@@ -39,7 +39,7 @@ def data_uri(image):
 
 
 def thumbnails(images, order, size=THUMBNAIL):
-    """Thumbnails of the samples `order` as data: addresses, which a page holds in place of files."""
+    """Thumbnails of the samples `order` as data: URIs, which the page embeds."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         uris = pool.map(lambda i: data_uri(thumbnail(images, i, size)), order)
         return list(tqdm(uris, "pictures", len(order), leave=False, disable=None))

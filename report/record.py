@@ -1,4 +1,4 @@
-"""What a finished run leaves: its selection as files, its lists, its summary."""
+"""The record of a finished run: its selection, lists and summary as files."""
 
 from methods.masks import save_mask
 from methods.selection import detection_quality
@@ -33,7 +33,7 @@ def finish(run, data, numbers, selection=None):
 
 
 def say_where(run):
-    """Print which labels a detector's run has not judged, where its suspects lie, and what to do next."""
+    """Print which labels a detector's run has not judged, where its suspects are, and what to do next."""
     if run.summary.get("held_out") or (
         run.summary["num_test"] and run.cfg.dataset == "own" and not run.summary.get("all_judged")
     ):

@@ -31,14 +31,14 @@ KEPT = {
 
 
 def to_show(arrays, limit=None):
-    """Indices of what the page shows: suspects nobody has reviewed, the worst first, `limit` of them, and all reviewed."""
+    """Indices of the images in the page: the `limit` worst suspects to review, the worst first, then all reviewed."""
     reviewed = ranking(arrays["p_clean"], arrays["mask"])
     reviewed = reviewed[((arrays["decision"] != UNDECIDED) & arrays["there"])[reviewed]]
     return np.concatenate([to_review(arrays)[:limit], reviewed])
 
 
 def run_name(folder, summary):
-    """What a run is called outside its folder."""
+    """The name of a run outside its folder."""
     return f"{summary['dataset']}-{summary['noise']}-seed{summary['seed']}-{Path(folder).resolve().name}"
 
 
@@ -87,7 +87,7 @@ def _rows(folder, summary, data, arrays, order, near, server):
 
 
 def _pieces(data, order, nearest):
-    """Thumbnails as text inside the page, in scripts that nothing runs: they are unpacked when they come into sight."""
+    """Thumbnails as text in the page, in scripts that are never run; they are unpacked when they scroll into view."""
     uris = thumbnails(data.train.images, order)
     pieces = {f"images-{k // PIECE}": uris[k : k + PIECE] for k in range(0, len(uris), PIECE)}
     pieces |= {"nearest": nearest} if nearest else {}
@@ -138,7 +138,7 @@ def page_html(folder, data, arrays, summary, sections, features=None, server=Fal
 
 
 def heading(summary, mask):
-    """How many labels look wrong, unless the detector failed: then that comes first."""
+    """How many labels look wrong or, if the detector failed, that it did."""
     found = f"{int(np.sum(~mask)):,} of {len(mask):,} labels look wrong"
     if usable(summary):
         return found

@@ -1,4 +1,4 @@
-"""The server of a review: the page of a run with its images, on this machine only, and each decision into the run's log."""
+"""The server of a review: serves the page of a run on this machine only, and logs each decision in the run's folder."""
 
 import io
 import json
@@ -18,7 +18,7 @@ LARGE = 1200  # pixels of the longer side of the large picture
 
 
 class Review:
-    """What is reviewed: a run, its images by what they are known by, and its log of decisions."""
+    """A run under review, with its images by their identifiers, and its log of decisions."""
 
     def __init__(self, folder, data_path=None, decisions=None, relabel_above=0.9):
         self.folder = folder
@@ -31,7 +31,7 @@ class Review:
         self.index = {self.images.row(i).image: i for i in range(len(self.data.train.labels))}
 
     def page(self):
-        """The page, with all that has been decided up to now."""
+        """The page, with all decisions so far."""
         with self.lock:
             decided, _ = by_image(self.log.rows(self.data.label_names), self.images, last_counts=True)
             follow(self.arrays, *as_arrays(decided, self.data))
@@ -45,7 +45,7 @@ class Review:
         return kind.lower(), file.getvalue()
 
     def nearest(self, image):
-        """What an image is known by, of the nearest of its given and of its suggested class; KeyError as for picture."""
+        """Identifiers of the nearest images of its given and of its suggested class; KeyError as for picture."""
         if self.features is None:
             return {}
         near = nearest_of_classes(self.features, self.arrays, self.index[image])
@@ -60,7 +60,7 @@ class Review:
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Answers below /<token>/ only, and only to a browser that asks this machine by its own name."""
+    """Answers requests below /<token>/ only, and only if the Host header names this machine."""
 
     protocol_version = "HTTP/1.1"
     review, token = None, None  # set by `serve`
@@ -84,7 +84,7 @@ class Handler(BaseHTTPRequestHandler):
         return self._answer(404, "text/plain", b"not found")
 
     def do_POST(self):
-        """A decision: {image, decision, new_label} as JSON. It is on the disk when the answer comes."""
+        """A decision: {image, decision, new_label} as JSON. It is on disk before the answer is sent."""
         content = self.rfile.read(min(int(self.headers.get("Content-Length") or 0), 100_000))
         if self.path != f"/{self.token}/decide" or not self._allowed(self.path):
             return self._answer(404, "text/plain", b"not found")
@@ -117,11 +117,11 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(content)
 
     def log_message(self, *args):
-        """Nothing: the screen is for what matters."""
+        """Do not log requests."""
 
 
 def serve(review, port=0):
-    """(server, its address): not yet answering; port 0 takes a free one."""
+    """(server, its address), not started yet; port 0 takes a free one."""
     token = secrets.token_urlsafe(16)
     try:
         server = ThreadingHTTPServer(("127.0.0.1", port), type("Bound", (Handler,), {"review": review, "token": token}))

@@ -1,4 +1,4 @@
-"""What image features say beside labels: near-duplicates, images far from all others, and the nearest of a class."""
+"""Further uses of image features: near-duplicates, outliers, and the nearest images of a class."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ SHOWN = 40  # groups or images in the page
 
 
 def find_features(folder, data):
-    """Unit-length features (N, D) float32 of the images of a run, None where no detector has kept any.
+    """Unit-length features (N, D) float32 of the images of a run; None if no detector has stored any.
 
     They are those of the run itself or, by the images' paths and contents, of another detector's run beside it.
     """

@@ -1,4 +1,4 @@
-"""What a detector's selection says of each sample, as CSV files. docs/own-images.md describes their columns."""
+"""The selection of a detector as CSV files. docs/own-images.md describes their columns."""
 
 import os
 from pathlib import Path
@@ -62,7 +62,7 @@ def follow(arrays, decision, new_labels):
 
 
 def _recorded(folder, cfg, summary, labels, data_path):
-    """The Dataset that a run judged, as its scores.csv has it; without pixels where it was no files (root is "")."""
+    """The Dataset that a run judged, as its scores.csv has it; without pixels if its images are not files (root is "")."""
     rows = [fields for _, fields in read_csv(folder / "scores.csv")]
     if not all(fields.get("index", "").isdecimal() and "given_label" in fields for fields in rows):
         raise UserError(f"{folder / 'scores.csv'}: not the list that a run wrote; run the detector again.")
@@ -99,7 +99,7 @@ def _recorded(folder, cfg, summary, labels, data_path):
 
 
 def _file(root, text):
-    """The image file that a list calls `text`; its name may be no UTF-8, see as_text."""
+    """The image file that is `text` in a list; its name may not be UTF-8, see as_text."""
     path = os.path.normpath(os.path.join(root, text))
     return path if "\\udc" not in text or os.path.exists(path) else as_path(path)
 
@@ -143,7 +143,7 @@ def ranking(p_clean, mask):
 
 
 def fixed_labels(arrays, relabel_above):
-    """Labels (N,) with suspects put right, and which samples were (N,) bool.
+    """Labels (N,) with relabelled suspects, and which samples are relabelled (N,) bool.
 
     Put right are those that a person gave another label, and those no person has decided that the detector is sure of:
     confidence >= relabel_above in a class that is not the given one.
@@ -156,7 +156,7 @@ def fixed_labels(arrays, relabel_above):
 
 
 def to_review(arrays):
-    """Indices of the suspects that are there and that no person has decided, the worst first."""
+    """Indices of the suspects to review, the worst first: those that are there and not yet decided."""
     order = ranking(arrays["p_clean"], arrays["mask"])
     return order[(~arrays["mask"] & arrays["there"] & (arrays["decision"] == UNDECIDED))[order]]
 
@@ -191,7 +191,7 @@ def score_rows(data, arrays, order):
 
 
 def write_scores(folder, data, arrays):
-    """scores.csv, what the detector says of all samples, in their order: the record that a report is made from."""
+    """scores.csv, the scores of all samples, in their order: the record that reports are made from."""
     write_csv(Path(folder) / "scores.csv", score_rows(data, arrays, range(len(arrays["mask"]))))
 
 

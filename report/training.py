@@ -1,4 +1,4 @@
-"""How a run trained: `python -m report.training RUN` draws its epochs and names the words nearest to its learned prompts.
+"""The training of a run: `python -m report.training RUN` plots it and lists the words nearest to its learned prompts.
 
     python -m report.training RUN [--tensorboard]
 

@@ -244,7 +244,8 @@ def _refuse(word: str, keys: dict[str, Key], script: str | None) -> NoReturn:
     word = word.split("=")[0]
     key = keys.get(word.removeprefix("--")) if word.startswith("--") else None
     if key:
-        others = " and ".join(f"{name}.py" for name in key.scripts if name != "none")
+        *most, last = [f"{name}.py" for name in key.scripts if name != "none"] or [""]
+        others = f"{', '.join(most)} and {last}" if most else last
         raise UserError(f"{word}: {script}.py does not use this key{'; it is used by ' + others if others else ''}.")
     hint = nearest(word, ["--cfg", *(f"--{name}" for name in keys)]) if word.startswith("--") else ""
     raise UserError(f"{word}: unknown flag.{hint}")
