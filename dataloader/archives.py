@@ -84,13 +84,18 @@ def _find(source: str | Path, key: str) -> tuple[list[tuple[Path, str]], Any]:
         return [], None
     if not re.search(r"[{*?\[]", text) or not text.lower().endswith((".parquet", *TAR)):
         return [], None
-    patterns = list(_library("braceexpand", "webdataset").braceexpand(text)) if "{" in text else [text]
-    lists = [sorted(glob.glob(pattern)) if re.search(r"[*?\[]", pattern) else [pattern] for pattern in patterns]
-    files = [Path(file) for part in lists for file in part]
-    gone = [file for file in files if not file.is_file()]
-    if gone or not files:
-        raise UserError(f"{key}: there is no file {gone[0] if gone else text}, which {text} stands for.")
-    return _of_kind([(file, "") for file in files])
+    shards: dict[Path, None] = {}
+    try:
+        for pattern in _library("braceexpand", "webdataset").braceexpand(text) if "{" in text else [text]:
+            paths = sorted(glob.glob(pattern)) if re.search(r"[*?\[]", pattern) else [pattern]
+            if not paths or not os.path.isfile(paths[0]):
+                raise UserError(
+                    f"{key}: there is no file {pattern}" + (f", which {text} stands for." if pattern != text else ".")
+                )
+            shards |= dict.fromkeys(map(Path, paths))
+    except ValueError as error:
+        raise UserError(f"{key}: {text} is no pattern of files ({brief(error)}).") from None
+    return _of_kind([(file, "") for file in shards])
 
 
 def _of_kind(files: list[tuple[Path, str]]) -> tuple[list[tuple[Path, str]], Any]:
@@ -120,7 +125,8 @@ def _guarded(samples: Iterator[Sample], where: str, key: str) -> Iterator[Sample
     except (UserError, GeneratorExit, MemoryError):
         raise
     except Exception as error:
-        raise UserError(f"{key}: {where} cannot be read ({brief(error)}).") from None
+        several = len(error.args) > 1 and isinstance(error.args[0], str)  # WebDataset adds where it was
+        raise UserError(f"{key}: {where} cannot be read ({brief(error.args[0] if several else error)}).") from None
 
 
 # --- Hugging Face datasets
@@ -128,6 +134,7 @@ def _guarded(samples: Iterator[Sample], where: str, key: str) -> Iterator[Sample
 
 def _read_datasets(files: list[tuple[Path, str]], cfg: SimpleNamespace) -> Iterator[Sample]:
     datasets = _library("datasets", "datasets")
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # its errors come as exceptions, too
     parts: list[tuple[Any, str, str]] = []  # (data set, split, what an error calls it)
     for path, split in files:
         if path.is_dir():
@@ -149,8 +156,9 @@ def _rows(rows: Any, column: str, extra: dict[str, str]) -> Iterator[Sample]:
     for row in rows.cast_column(column, _library("datasets", "datasets").Image(decode=False)):
         image = row[column] or {"bytes": b"", "path": None}
         fields = {name: _text(row[name], feature) for name, feature in texts.items() if name != column}
-        content = Path(image["path"]).read_bytes() if image["bytes"] is None else image["bytes"]
-        name = image["path"] or ""
+        content, name = image["bytes"], image["path"] or ""
+        if content is None:  # the path is a file's; a missing one is found by the check of all files, as an empty one
+            content = Path(name).read_bytes() if os.path.isfile(name) else b""
         name = "/".join(Path(name).parts[-2:]) if os.path.isabs(name) else name
         yield Sample(name, content, fields | extra)
 

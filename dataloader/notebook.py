@@ -135,7 +135,7 @@ def in_memory(
         images = save_images(images, Path(cfg.output_dir) / slug(name) / "images")
     split = Split(images, labels)
     if not given:  # else no text is read
-        say_names(words, values.tolist())
+        say_names(words, [str(value) for value in values])
     root, rows = "", np.arange(len(labels))
     if all(isinstance(image, str) for image in images):
         root = os.path.commonpath([os.path.dirname(path) for path in images])
