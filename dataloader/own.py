@@ -10,8 +10,8 @@ import numpy as np
 
 from dataloader.archives import opened, source_root
 from dataloader.dataset import Dataset, Split, View
-from dataloader.files import inspect_files, inspection_cache
-from dataloader.rows import SPLITS, Row, in_order, read_rows, shortened, tidy_names, written_by_report
+from dataloader.files import data_root, inspect_files, inspection_cache
+from dataloader.rows import SPLITS, TABLE_SUFFIXES, Row, in_order, read_rows, shortened, tidy_names, written_by_report
 from utils.config import UserError, nearest
 from utils.summaries import read_summary
 
@@ -145,7 +145,9 @@ def sound_rows(
         given = [f"{path} ({reason}{f', {n} rows' if n > 1 else ''})" for (path, reason), n in files.items()]
         print(f"skipped {len(skipped)} of {len(rows)} images: {shortened(given, 5)}")
     if len(skipped) == len(rows):
-        raise UserError(f"{key}: none of the {len(rows)} images of {source} can be read.")
+        is_table = Path(source).suffix.lower() in TABLE_SUFFIXES
+        hint = f"; paths are relative to {data_root(source)}" if is_table else ""
+        raise UserError(f"{key}: none of the {len(rows)} images of {source} can be read{hint}.")
     return [replace(row, digest=digest) for row, digest, reason in zip(rows, digests, reasons) if not reason], skipped
 
 

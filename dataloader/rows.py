@@ -224,6 +224,8 @@ def _decoded(text: str, path: Path, line: int, is_path: bool) -> str:
         text = as_path(text)
     if not text.isascii() and as_text(text) != text and not (is_path and (path.parent / text).exists()):
         raise UserError(f"{path}: line {line} is not UTF-8 text ({as_text(text)}).")
+    if is_path and "\\" in text and not (path.parent / text.strip()).exists():  # as Windows writes paths
+        text = text.replace("\\", "/")
     return text
 
 
@@ -319,7 +321,7 @@ def say_names(classnames: list[str], label_names: list[str]) -> None:
     missing = [label for label in label_names if label.lower() in MISSING]
     if missing:
         print(f"warning: labels that look like missing values are classes now: {shortened(missing)}")
-    cannot = [name for name in classnames if name.isdigit() or re.fullmatch(r"n\d{8}", name)]
+    cannot = [name for name in classnames if re.fullmatch(r"n\d{8}|\d+(\.\d+)?", name)]
     if cannot:
         print(f"warning: CLIP cannot know {shortened(cannot)}; --classnames FILE gives it words, one class per line")
     first: dict[str, str] = {}

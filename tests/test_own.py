@@ -390,6 +390,8 @@ def test_what_clip_reads(tmp_path, capsys):
     assert "the classes 'Hot dog' and 'hot_dog' have the same name for CLIP, 'hot dog'" in capsys.readouterr().out
     load(table(tmp_path, SIX.replace("x", "n01440764").replace("y", "12")), *NO_TEST)
     assert "CLIP cannot know 12, n01440764; --classnames" in (printed := capsys.readouterr().out)
+    load(table(tmp_path, SIX.replace("x", "1.0").replace("y", "2.0")), *NO_TEST)  # numbers that passed through pandas
+    assert "CLIP cannot know 1.0, 2.0; --classnames" in capsys.readouterr().out
     assert "look like missing values" not in printed
     load(table(tmp_path, SIX.replace("x", "nan").replace("y", "N/A")), *NO_TEST)  # as pandas writes them
     assert "labels that look like missing values are classes now: N/A, nan\n" in capsys.readouterr().out
@@ -529,6 +531,18 @@ def test_a_table_with_a_name_that_is_no_utf8(tmp_path):
         load(table(tmp_path, b"\n".join(lines).replace(b"latin", b"gone"), images=""))
 
 
+def test_paths_that_windows_wrote(tmp_path):
+    """A backslash separates folders, unless a file has one in its name."""
+    write_folder(tmp_path / "img", {"x": 1, "y": 2})
+    names = sorted((tmp_path / "img" / "y").iterdir())
+    names[1].rename(tmp_path / "img\\odd.png")
+    text = f"path,label\nimg\\x\\0000.png,x\nimg\\y\\{names[0].name},y\nimg\\odd.png,y\n"
+    data = load(table(tmp_path, text, images=""), *NO_TEST)
+    assert data.train.images == [
+        str(tmp_path / p) for p in ("img/x/0000.png", f"img/y/{names[0].name}", "img\\odd.png")
+    ]
+
+
 def messy(tmp_path, monkeypatch):
     path = table(
         tmp_path, SIX + "gone.png,x\nbroken.png,x\nempty.png,y\ntext.png,y\nhuge.png,y\ntwin.png,x\nsame.png,y\n"
@@ -568,7 +582,7 @@ def test_what_cannot_be_read_is_left_out_at_the_start_and_said(tmp_path, monkeyp
 
     for name in "abcdef":
         (tmp_path / f"{name}.png").unlink()
-    with pytest.raises(UserError, match="data_path: none of the 6 images of .* can be read"):
+    with pytest.raises(UserError, match="data_path: none of the 6 images of .* can be read; paths are relative to /"):
         load(table(tmp_path / "again", SIX, images=""))
 
 
