@@ -96,7 +96,7 @@ DRAWN_ROWS = (
     "deft",
     "deft, mask_by margin",
 )
-STYLES = ("C3o-", "C0s-", "C0^-", "C1D-", "C2v-", "C4P-", "C5X-", "C6d-", "k*-", "k*--")
+STYLES = ("C3o-", "C0s-", "C9^-", "C1D-", "C2v-", "C4P-", "C5X-", "C6d-", "k*-", "k*--")
 
 
 class Table(NamedTuple):
@@ -148,7 +148,7 @@ TABLES = {
         ),
         (0, 1, 2),
         "photos/",
-        ("label-match, 6 templates", "lemon, 6 templates"),  # templates of digits
+        ("label-match, 6 templates", "lemon, 6 templates", "deft, mask_epochs 5"),  # templates of digits; it has 4 epochs
     ),
 }
 
