@@ -148,7 +148,7 @@ TABLES = {
         ),
         (0, 1, 2),
         "photos/",
-        ("label-match, 6 templates", "lemon, 6 templates", "deft, mask_epochs 5"),  # templates of digits; it has 4 epochs
+        ("label-match, 6 templates", "lemon, 6 templates", "deft, mask_epochs 5"),  # of digits; of 10 epochs
     ),
 }
 
