@@ -25,6 +25,7 @@ import tarfile
 import tempfile
 import time
 from collections import Counter
+from functools import partial
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
@@ -182,13 +183,12 @@ class Bench:
         print(f"{what}, {on}: {tried}, {outcome}", flush=True)
 
     def disturb(self, what, job, faults):
-        """Run a job once with each of `faults` (name, prepare, mend), then mend the fault and give the command again."""
+        """Run a job once with each of `faults` (name, prepare), see start(), and give the command again without it."""
         tried = stopped = same = 0
-        for name, prepare, mend in faults:
+        for name, prepare in faults:
             place = self.place(job)
             child = start(job, place, lambda: prepare(place))
             stopped += self.stopped(name, job, place, *end(child))
-            mend(place)
             same += self.same(name, job, place)
             tried += 1
         self.row(what, job, tried, f"{stopped} stopped with one line, {same} the same when given again")
@@ -236,18 +236,14 @@ def full_disk(bench):
     def each_file():
         for n in count():
             opened = multiprocessing.Value("i", 0)
-            yield f"full disk from file {n + 1} on", lambda place: full_from(n, opened), lambda place: None
+            yield f"full disk from file {n + 1} on", lambda place: full_from(n, opened)
             if opened.value <= n:
                 return
 
     def limits():
         for n in (0, 100, 1000, 10_000, 100_000, 1_000_000):
             limit = (n, resource.RLIM_INFINITY)
-            yield (
-                f"files of {n} bytes",
-                lambda place: resource.setrlimit(resource.RLIMIT_FSIZE, limit),
-                lambda place: None,
-            )
+            yield f"files of {n} bytes", lambda place: resource.setrlimit(resource.RLIMIT_FSIZE, limit)
 
     for job in JOBS:
         bench.disturb("disk full from the n-th file on", job, each_file())
@@ -272,14 +268,8 @@ def read_only(bench):
 
     for job in JOBS:
         folders = [".", "exported"] if job == "export" else [".", "runs", SEED]
-        bench.disturb(
-            "folder that cannot be written",
-            job,
-            [
-                (f"{name} is read-only", lambda place, name=name: become_nobody(place, name), lambda place: None)
-                for name in folders
-            ],
-        )
+        faults = [(f"{name} is read-only", partial(become_nobody, folder=name)) for name in folders]
+        bench.disturb("folder that cannot be written", job, faults)
 
 
 def twice(bench):
