@@ -1,8 +1,8 @@
-"""Images of a run that are dark, overexposed, blurred or of hardly more than one colour, found by CleanVision.
+"""Images of a run that are dark, overexposed, blurred or nearly uniform in colour, found by CleanVision.
 
     python -m report.quality runs/own-photos/none/seed0/deft
 
-writes image_issues.csv into the run's folder; from then on the report has a section on it. An image is looked at once.
+writes image_issues.csv into the run's folder; from then on the report has a section on it. Each image is checked once.
 """
 
 import argparse
@@ -24,7 +24,7 @@ ISSUES = {
     "dark": "dark",
     "light": "overexposed",
     "blurry": "blurred",
-    "low_information": "of hardly more than one colour",
+    "low_information": "nearly uniform in colour",
 }
 TABLE = "image_issues.csv"
 PIECE = 1000  # images: what a stop may lose
@@ -52,7 +52,7 @@ class Pictures:
 def find_issues(data, samples, cache):
     """{issue: {index: score}} of those of `samples` of a Dataset that have an issue; a lower score is worse.
 
-    Scores and thresholds are CleanVision's defaults. What is in the JSON file `cache`, by content, is not looked at again.
+    Scores and thresholds are CleanVision's defaults. Images whose content is in the JSON file `cache` are not checked again.
     UserError where the package is missing.
     """
     try:
@@ -69,7 +69,7 @@ def find_issues(data, samples, cache):
             known[contents[i]] = {name: score for name, score in scores.items() if table[f"is_{name}_issue"].iloc[k]}
         with write_whole(cache, shared=True) as file:
             file.write(json.dumps(known).encode())
-        print(f"looked at {start + len(part)} of {len(new)} images", flush=True)
+        print(f"checked {start + len(part)} of {len(new)} images", flush=True)
     found = {name: {} for name in ISSUES}
     for i in samples:
         for name, score in known[contents[i]].items():
@@ -126,10 +126,10 @@ def quality_sections(folder, data, arrays):
         if images
     ]
     text = (
-        "<p class=soft>Images that CleanVision finds dark, overexposed, blurred or of hardly more than one colour, the worst "
-        f"first. The label of such an image may be right, but nobody can check it. {TABLE} lists all.</p>"
+        "<p class=soft>Images that CleanVision finds dark, overexposed, blurred or nearly uniform in colour, the worst "
+        f"first. Their labels may be right, but are hard to check. {TABLE} lists all.</p>"
     )
-    return [section("quality", "Image quality", text, *(parts or ["<p>None was found.</p>"]))]
+    return [section("quality", "Image quality", text, *(parts or ["<p>None found.</p>"]))]
 
 
 def main(argv=None):
@@ -138,7 +138,7 @@ def main(argv=None):
         prog="python -m report.quality", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("run", metavar="RUN", help="folder of a finished detector run")
-    parser.add_argument("--data_path", metavar="DIR", help="where the images lie now, if not where the run found them")
+    parser.add_argument("--data_path", metavar="DIR", help="folder of the images, if they have moved since the run")
     flags = parse_flags(parser, argv)
     from report.suspects import read_run
 
@@ -148,7 +148,7 @@ def main(argv=None):
     )
     write_issues(flags.run, data, arrays, found)
     counts = ", ".join(f"{len(found[name])} {words}" for name, words in ISSUES.items())
-    print(f"{counts}: {Path(flags.run) / TABLE}\nto look at them: python -m report.page {flags.run}")
+    print(f"{counts}: {Path(flags.run) / TABLE}\nto see them: python -m report.page {flags.run}")
 
 
 if __name__ == "__main__":

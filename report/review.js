@@ -134,7 +134,7 @@ function card(suspect, at) {
     ([value, text]) => element("button", {type: "button", value, className: "choice",
       textContent: value === "wrong" ? "not " + suspect.given : "is " + text}));
   const made = element("article", {dataset: {at}}, image, element("p", {}, element("b", {textContent: what})),
-    element("p", {className: "soft", textContent: "p_clean " + suspect.p.toFixed(3) + " · " + Math.round(100 * suspect.sure) + " %"
+    element("p", {className: "soft", textContent: "p_clean " + suspect.p.toFixed(3) + " · " + Math.round(100 * suspect.sure) + "\u00a0%"
       + (suspect.truth && " · is " + suspect.truth)}),
     element("p", {className: "soft file", title: suspect.path, textContent: suspect.name}), ...buttons,
     element("p", {className: "said"}));

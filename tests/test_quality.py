@@ -27,7 +27,7 @@ def pictures():
 
 
 def test_each_issue_is_found(tmp_path, capsys, monkeypatch):
-    """In the list and the page; what is known of a content is not looked at again; images that are gone are left out."""
+    """In the list and the page; what was checked once is not checked again; images that are gone are left out."""
     pytest.importorskip("cleanvision")
     paths = {name: tmp_path / "data" / f"class{k % 2}" / f"{k}.png" for k, name in enumerate(pictures())}
     for name, path in paths.items():
@@ -37,7 +37,7 @@ def test_each_issue_is_found(tmp_path, capsys, monkeypatch):
     main_detect.main(["--cfg", "config/PEFT/own.yaml", "--backbone", "tiny-clip-digits", "--device", "cpu", *out])
     run = tmp_path / "runs/own-data/none/seed0/label-match"
     quality.main([str(run)])
-    assert "1 dark, 1 overexposed, 0 blurred, 1 of hardly more than one colour" in capsys.readouterr().out
+    assert "1 dark, 1 overexposed, 0 blurred, 1 nearly uniform in colour" in capsys.readouterr().out
     rows = list(csv.DictReader((run / "image_issues.csv").open()))
     assert {tmp_path / "data" / row["path"]: row["issue"] for row in rows} == {
         p: name for name, p in paths.items() if name
