@@ -336,9 +336,10 @@ def say_names(classnames: list[str], label_names: list[str]) -> None:
 def written_by_report(source: str | Path) -> bool:
     """Whether a data set is a labels_clean.csv or labels_fixed.csv of report.page, whose labels are all trusted."""
     path = Path(source)
-    return (
-        path.is_file() and path.suffix.lower() == ".csv" and TRUSTED_BY in _text(path).split("\n")[0].strip().split(",")
-    )
+    if not path.is_file() or path.suffix.lower() != ".csv":
+        return False
+    with path.open(encoding="utf-8", errors="replace") as file:
+        return TRUSTED_BY in file.readline().strip().split(",")
 
 
 def shortened(words: Sequence[object], count: int = 12) -> str:
