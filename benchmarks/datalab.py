@@ -54,10 +54,10 @@ def read(path):
         return list(csv.DictReader(file))
 
 
-def with_this_tool(flags, folder):
+def with_this_tool(flags, folder, detectors):
     """{what: (set of paths, CPU seconds)} that the detectors flag, and the report of the run beside them."""
     found = {}
-    for name in DETECTORS:  # the first computes the features, which the others read
+    for name in detectors:  # the first computes the features, which the others read
         main, more = (main_real_phase1.main, ["--test_fraction", "0"]) if name == "deft" else (main_detect.main, [])
         more = more or ["--detector", name]
         _, seconds = timed(main, [*flags, *more])
@@ -122,6 +122,7 @@ def main():
     p = parser(__doc__)
     p.add_argument("--data_path", default="", help="your own folder of class folders, or table")
     p.add_argument("--backbone", default="tiny-clip-digits")
+    p.add_argument("--untrained", action="store_true", help="without DeFT, which takes most of the time")
     args = p.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         out = Path(temporary)
@@ -139,7 +140,7 @@ def main():
         ]
         flags += ["--backbone", args.backbone, "--output_dir", str(out / "runs")]
         folder = out / "runs" / "own-example" / "none" / "seed0"
-        ours = with_this_tool(flags, folder)
+        ours = with_this_tool(flags, folder, DETECTORS[:3] if args.untrained else DETECTORS)
         theirs, all_flags = with_cleanlab(folder / "confident-learning")
         faults = known_faults(folder / "confident-learning", root, truth)
     found = dict(sorted({**theirs, **ours}.items(), key=lambda item: item[0].split(":")[0]))
