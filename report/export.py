@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from report.flags import add_run_flags
 from utils.config import UserError, parse_flags
-from utils.files import as_text, safe_name, unused, write_csv, write_text, write_whole
+from utils.files import as_text, csv_text, safe_name, unused, write_csv, write_text, write_whole
 from utils.start import run_main
 
 METADATA = "metadata.csv"
@@ -70,6 +70,13 @@ def _check_source(to, data, data_path):
         raise UserError(f"--to: {to} lies inside the source {inside}, which is only read; name a folder elsewhere.")
     if to.exists() and not to.is_dir():
         raise UserError(f"--to: {to} is no folder.")
+
+
+def _is_whole(to, metadata):
+    """Whether `to` holds the files that `metadata` lists, no others, and the same metadata."""
+    there = {path.relative_to(to).as_posix() for path in to.rglob("*") if not path.is_dir()}
+    whole = there == {METADATA, *(row[0] for row in metadata[1:])}
+    return whole and (to / METADATA).read_bytes() == csv_text(metadata).encode()
 
 
 def _check_empty(to, wanted):
@@ -125,6 +132,7 @@ def export(data, arrays, to, data_path, link=False, fixed=False, relabel_above=1
     kept = arrays["mask"] | sure if fixed else arrays["mask"]
     samples = np.flatnonzero(kept & arrays["there"])
     targets = plan(data, samples, labels)
+    metadata = _metadata(data, arrays, samples, targets, labels)
     names = hashlib.sha256("\n".join(map(str, targets)).encode()).hexdigest()[:16]
     wanted = json.dumps(
         {
@@ -139,8 +147,7 @@ def export(data, arrays, to, data_path, link=False, fixed=False, relabel_above=1
     _check_source(to, data, data_path)
     try:
         with _alone(to):
-            there = {path.relative_to(to) for path in to.rglob("*") if not path.is_dir()}
-            if there == {*targets, Path(METADATA)}:  # whole already
+            if _is_whole(to, metadata):
                 return len(samples)
             _check_empty(to, wanted)
             write_text(to / UNFINISHED, wanted)
@@ -148,7 +155,7 @@ def export(data, arrays, to, data_path, link=False, fixed=False, relabel_above=1
                 (to / folder).mkdir(exist_ok=True)
             for i, target in zip(samples, tqdm(targets, "writing", disable=None)):
                 _write(data, i, to / target, link)
-            write_csv(to / METADATA, _metadata(data, arrays, samples, targets, labels))
+            write_csv(to / METADATA, metadata)
             (to / UNFINISHED).unlink()
     except OSError as error:
         raise UserError(

@@ -78,8 +78,8 @@ def find_issues(data, samples, cache):
 
 
 def _contents(data):
-    """What tells the images from others: hashes of their contents or, where they have not been read, their paths."""
-    return data.digests or [data.path(i) for i in range(len(data.train.labels))]
+    """What tells the images from others: hashes of their contents or, where they have not been read, data set and path."""
+    return data.digests or [f"{data.fingerprint}/{data.path(i)}" for i in range(len(data.train.labels))]
 
 
 def _look_at(pictures):
@@ -116,10 +116,13 @@ def quality_sections(folder, data, arrays):
     if not path.is_file():
         return []
     found, contents = {name: [] for name in ISSUES}, _contents(data)
-    for _, row in read_csv(path):
-        i = int(row["index"])
-        if arrays["there"][i] and contents[i] == row["content"] and row["issue"] in found:
-            found[row["issue"]].append(i)
+    try:
+        for _, row in read_csv(path):
+            i, of_issue = int(row["index"]), found[row["issue"]]
+            if arrays["there"][i] and contents[i] == row["content"]:
+                of_issue.append(i)
+    except (KeyError, ValueError, IndexError):
+        raise UserError(f"{path}: not the list of this run; run report.quality again, or delete it.") from None
     parts = [
         f"<h3>{len(images):,} {ISSUES[name]}</h3><div class=group>{''.join(figures(data, arrays, images[:SHOWN]))}</div>"
         for name, images in found.items()

@@ -1,12 +1,15 @@
-"""Dark, overexposed, blurred and one-coloured images: CleanVision's verdicts, kept by content, in a list and in the page."""
+"""Dark, overexposed, blurred and one-coloured images: what CleanVision finds, kept by content, in a list and in the page."""
 
 import csv
 import sys
+from dataclasses import replace
 
+import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
 import main_detect
+from dataloader.dataset import Dataset, Split, View
 from report import page, quality
 from utils.config import UserError
 
@@ -53,3 +56,14 @@ def test_each_issue_is_found(tmp_path, capsys, monkeypatch):
     page.main([str(run)])
     html = (run / "report.html").read_text()
     assert "Image quality" in html and "1 overexposed" in html and "1 dark" not in html
+    (run / "image_issues.csv").write_text("index,issue,content\n99,dark,x\n")
+    with pytest.raises(UserError, match=r"image_issues.csv: not the list of this run; run report.quality again"):
+        page.main([str(run)])
+
+
+def test_images_whose_content_was_not_read_are_told_apart():
+    """Two data sets may have the same paths: one cache serves both."""
+    split = Split(["/a/x/0.png", "/a/x/1.png"], np.zeros(2, dtype=np.int64))
+    data = Dataset("a", split, None, ["x"], View(), root="/a", fingerprint="12345678")
+    others = replace(data, train=Split(["/b/x/0.png"], np.zeros(1, dtype=np.int64)), root="/b", fingerprint="87654321")
+    assert len({*quality._contents(data), *quality._contents(others)}) == 3

@@ -263,6 +263,10 @@ def test_export_copies_what_is_trusted(nasty_run, tmp_path, capsys):
     (tmp_path / "clean" / "mine.txt").touch()
     with pytest.raises(UserError, match="--to: .*clean is not empty; name a new folder"):
         export.main([str(nasty_run), "--to", str(tmp_path / "clean")])
+    metadata = tmp_path / "links" / "metadata.csv"  # the same images, trusted by another detector with other scores
+    metadata.write_text(metadata.read_text().replace(",detector,0.", ",detector,1."))
+    with pytest.raises(UserError, match="--to: .*links is not empty; name a new folder"):
+        export.main([str(nasty_run), "--to", str(tmp_path / "links"), "--link"])
 
 
 def test_export_of_arrays_writes_png_and_fixed_labels(digits_run, tmp_path):

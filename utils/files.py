@@ -66,11 +66,16 @@ def as_path(text: str) -> str:
     return re.sub(r"\\udc([89a-f][0-9a-f])", lambda match: chr(0xDC00 + int(match[1], 16)), text)
 
 
-def write_csv(path: str | Path, rows: Iterable[Iterable[object]]) -> None:
-    """Write a CSV file atomically; the first row is the header."""
+def csv_text(rows: Iterable[Iterable[object]]) -> str:
+    """The rows as CSV, as write_csv writes them."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
-    write_text(path, text.getvalue())
+    return as_text(text.getvalue())
+
+
+def write_csv(path: str | Path, rows: Iterable[Iterable[object]]) -> None:
+    """Write a CSV file atomically; the first row is the header."""
+    write_text(path, csv_text(rows))
 
 
 def read_lines(path: str | Path) -> list[str]:
