@@ -255,7 +255,9 @@ def test_published_instance_dependent_labels(tmp_path):
     data = load_data(load_config(flags))
     assert np.array_equal(data.train.labels, noisy) and np.array_equal(data.true_labels, labels)
     file.write_text("label,label_noisy\n" + "".join(f"{a},{b}\n" for a, b in zip(labels[::-1], noisy)))
-    with pytest.raises(UserError, match="dependent0.4.csv: its column label is not this training set's"):
+    with pytest.raises(
+        UserError, match="dependent0.4.csv: its column .label. differs from the labels of this training set"
+    ):
         load_data(load_config(flags))
     file.write_text("label,label_noisy\n3\n")
     with pytest.raises(UserError, match="dependent0.4.csv: not a list of labels"):
