@@ -2,7 +2,6 @@
 
 import importlib
 import io
-import json
 import os
 import pickle
 import re
@@ -16,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 import main_detect
 import main_phase1
@@ -31,7 +30,8 @@ PHASE1 += ["--test_fraction", "0.8", "--epochs", "2", "--warmup", "1"]
 PHASE2 = ["--cfg", "config/FFT/digits.yaml", *PHASE1[2:-2]]
 OWN = ["--cfg", "config/PEFT/own.yaml", "--backbone", "tiny-clip-digits", "--device", "cpu"]
 SEED = Path("digits") / "sym-0.4" / "seed0"
-CHARACTERS = "control characters"
+DEFT, CLASSIFIER = SEED / "deft", SEED / "phase2-deft-tiny-clip-digits"
+MATCH = Path("own-images") / "none" / "seed0" / "label-match"
 
 
 @dataclass(frozen=True)
@@ -66,11 +66,6 @@ class Place:
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
         return path
 
-    def table(self, content, name="labels.csv"):
-        """The path of a table beside six digits, 0.png to 5.png."""
-        self.images()
-        return self.write(name, content)
-
     def images(self, folder=".", number=6):
         """The folder, with digits in it."""
         levels, _ = load_digits_8x8()
@@ -80,9 +75,17 @@ class Place:
         return self.folder / folder
 
     def runs(self):
-        """A copy of the finished runs; returns the folder of their seed."""
-        shutil.copytree(self.base, self.out)
-        return self.out / SEED
+        """Copy the finished runs, once."""
+        if not self.out.exists():
+            shutil.copytree(self.base, self.out)
+
+    def flags(self, command, *flags):
+        """The flags as text, and where the command writes. A Path is below the finished runs, which are copied for it."""
+        if any(isinstance(flag, Path) for flag in flags):
+            self.runs()
+        to = {"main": ["--output_dir", str(self.out)], "report.export": ["--to", str(self.folder / "to")]}
+        written = [str(self.out / flag) if isinstance(flag, Path) else flag for flag in flags]
+        return written + to.get("main" if command.startswith("main_") else command, [])
 
 
 def base_runs(folder):
@@ -124,84 +127,167 @@ def saved(value):
 
 
 def evil():
-    """Files whose loading by pickle would create a file: {suffix: bytes}."""
+    """Files whose loading by pickle would create a file: {name: bytes}."""
     file = io.BytesIO()
-    with zipfile.ZipFile(file, "w") as archive:
-        archive.writestr("x/data.pkl", pickle.dumps(Payload(), protocol=2))
-        archive.writestr("x/version", "3\n")
+    with zipfile.ZipFile(file, "w") as zipped:
+        zipped.writestr("x/data.pkl", pickle.dumps(Payload(), protocol=2))
+        zipped.writestr("x/version", "3\n")
     return {
         "pickle.pt": pickle.dumps(Payload()),
         "nested.pt": pickle.dumps({"mask": [Payload()]}),
         "zip.pt": file.getvalue(),
         "object.npy": array(np.array([Payload()], dtype=object)),
-        "object.npz": archive_of_objects(),
+        "object.npz": archive(mask=np.array([Payload()], dtype=object)),
     }
 
 
-def archive_of_objects():
-    file = io.BytesIO()
-    np.savez(file, mask=np.array([Payload()], dtype=object))
-    return file.getvalue()
+def each(files, suffix=""):
+    """(name, content, culprit) of {name: content, or (content, culprit)}; the culprit is the name where none is given."""
+    for name, given in files.items():
+        yield name + suffix, *(given if isinstance(given, tuple) else (given, name + suffix))
 
 
-# --- each kind: (place) -> cases; a generator of functions, since each case has a folder of its own
+def with_file(kind, command, flags, name, content, culprit=""):
+    """The case of a command whose last flag is the path of a file with this content, or what content(b"") returns."""
+
+    def make(place):
+        path = place.write(name, content(b"") if callable(content) else content)
+        return Case(kind, command, place.flags(command, *flags, str(path)), culprit or name)
+
+    return make
+
+
+def with_damage(kind, command, flags, file, content, culprit, unfinished=False):
+    """The case of a command that finds a file of the finished runs with other content, or none.
+
+    content: bytes, or a function of those before; None deletes the file. unfinished: without summary.json.
+    """
+
+    def make(place):
+        place.runs()
+        path = place.out / file
+        before = path.read_bytes() if path.is_file() else b""
+        path.unlink(missing_ok=True)
+        if content is not None:
+            path.write_bytes(content(before) if callable(content) else content)
+        if unfinished:
+            path.with_name("summary.json").unlink()
+        return Case(kind, command, place.flags(command, *flags), culprit)
+
+    return make
+
+
+def half(content):
+    return content[: len(content) // 2]
+
+
+def flipped(content):
+    """The content with one bit flipped."""
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 64]) + content[middle + 1 :]
+
+
+# --- each kind: functions place -> Case, since each case has a folder of its own
+
+YAML = {
+    "not_yaml": "a: [1,",
+    "tabs": "a:\n\t- b",
+    "binary": bytes(range(256)),
+    "latin1": "dataset: caf\xe9".encode("latin-1"),
+    "nul": b"dataset: di\0gits",
+    "a_list": "- dataset",
+    "a_word": "dataset",
+    "two_documents": "dataset: digits\n---\ndataset: own",
+    "python_tag": lambda _: f"dataset: !!python/object/apply:os.mknod [{Payload.marker}]",
+    "python_name": "dataset: !!python/name:os.system",
+    "unknown_tag": "dataset: !mine digits",
+    "unknown_key": ("datast: digits", "datast"),
+    "number_key": ("3: digits", "'3'"),
+    "null_key": "null: digits",
+    "list_key": "? [a, b]\n: digits",
+    "dict_key": "? {a: b}\n: digits",
+    "twice": ("seed: 1\nseed: 2", "seed"),
+    "twice_by_case": ("seed: 1\nSEED: 2", "SEED"),
+    "merge": "<<: 3\nseed: 1",
+    "no_anchor": "seed: *there",
+    "itself": ("templates: &a [*a]", "templates"),
+    "deep": "templates: " + "[" * 3000 + "]" * 3000,
+    "nested": ("seed: {a: 1}", "seed"),
+    "list_for_number": ("seed: [1]", "seed"),
+    "list_for_text": ("dataset: [digits]", "dataset"),
+    "text_for_number": ("epochs: many", "epochs"),
+    "fraction_for_whole": ("epochs: 1.5", "epochs"),
+    "negative": ("epochs: -1", "epochs"),
+    "nan": ("lr: .nan", "lr"),
+    "infinite": ("lr: .inf", "lr"),
+    "date": ("epochs: 2020-01-01", "epochs"),
+    "bad_date": "epochs: 2020-99-99",
+    "bool_for_number": ("epochs: yes", "epochs"),
+    "number_for_bool": ("finetune: 7", "finetune"),
+    "null_for_number": ("epochs:", "epochs"),
+    "huge_number": "epochs: " + "9" * 5000,
+    "huge_int": ("epochs: 1" + "0" * 400, "epochs"),
+    "text_for_list": ("templates: a photo", "templates"),
+    "no_choice": ("schedule: cosin", "schedule"),
+}
 
 
 def yaml_files():
-    bad = {
-        "not_yaml": ("a: [1,", "not_yaml.yaml"),
-        "tabs": ("a:\n\t- b", "tabs.yaml"),
-        "binary": (bytes(range(256)), "binary.yaml"),
-        "latin1": ("dataset: caf\xe9".encode("latin-1"), "latin1.yaml"),
-        "nul": (b"dataset: di\0gits", "nul.yaml"),
-        "a_list": ("- dataset", "a_list.yaml"),
-        "a_word": ("dataset", "a_word.yaml"),
-        "two_documents": ("dataset: digits\n---\ndataset: own", "two_documents.yaml"),
-        "python_tag": ("dataset: !!python/object/apply:os.mknod [MARKER]", "python_tag.yaml"),
-        "python_name": ("dataset: !!python/name:os.system", "python_name.yaml"),
-        "unknown_tag": ("dataset: !mine digits", "unknown_tag.yaml"),
-        "unknown_key": ("datast: digits", "datast"),
-        "number_key": ("3: digits", "'3'"),
-        "null_key": ("null: digits", "null_key.yaml"),
-        "list_key": ("? [a, b]\n: digits", "list_key.yaml"),
-        "dict_key": ("? {a: b}\n: digits", "dict_key.yaml"),
-        "twice": ("seed: 1\nseed: 2", "seed"),
-        "twice_by_case": ("seed: 1\nSEED: 2", "SEED"),
-        "merge": ("<<: 3\nseed: 1", "merge.yaml"),
-        "no_anchor": ("seed: *there", "no_anchor.yaml"),
-        "itself": ("templates: &a [*a]", "templates"),
-        "deep": ("templates: " + "[" * 3000 + "]" * 3000, "deep.yaml"),
-        "nested": ("seed: {a: 1}", "seed"),
-        "list_for_number": ("seed: [1]", "seed"),
-        "list_for_text": ("dataset: [digits]", "dataset"),
-        "text_for_number": ("epochs: many", "epochs"),
-        "fraction_for_whole": ("epochs: 1.5", "epochs"),
-        "negative": ("epochs: -1", "epochs"),
-        "nan": ("lr: .nan", "lr"),
-        "infinite": ("lr: .inf", "lr"),
-        "date": ("epochs: 2020-01-01", "epochs"),
-        "bad_date": ("epochs: 2020-99-99", "bad_date.yaml"),
-        "bool_for_number": ("epochs: yes", "epochs"),
-        "number_for_bool": ("finetune: 7", "finetune"),
-        "null_for_number": ("epochs:", "epochs"),
-        "huge_number": ("epochs: " + "9" * 5000, "huge_number.yaml"),
-        "huge_int": ("epochs: 1" + "0" * 400, "epochs"),
-        "text_for_list": ("templates: a photo", "templates"),
-        "no_choice": ("schedule: cosin", "schedule"),
-    }
-    for name, (content, culprit) in bad.items():
-
-        def make(place, name=name, content=content, culprit=culprit):
-            if isinstance(content, str):
-                content = content.replace("MARKER", Payload.marker)
-            path = place.write(f"{name}.yaml", content)
-            return Case("YAML", "main_phase1", ["--cfg", str(path)], culprit)
-
-        yield make
+    for name, content, culprit in each(YAML, ".yaml"):
+        yield with_file("YAML", "main_phase1", ["--cfg"], name, content, culprit)
     yield lambda place: Case("YAML", "main_phase1", ["--cfg", str(place.folder / "none.yaml")], "none.yaml")
     yield lambda place: Case("YAML", "main_phase2", ["--cfg", str(place.folder)], str(place.folder.name))
     yield lambda place: Case("YAML", "main_detect", ["--cfg", "/dev/null/x"], "/dev/null/x")
     yield lambda place: Case("YAML", "main_baseline", ["--cfg", "x" * 5000], "--cfg")
+
+
+FLAGS = [
+    ("main_phase1", ["--nonesuch", "1"], "--nonesuch"),
+    ("main_phase1", ["stray"], "stray"),
+    ("main_phase1", ["--epochs"], "--epochs"),
+    ("main_phase1", ["--seed", "-1"], "--seed"),
+    ("main_phase1", ["--test_fraction", "2"], "--test_fraction"),
+    ("main_phase1", ["--lr", "nan"], "--lr"),
+    ("main_phase1", ["--seed", "9" * 5000], "--seed"),
+    ("main_phase1", ["--dataset", "cifar"], "cifar"),
+    ("main_phase1", ["--noise_mode", "symm"], "symm"),
+    ("main_phase1", ["--agree_with", "nobody"], "agree_with"),
+    ("main_phase1", [*PHASE1, "--backbone", "ViT-Z/99"], "ViT-Z/99"),
+    ("main_phase1", [*PHASE1, "--backbone", "vit"], "backbone"),
+    ("main_phase1", [*PHASE1, "--device", "cuda:77"], "device"),
+    ("main_phase1", [*PHASE1, "--device", "gpu"], "device"),
+    ("main_phase1", [*PHASE1, "--num_class", "3"], "num_class"),
+    ("main_phase1", [*PHASE1, "--classnames", "/none.txt"], "/none.txt"),
+    ("main_phase1", [*PHASE1, "--output_dir", "/dev/null/x"], "/dev/null"),
+    ("main_phase1", [*PHASE1, "--n_ctx", "500"], "n_ctx"),
+    ("main_phase1", [*PHASE1, "--resolution", "7"], "resolution"),
+    ("main_phase1", [*PHASE1, "--score", "nowhere"], "nowhere"),
+    ("main_phase2", [*PHASE2, "--mask", "nobody"], "nobody"),
+    ("main_phase2", [*PHASE2, "--mask", "none.npz"], "none.npz"),
+    ("main_baseline", [*PHASE2, "--lnl_methods", "Co"], "lnl_methods"),
+    ("main_baseline", [*PHASE2, "--adaptation", "none"], "adaptation"),
+    ("main_detect", ["--detector", "guess"], "guess"),
+    ("main_detect", ["--cfg", "config/PEFT/own.yaml"], "data_path"),
+    ("main_detect", [*OWN, "--data_path", "/none"], "/none"),
+    ("report.tables", [], "RUNS"),
+    ("report.tables", ["/none"], "/none"),
+    ("report.tables", ["runs", "--seed"], "--seed"),
+    ("report.page", ["/none"], "/none"),
+    ("report.page", ["/none", "--relabel_above", "7"], "--relabel_above"),
+    ("report.page", ["/none", "--relabel_above", "nan"], "--relabel_above"),
+    ("report.export", ["/none"], "--to"),
+    ("report.export", ["/none", "--to", "/tmp/x", "--copy", "--link"], "--link"),
+    ("report.predict", ["/none"], "IMAGE"),
+    ("report.predict", ["/none", "/none.png"], "/none.png"),
+    ("report.review", ["/none", "--port", "x"], "--port"),
+    ("report.review", ["/none"], "/none"),
+    ("report.estimate", ["/none", "--target_precision", "2"], "--target_precision"),
+    ("report.training", ["/none"], "/none"),
+    ("reproduce", ["--table", "99"], "99"),
+    ("reproduce", ["--table", "1", "--format", "word"], "word"),
+    ("reproduce", ["--tables", "/none.yaml", "--table", "1"], "/none.yaml"),
+    ("reproduce", ["--verify", "/none"], "/none"),
+]
 
 
 def flags():
@@ -214,130 +300,77 @@ def flags():
         if bad and readers:
             script = readers[i % len(readers)]
             yield lambda place, n=name, b=bad, s=script: Case("flags", s, [f"--{n}={b}"], f"--{n}")
-    own = [
-        ("main_phase1", ["--nonesuch", "1"], "--nonesuch"),
-        ("main_phase1", ["stray"], "stray"),
-        ("main_phase1", ["--epochs"], "--epochs"),
-        ("main_phase1", ["--seed", "-1"], "--seed"),
-        ("main_phase1", ["--test_fraction", "2"], "--test_fraction"),
-        ("main_phase1", ["--lr", "nan"], "--lr"),
-        ("main_phase1", ["--seed", "9" * 5000], "--seed"),
-        ("main_phase1", ["--dataset", "cifar"], "cifar"),
-        ("main_phase1", ["--noise_mode", "symm"], "symm"),
-        ("main_phase1", ["--agree_with", "nobody"], "agree_with"),
-        ("main_phase1", [*PHASE1, "--backbone", "ViT-Z/99"], "ViT-Z/99"),
-        ("main_phase1", [*PHASE1, "--backbone", "vit"], "backbone"),
-        ("main_phase1", [*PHASE1, "--device", "cuda:77"], "device"),
-        ("main_phase1", [*PHASE1, "--device", "gpu"], "device"),
-        ("main_phase1", [*PHASE1, "--num_class", "3"], "num_class"),
-        ("main_phase1", [*PHASE1, "--classnames", "/none.txt"], "/none.txt"),
-        ("main_phase1", [*PHASE1, "--output_dir", "/dev/null/x"], "/dev/null"),
-        ("main_phase1", [*PHASE1, "--n_ctx", "500"], "n_ctx"),
-        ("main_phase1", [*PHASE1, "--resolution", "7"], "resolution"),
-        ("main_phase1", [*PHASE1, "--score", "nowhere"], "nowhere"),
-        ("main_phase2", [*PHASE2, "--mask", "nobody"], "nobody"),
-        ("main_phase2", [*PHASE2, "--mask", "none.npz"], "none.npz"),
-        ("main_baseline", [*PHASE2, "--lnl_methods", "Co"], "lnl_methods"),
-        ("main_baseline", [*PHASE2, "--adaptation", "none"], "adaptation"),
-        ("main_detect", ["--detector", "guess"], "guess"),
-        ("main_detect", ["--cfg", "config/PEFT/own.yaml"], "data_path"),
-        ("main_detect", [*OWN, "--data_path", "/none"], "/none"),
-        ("report.tables", [], "RUNS"),
-        ("report.tables", ["/none"], "/none"),
-        ("report.tables", ["runs", "--seed"], "--seed"),
-        ("report.page", ["/none"], "/none"),
-        ("report.page", ["/none", "--relabel_above", "7"], "--relabel_above"),
-        ("report.page", ["/none", "--relabel_above", "nan"], "--relabel_above"),
-        ("report.export", ["/none"], "--to"),
-        ("report.export", ["/none", "--to", "/tmp/x", "--copy", "--link"], "--link"),
-        ("report.predict", ["/none"], "IMAGE"),
-        ("report.predict", ["/none", "/none.png"], "/none.png"),
-        ("report.review", ["/none", "--port", "x"], "--port"),
-        ("report.review", ["/none"], "/none"),
-        ("report.estimate", ["/none", "--target_precision", "2"], "--target_precision"),
-        ("report.training", ["/none"], "/none"),
-        ("reproduce", ["--table", "99"], "99"),
-        ("reproduce", ["--table", "1", "--format", "word"], "word"),
-        ("reproduce", ["--tables", "/none.yaml", "--table", "1"], "/none.yaml"),
-        ("reproduce", ["--verify", "/none"], "/none"),
-    ]
-    for command, argv, culprit in own:
+    for command, argv, culprit in FLAGS:
 
         def make(place, command=command, argv=argv, culprit=culprit):
-            where = (
-                ["--output_dir", str(place.out)] if command.startswith("main_") and "--output_dir" not in argv else []
-            )
-            return Case("flags", command, [*argv, *where], culprit)
+            given = "--output_dir" in argv or command == "report.export"
+            return Case("flags", command, argv if given else place.flags(command, *argv), culprit)
 
         yield make
+
+
+GOOD = "path,label\n" + "".join(f"{i}.png,{'ab'[i % 2]}\n" for i in range(6))
+ROW = '{"path": "0.png", "label": "a"}\n'
+TABLES = {  # beside six digits, 0.png to 5.png
+    "empty.csv": "",
+    "header.csv": "path,label\n",
+    "no_path.csv": "where,label\n0.png,a\n",
+    "no_label.csv": "path,what\n0.png,a\n",
+    "ragged.csv": (GOOD + "0.png\n", "line 8"),
+    "wide.csv": (GOOD + "0.png,a,b\n", "line 8"),
+    "quote.csv": (GOOD + '"0.png,a\n', "line 8"),
+    "quote_inside.csv": (GOOD + '"0.png"x,a\n', "line 8"),
+    "nul.csv": GOOD + "0.\0png,a\n",
+    "same_columns.csv": "path,label,label\n0.png,a,a\n",
+    "latin1.csv": (GOOD.encode() + "0.png,caf\xe9\n".encode("latin-1"), "line 8"),
+    "utf16.csv": GOOD.encode("utf-16"),
+    "binary.csv": bytes(range(1, 256)),
+    "png.csv": b"\x89PNG\r\n\x1a\n\x01\x02",
+    "no_label_here.csv": (GOOD + "0.png,\n", "line 8"),
+    "no_path_here.csv": (GOOD + ",a\n", "line 8"),
+    "split.csv": ("path,label,split\n0.png,a,train\n1.png,b,trian\n", "line 3"),
+    "ids.csv": ("id,path,label\n1,0.png,a\n1,1.png,b\n", "line 3"),
+    "no_id.csv": ("id,path,label\n1,0.png,a\n,1.png,b\n", "line 3"),
+    "one_class.csv": "path,label\n0.png,a\n1.png,a\n",
+    "test_only.csv": "path,label,split\n0.png,a,test\n1.png,b,test\n",
+    "new_class.csv": (
+        "path,label,split\n0.png,a,train\n1.png,b,train\n2.png,a,train\n3.png,b,train\n4.png,c,test\n",
+        "line 6",
+    ),
+    "gone.csv": "path,label\nx.png,a\ny.png,b\n",
+    "long_field.csv": (GOOD + f"{'x' * 200_000},a\n", "line 8"),
+    "folder.csv": "path,label\n.,a\n.,b\n",
+    "device.csv": "path,label\n/dev/zero,a\n/dev/zero,b\n",
+    "long_path.csv": f"path,label\n{'x' * 5000},a\n{'y' * 5000},b\n",
+    "not_json.jsonl": ("path: 0.png", "line 1"),
+    "list.jsonl": (ROW + "[1, 2]\n", "line 2"),
+    "half.jsonl": (ROW + '{"path": "1.png", "la', "line 2"),
+    "deep.jsonl": ("[" * 5000 + "]" * 5000, "line 1"),
+    "null.jsonl": ('{"path": null, "label": "a"}\n', "line 1"),
+    "nul.jsonl": ('{"path": "0\\u0000.png", "label": "a"}\n{"path": "1.png", "label": "b"}\n', "line 1"),
+    "nul_label.jsonl": ('{"path": "0.png", "label": "a\\u0000"}\n{"path": "1.png", "label": "b"}\n', "line 1"),
+    "surrogate.jsonl": ('{"path": "0.png", "label": "\\ud800"}\n{"path": "1.png", "label": "b"}\n', "line 1"),
+    "digits.jsonl": ('{"path": "0.png", "label": ' + "9" * 5000 + "}\n", "line 1"),
+    "nested.jsonl": ('{"path": "0.png", "label": {"a": 1}}\n{"path": "1.png", "label": "b"}\n', "line 1"),
+    "nothing.jsonl": "\n\n",
+    "table.tsv": "path,label\n0.png,a\n",
+    "table.xlsx": "PK",
+}
 
 
 def tables():
-    rows = "".join(f"{i}.png,{'ab'[i % 2]}\n" for i in range(6))
-    good = "path,label\n" + rows
-    many = {"path": "0.png", "label": "a"}
-    texts = {
-        "empty.csv": ("", "empty.csv"),
-        "header.csv": ("path,label\n", "header.csv"),
-        "no_path.csv": ("where,label\n0.png,a\n", "no_path.csv"),
-        "no_label.csv": ("path,what\n0.png,a\n", "no_label.csv"),
-        "ragged.csv": (good + "0.png\n", "line 8"),
-        "wide.csv": (good + "0.png,a,b\n", "line 8"),
-        "quote.csv": (good + '"0.png,a\n', "line 8"),
-        "quote_inside.csv": (good + '"0.png"x,a\n', "line 8"),
-        "nul.csv": (good + "0.\0png,a\n", "nul.csv"),
-        "same_columns.csv": ("path,label,label\n0.png,a,a\n", "same_columns.csv"),
-        "latin1.csv": (good.encode() + "0.png,caf\xe9\n".encode("latin-1"), "line 8"),
-        "utf16.csv": (good.encode("utf-16"), "utf16.csv"),
-        "binary.csv": (bytes(range(1, 256)), "binary.csv"),
-        "png.csv": (b"\x89PNG\r\n\x1a\n\x01\x02", "png.csv"),
-        "no_label_here.csv": (good + "0.png,\n", "line 8"),
-        "no_path_here.csv": (good + ",a\n", "line 8"),
-        "split.csv": ("path,label,split\n0.png,a,train\n1.png,b,trian\n", "line 3"),
-        "ids.csv": ("id,path,label\n1,0.png,a\n1,1.png,b\n", "line 3"),
-        "no_id.csv": ("id,path,label\n1,0.png,a\n,1.png,b\n", "line 3"),
-        "one_class.csv": ("path,label\n0.png,a\n1.png,a\n", "one_class.csv"),
-        "test_only.csv": ("path,label,split\n0.png,a,test\n1.png,b,test\n", "test_only.csv"),
-        "new_class.csv": (
-            "path,label,split\n0.png,a,train\n1.png,b,train\n2.png,a,train\n3.png,b,train\n4.png,c,test\n",
-            "line 6",
-        ),
-        "gone.csv": ("path,label\nx.png,a\ny.png,b\n", "gone.csv"),
-        "long_field.csv": (good + f"{'x' * 200_000},a\n", "line 8"),
-        "folder.csv": ("path,label\n.,a\n.,b\n", "folder.csv"),
-        "device.csv": ("path,label\n/dev/zero,a\n/dev/zero,b\n", "device.csv"),
-        "long_path.csv": (f"path,label\n{'x' * 5000},a\n{'y' * 5000},b\n", "long_path.csv"),
-        "not_json.jsonl": ("path: 0.png", "line 1"),
-        "list.jsonl": (json.dumps(many) + "\n[1, 2]\n", "line 2"),
-        "half.jsonl": (json.dumps(many) + '\n{"path": "1.png", "la', "line 2"),
-        "deep.jsonl": ("[" * 5000 + "]" * 5000, "line 1"),
-        "null.jsonl": ('{"path": null, "label": "a"}\n', "line 1"),
-        "nul.jsonl": ('{"path": "0\\u0000.png", "label": "a"}\n{"path": "1.png", "label": "b"}\n', "line 1"),
-        "nul_label.jsonl": ('{"path": "0.png", "label": "a\\u0000"}\n{"path": "1.png", "label": "b"}\n', "line 1"),
-        "surrogate.jsonl": ('{"path": "0.png", "label": "\\ud800"}\n{"path": "1.png", "label": "b"}\n', "line 1"),
-        "digits.jsonl": ('{"path": "0.png", "label": ' + "9" * 5000 + "}\n", "line 1"),
-        "nested.jsonl": ('{"path": "0.png", "label": {"a": 1}}\n{"path": "1.png", "label": "b"}\n', "line 1"),
-        "nothing.jsonl": ("\n\n", "nothing.jsonl"),
-        "table.tsv": ("path,label\n0.png,a\n", "table.tsv"),
-        "table.xlsx": ("PK", "table.xlsx"),
-    }
-    for name, (content, culprit) in texts.items():
+    def beside_images(make):
+        def both(place):
+            place.images()
+            return make(place)
 
-        def make(place, name=name, content=content, culprit=culprit):
-            path = place.table(content, name)
-            return Case(
-                "tables", "main_detect", [*OWN, "--data_path", str(path), "--output_dir", str(place.out)], culprit
-            )
+        return both
 
-        yield make
+    for name, content, culprit in each(TABLES):
+        yield beside_images(with_file("tables", "main_detect", [*OWN, "--data_path"], name, content, culprit))
     for key in ("path_column", "label_column", "split_column", "id_column", "true_label_column"):
-
-        def make(place, key=key):
-            path = place.table(good)
-            where = ["--data_path", str(path), "--output_dir", str(place.out), f"--{key}", "nonesuch"]
-            return Case("tables", "main_real_phase1", [*OWN, *where], key)
-
-        yield make
+        flags = [*OWN, f"--{key}", "nonesuch", "--data_path"]
+        yield beside_images(with_file("tables", "main_real_phase1", flags, "labels.csv", GOOD, key))
 
 
 def pictures():
@@ -370,63 +403,38 @@ def pictures():
         def make(place, name=name, content=content):
             for label in ("a", "b"):
                 place.write(f"images/{label}/{name}", content)
-            where = ["--data_path", str(place.folder / "images"), "--output_dir", str(place.out)]
-            return Case("images", "main_detect", [*OWN, *where], "none of the 2 images")
-
-        def to_predict(place, name=name, content=content):
-            run = place.runs() / "phase2-deft-tiny-clip-digits"
-            return Case("images", "report.predict", [str(run), str(place.write(name, content))], name)
+            argv = place.flags("main_detect", *OWN, "--data_path", str(place.folder / "images"))
+            return Case("images", "main_detect", argv, "none of the 2 images")
 
         yield make
-        yield to_predict
+        yield with_file("images", "report.predict", [CLASSIFIER], name, content)
 
 
 def pickles():
-    for name, content in evil().items():
+    def content(name):  # made when the case is, since it has the marker in it
+        return lambda _: evil()[name]
 
-        def mask(place, name=name, content=content):
-            flags = [*PHASE2, "--mask", str(place.write(name, content)), "--output_dir", str(place.out)]
-            return Case("pickles", "main_phase2", flags, name)
-
-        yield mask
+    for name in evil():
+        yield with_file("pickles", "main_phase2", [*PHASE2, "--mask"], name, content(name))
     for name in ("pickle.pt", "zip.pt"):
-
-        def weights(place, name=name):
-            flags = [*PHASE1, "--backbone", "ViT-B-32", "--pretrained", str(place.write(name, evil()[name]))]
-            return Case("pickles", "main_phase1", [*flags, "--output_dir", str(place.out)], name)
-
-        def timm(place, name=name):
-            flags = [*PHASE2, "--mask", "all", "--backbone", "timm:resnet18"]
-            flags += ["--pretrained", str(place.write(name, evil()[name]))]
-            return Case("pickles", "main_phase2", [*flags, "--output_dir", str(place.out)], name)
-
-        def checkpoint(place, name=name):
-            run = place.runs() / "deft"
-            (run / "summary.json").unlink()
-            (run / "checkpoint.pt").write_bytes(evil()[name])
-            return Case("pickles", "main_phase1", [*PHASE1, "--output_dir", str(place.out)], "checkpoint.pt")
 
         def cifar(place, name=name):
             for file in [f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"]:
                 place.write(f"cifar/{file}", evil()[name])
-            flags = ["--dataset", "cifar10", "--data_path", str(place.folder / "cifar"), "--output_dir", str(place.out)]
-            return Case("pickles", "main_phase1", flags, "data_batch_1")
+            argv = place.flags("main_phase1", "--dataset", "cifar10", "--data_path", str(place.folder / "cifar"))
+            return Case("pickles", "main_phase1", argv, "data_batch_1")
 
-        def page(place, name=name):
-            run = place.runs() / "deft"
-            (run / "clean_mask.npz").write_bytes(evil()[name])
-            return Case("pickles", "report.page", [str(run)], "clean_mask.npz")
-
-        yield from (weights, timm, checkpoint, cifar, page)
-    for suffix, command, flag in (("npy", "main_detect", "--noise_file"), ("npy", "main_phase1", "--noise_file")):
-
-        def noise(place, suffix=suffix, command=command, flag=flag):
-            path = place.write(f"noise.{suffix}", evil()["object.npy"])
-            mode = "file" if command == "main_detect" else "transition"
-            flags = ["--cfg", "config/PEFT/digits.yaml", "--noise_mode", mode, flag, str(path)]
-            return Case("pickles", command, [*flags, "--output_dir", str(place.out)], "noise.npy")
-
-        yield noise
+        timm = [*PHASE2, "--mask", "all", "--backbone", "timm:resnet18", "--pretrained"]
+        clip = [*PHASE1, "--backbone", "ViT-B-32", "--pretrained"]
+        checkpoint, mask = DEFT / "checkpoint.pt", DEFT / "clean_mask.npz"
+        yield with_file("pickles", "main_phase1", clip, name, content(name))
+        yield with_file("pickles", "main_phase2", timm, name, content(name))
+        yield with_damage("pickles", "main_phase1", PHASE1, checkpoint, content(name), checkpoint.name, unfinished=True)
+        yield cifar
+        yield with_damage("pickles", "report.page", [DEFT], mask, content(name), mask.name)
+    for command, mode in (("main_detect", "file"), ("main_phase1", "transition")):
+        flags = ["--cfg", "config/PEFT/digits.yaml", "--noise_mode", mode, "--noise_file"]
+        yield with_file("pickles", command, flags, "noise.npy", content("object.npy"))
 
 
 def masks():
@@ -458,12 +466,7 @@ def masks():
         "short.pt": saved(torch.ones(3, dtype=torch.bool)),
     }
     for name, content in files.items():
-
-        def make(place, name=name, content=content):
-            flags = [*PHASE2, "--mask", str(place.write(name, content)), "--output_dir", str(place.out)]
-            return Case("masks", "main_phase2", flags, name)
-
-        yield make
+        yield with_file("masks", "main_phase2", [*PHASE2, "--mask"], name, content)
     changes = {
         "seed": ("seed", np.array(7)),
         "noise": ("noise", np.array("asym-0.4")),
@@ -477,11 +480,10 @@ def masks():
     }
     for name, (entry, value) in changes.items():
 
-        def make(place, name=name, entry=entry, value=value):
-            with np.load(place.base / SEED / "deft" / "clean_mask.npz") as file:
-                path = place.write(f"{name}.npz", archive(**{**file, entry: value}))
-            flags = [*PHASE2, "--mask", str(path), "--output_dir", str(place.out)]
-            return Case("masks", "main_phase2", flags, f"{name}.npz")
+        def make(place, name=f"{name}.npz", entry=entry, value=value):
+            with np.load(place.base / DEFT / "clean_mask.npz") as file:
+                content = archive(**{**file, entry: value})
+            return with_file("masks", "main_phase2", [*PHASE2, "--mask"], name, content)(place)
 
         yield make
 
@@ -503,6 +505,7 @@ def weights():
         "weights_half": (config, tensors[: len(tensors) // 2]),
         "weights_header": (config, b"\xff" * 8 + tensors[8:]),
         "weights_text": (config, b"hello"),
+        "others": (config, save({"token_embedding.weight": torch.zeros(3, 3)})),
     }
     for name, (text, content) in cases.items():
 
@@ -512,261 +515,190 @@ def weights():
                 place.write(f"{name}/open_clip_config.json", text)
             if content is not None:
                 place.write(f"{name}/open_clip_model.safetensors", content)
-            flags = ["--backbone", str(place.folder / name), "--output_dir", str(place.out)]
-            return Case("weights", "main_detect", [*PHASE1[:-4], *flags], name)
+            argv = place.flags("main_detect", *PHASE1[:-4], "--backbone", str(place.folder / name))
+            return Case("weights", "main_detect", argv, name)
 
         yield make
-
-    def other_tensors(place):
-        place.write("others/open_clip_config.json", config)
-        save_file(
-            {"token_embedding.weight": torch.zeros(3, 3)}, place.folder / "others" / "open_clip_model.safetensors"
-        )
-        flags = ["--backbone", str(place.folder / "others"), "--output_dir", str(place.out)]
-        return Case("weights", "main_detect", [*PHASE1[:-4], *flags], "others")
-
-    yield other_tensors
-    damage = {
-        "no_json": ("model.json", None),
-        "json_half": ("model.json", b"{"),
-        "json_list": ("model.json", b"[]"),
-        "json_empty": ("model.json", b"{}"),
-        "json_words": ("model.json", b'{"classes": 3, "backbone": 7, "networks": "two"}'),
-        "no_tensors": ("model.safetensors", None),
-        "tensors_empty": ("model.safetensors", b""),
-        "tensors_half": ("model.safetensors", "half"),
-        "tensors_flipped": ("model.safetensors", "flipped"),
-    }
-    for name, (file, content) in damage.items():
-
-        def make(place, file=file, content=content):
-            run = place.runs() / "phase2-deft-tiny-clip-digits"
-            _damage(run / file, content)
-            return Case(
-                "weights", "report.predict", [str(run), str(place.images("pictures"))], "phase2-deft-tiny-clip-digits"
-            )
-
-        yield make
-
-
-def _damage(path, content):
-    """Replace a file by these bytes, by its first half, by itself with one bit flipped, or delete it (None)."""
-    before = path.read_bytes() if path.is_file() else b""
-    path.unlink(missing_ok=True)
-    if content is not None:
-        middle = len(before) // 2
-        flipped = before[:middle] + bytes([before[middle] ^ 64]) + before[middle + 1 :] if before else b""
-        path.write_bytes({"half": before[:middle], "flipped": flipped}.get(content, content))
+    damaged = [
+        ("model.json", None),
+        ("model.json", b"{"),
+        ("model.json", b"[]"),
+        ("model.json", b"{}"),
+        ("model.json", b'{"classes": 3, "backbone": 7, "networks": "two"}'),
+        ("model.safetensors", None),
+        ("model.safetensors", b""),
+        ("model.safetensors", half),
+        ("model.safetensors", flipped),
+    ]
+    for file, content in damaged:
+        flags = [CLASSIFIER, "docs/suspects.png"]
+        yield with_damage("weights", "report.predict", flags, CLASSIFIER / file, content, CLASSIFIER.name)
 
 
 def checkpoints():
     def change(**entries):
-        def content(path):
-            value = torch.load(path, weights_only=True)
+        def content(before):
+            value = torch.load(io.BytesIO(before), weights_only=True)
             return saved({key: v for key, v in {**value, **entries}.items() if v is not ...})
 
         return content
 
-    damage = {
-        "empty": lambda path: b"",
-        "text": lambda path: b"checkpoint",
-        "half": lambda path: path.read_bytes()[: path.stat().st_size // 2],
-        "zeros": lambda path: bytes(path.stat().st_size),
-        "flipped": lambda path: path.read_bytes()[:5000] + b"\xff" * 200 + path.read_bytes()[5200:],
-        "a_list": lambda path: saved([1, 2]),
-        "a_number": lambda path: saved(3),
-        "no_model": change(model=...),
-        "other_model": change(model={"x": torch.zeros(3)}),
-        "no_optimizer": change(optimizer=...),
-        "other_optimizer": change(optimizer={"state": {}, "param_groups": []}),
-        "no_history": change(history=...),
-        "history_no_json": change(history="[{"),
-        "no_identity": change(identity=...),
-        "other_data": change(identity={"images": "0", "labels": "0"}),
-        "no_recent": change(recent=...),
-        "half_recent": change(recent={"mask": torch.ones(1, 3)}),
-    }
-    for name, content in damage.items():
+    contents = [
+        b"",
+        b"checkpoint",
+        half,
+        lambda before: bytes(len(before)),
+        lambda before: before[:5000] + b"\xff" * 200 + before[5200:],
+        saved([1, 2]),
+        saved(3),
+        change(model=...),
+        change(model={"x": torch.zeros(3)}),
+        change(optimizer=...),
+        change(optimizer={"state": {}, "param_groups": []}),
+        change(history=...),
+        change(history="[{"),
+        change(identity=...),
+        change(identity={"images": "0", "labels": "0"}),
+        change(recent=...),
+        change(recent={"mask": torch.ones(1, 3)}),
+    ]
+    for content in contents:
+        file = DEFT / "checkpoint.pt"
+        yield with_damage("checkpoints", "main_phase1", PHASE1, file, content, "deft", unfinished=True)
 
-        def make(place, content=content):
-            run = place.runs() / "deft"
-            (run / "summary.json").unlink()
-            (run / "checkpoint.pt").write_bytes(content(run / "checkpoint.pt"))
-            return Case("checkpoints", "main_phase1", [*PHASE1, "--output_dir", str(place.out)], "deft")
 
-        yield make
+RECORDS = [  # of what a run left behind: file, command that reads it, content, run
+    ("summary.json", "report.tables", b"", DEFT),
+    ("summary.json", "report.tables", b"[]", DEFT),
+    ("summary.json", "report.tables", b"null", DEFT),
+    ("summary.json", "report.tables", half, DEFT),
+    ("summary.json", "report.tables", b"\xff\xfe", DEFT),
+    ("summary.json", "report.tables", b"{}", DEFT),
+    ("summary.json", "report.tables", b'{"seed": 1}', DEFT),
+    ("summary.json", "report.tables", b"[" * 20_000, DEFT),
+    ("summary.json", "report.page", b"{}", MATCH),
+    ("summary.json", "report.export", b'{"classes": 3, "root": 4}', MATCH),
+    ("summary.json", "report.estimate", b"[1]", MATCH),
+    ("summary.json", "main_phase1", b"{}", DEFT),
+    ("summary.json", "main_phase1", half, DEFT),
+    ("summary.json", "reproduce", b"{}", DEFT),
+    ("config.yaml", "main_phase1", b"[", DEFT),
+    ("config.yaml", "main_phase1", b"- a", DEFT),
+    ("config.yaml", "main_phase1", b"", DEFT),
+    ("config.yaml", "main_phase1", b"\xff", DEFT),
+    ("config.yaml", "report.page", b"[", MATCH),
+    ("config.yaml", "report.page", b"- a", MATCH),
+    ("config.yaml", "report.page", b"dataset: [1]", MATCH),
+    ("config.yaml", "report.review", b"!!python/name:os.system", MATCH),
+    ("config.yaml", "report.training", b"a: [", DEFT),
+    ("clean_mask.npz", "report.page", b"", MATCH),
+    ("clean_mask.npz", "report.page", half, MATCH),
+    ("clean_mask.npz", "report.export", archive(mask=np.ones(3)), MATCH),
+    ("clean_mask.npz", "report.review", b"text", MATCH),
+    ("clean_mask.npz", "report.estimate", None, MATCH),
+    ("scores.csv", "report.page", b"", MATCH),
+    ("scores.csv", "report.page", b"index\n", MATCH),
+    ("scores.csv", "report.page", b"index,path\n0,a\n", MATCH),
+    ("scores.csv", "report.page", b"a,b\nx\n", MATCH),
+    ("scores.csv", "report.page", b"index,content,given_label\nx,y,a\n", MATCH),
+    ("scores.csv", "report.export", half, MATCH),
+    ("scores.csv", "report.export", b"\0", MATCH),
+    ("log.jsonl", "report.page", b"{", DEFT),
+    ("log.jsonl", "report.page", b"[1]\n", DEFT),
+    ("log.jsonl", "report.training", b"{", DEFT),
+    ("log.jsonl", "report.training", b"", DEFT),
+    ("log.jsonl", "report.training", b'{"epoch": 1}\n{"loss": 2}\n', DEFT),
+    ("log.jsonl", "report.training", b"[1]\n", DEFT),
+]
 
 
 def records():
-    """What a run left behind, damaged: summaries, settings, lists, logs."""
-    own = Path("own-images") / "none" / "seed0" / "label-match"
-    digits = SEED / "deft"
-    damage = [
-        ("summary.json", "report.tables", b"", digits),
-        ("summary.json", "report.tables", b"[]", digits),
-        ("summary.json", "report.tables", b"null", digits),
-        ("summary.json", "report.tables", "half", digits),
-        ("summary.json", "report.tables", b"\xff\xfe", digits),
-        ("summary.json", "report.tables", b"{}", digits),
-        ("summary.json", "report.tables", b'{"seed": 1}', digits),
-        ("summary.json", "report.tables", b"[" * 20_000, digits),
-        ("summary.json", "report.page", b"{}", own),
-        ("summary.json", "report.export", b'{"classes": 3, "root": 4}', own),
-        ("summary.json", "report.estimate", b"[1]", own),
-        ("summary.json", "main_phase1", b"{}", digits),
-        ("summary.json", "main_phase1", "half", digits),
-        ("summary.json", "reproduce", b"{}", digits),
-        ("config.yaml", "main_phase1", b"[", digits),
-        ("config.yaml", "main_phase1", b"- a", digits),
-        ("config.yaml", "main_phase1", b"", digits),
-        ("config.yaml", "main_phase1", b"\xff", digits),
-        ("config.yaml", "report.page", b"[", own),
-        ("config.yaml", "report.page", b"- a", own),
-        ("config.yaml", "report.page", b"dataset: [1]", own),
-        ("config.yaml", "report.review", b"!!python/name:os.system", own),
-        ("config.yaml", "report.training", b"a: [", digits),
-        ("clean_mask.npz", "report.page", b"", own),
-        ("clean_mask.npz", "report.page", "half", own),
-        ("clean_mask.npz", "report.export", archive(mask=np.ones(3)), own),
-        ("clean_mask.npz", "report.review", b"text", own),
-        ("clean_mask.npz", "report.estimate", None, own),
-        ("scores.csv", "report.page", b"", own),
-        ("scores.csv", "report.page", b"index\n", own),
-        ("scores.csv", "report.page", b"index,path\n0,a\n", own),
-        ("scores.csv", "report.page", b"a,b\nx\n", own),
-        ("scores.csv", "report.page", b"index,content,given_label\nx,y,a\n", own),
-        ("scores.csv", "report.export", "half", own),
-        ("scores.csv", "report.export", b"\0", own),
-        ("log.jsonl", "report.page", b"{", digits),
-        ("log.jsonl", "report.page", b"[1]\n", digits),
-        ("log.jsonl", "report.training", b"{", digits),
-        ("log.jsonl", "report.training", b"", digits),
-        ("log.jsonl", "report.training", b'{"epoch": 1}\n{"loss": 2}\n', digits),
-        ("log.jsonl", "report.training", b"[1]\n", digits),
-    ]
-    for file, command, content, run in damage:
+    for file, command, content, run in RECORDS:
+        flags = {"main_phase1": PHASE1, "report.tables": [Path()], "reproduce": ["--verify", run]}.get(command, [run])
+        kind = {"summary.json": "summaries", "clean_mask.npz": "masks"}.get(file, "records of runs")
+        yield with_damage(kind, command, flags, run / file, content, run.name)
 
-        def make(place, file=file, command=command, content=content, run=run):
-            place.runs()
-            folder = place.out / run
-            _damage(folder / file, content)
-            argv = {
-                "main_phase1": [*PHASE1, "--output_dir", str(place.out)],
-                "report.export": [str(folder), "--to", str(place.folder / "to")],
-                "report.tables": [str(place.out)],
-                "reproduce": ["--verify", str(folder)],
-            }.get(command, [str(folder)])
-            kind = {"summary.json": "summaries", "clean_mask.npz": "masks"}.get(file, "records of runs")
-            return Case(kind, command, argv, str(run.name))
 
-        yield make
+HEAD = "path,given_label,decision,new_label\n"
+DECISIONS = {
+    "empty.csv": "",
+    "header.csv": "path\n",
+    "word.csv": HEAD + "a/0.png,a,rihgt,\n",
+    "no_image.csv": HEAD + ",a,right,\n",
+    "no_class.csv": HEAD + "a/0.png,a,wrong,c\n",
+    "contradiction.csv": HEAD + "a/0.png,a,right,b\n",
+    "same_label.csv": HEAD + "a/0.png,a,wrong,a\n",
+    "both.csv": HEAD + "a/0.png,a,right,\na/0.png,a,wrong,\n",
+    "ragged.csv": HEAD + "a/0.png\n",
+    "nul.csv": HEAD + "a/0.png,a,ri\0ght,\n",
+    "binary.csv": bytes(range(256)),
+    "half.jsonl": '{"path": "a/0.png"\n',
+    "list.jsonl": "[1]\n",
+    "number.jsonl": "3\n",
+    "word.jsonl": '{"path": "a/0.png", "decision": "maybe"}\n',
+    "binary.jsonl": b"\xff\xfe\n",
+    "deep.jsonl": "[" * 20_000 + "\n",
+}
 
 
 def decisions():
-    run = Path("own-images") / "none" / "seed0" / "label-match"
-    head = "path,given_label,decision,new_label\n"
-    files = {
-        "empty.csv": "",
-        "header.csv": "path\n",
-        "word.csv": head + "a/0.png,a,rihgt,\n",
-        "no_image.csv": head + ",a,right,\n",
-        "no_class.csv": head + "a/0.png,a,wrong,c\n",
-        "contradiction.csv": head + "a/0.png,a,right,b\n",
-        "same_label.csv": head + "a/0.png,a,wrong,a\n",
-        "both.csv": head + "a/0.png,a,right,\na/0.png,a,wrong,\n",
-        "ragged.csv": head + "a/0.png\n",
-        "nul.csv": head + "a/0.png,a,ri\0ght,\n",
-        "binary.csv": bytes(range(256)),
-        "half.jsonl": '{"path": "a/0.png"\n',
-        "list.jsonl": "[1]\n",
-        "number.jsonl": "3\n",
-        "word.jsonl": '{"path": "a/0.png", "decision": "maybe"}\n',
-        "binary.jsonl": b"\xff\xfe\n",
-        "deep.jsonl": "[" * 20_000 + "\n",
-    }
-    for i, (name, content) in enumerate(files.items()):
-        command = ("report.page", "report.export", "report.estimate", "report.review")[i % 4]
+    commands = ("report.page", "report.export", "report.estimate", "report.review")
+    for i, (name, content) in enumerate(DECISIONS.items()):
+        yield with_file("decisions", commands[i % 4], [MATCH, "--decisions"], name, content)
+    log, flags = "decisions.jsonl", (MATCH, "--decisions", "/none.csv")
+    yield lambda place: Case("decisions", "report.page", place.flags("report.page", *flags), "/none.csv")
+    yield with_damage("decisions", "report.page", [MATCH], MATCH / log, b"\xff\n", log)
 
-        def make(place, name=name, content=content, command=command):
-            place.runs()
-            argv = [str(place.out / run), "--decisions", str(place.write(name, content))]
-            argv += ["--to", str(place.folder / "to")] if command == "report.export" else []
-            return Case("decisions", command, argv, name)
 
-        yield make
-    yield lambda place: Case(
-        "decisions", "report.page", [str(place.runs().parents[2] / run), "--decisions", "/none.csv"], "/none.csv"
-    )
-
-    def log(place):
-        place.runs()
-        (place.out / run / "decisions.jsonl").write_bytes(b"\xff\n")
-        return Case("decisions", "report.page", [str(place.out / run)], "decisions.jsonl")
-
-    yield log
+NOISE_FILES = {
+    "words.txt": "a\nb\n",
+    "short.txt": "1\n2\n",
+    "outside.txt": "99\n" * 359,
+    "half.json": "[1, 2",
+    "nested.json": "[[1], [2]]",
+    "empty.npy": b"",
+    "floats.npy": array(np.full(359, 0.5)),
+    "binary.txt": bytes(range(128, 256)),
+    "deep.json": "[" * 20_000,
+}
+TRANSITIONS = {
+    "small.csv": "1,0\n0,1\n",
+    "sums.csv": "\n".join(",".join(["0.2"] * 10) for _ in range(10)),
+    "words.csv": "a,b\n",
+    "negative.npy": array(np.eye(10) * 2 - 0.1),
+    "nan.npy": array(np.full((10, 10), np.nan)),
+}
+CLASS_NAMES = {"few.txt": "a\nb\n", "empty_line.txt": "a\n\n" * 5 + "b", "binary.txt": b"\xff" * 10}
+DESCRIPTIONS = {
+    "list.yaml": "- a",
+    "half.yaml": "zero: [",
+    "class.yaml": "eleven: [x]",
+    "text.yaml": "zero: round",
+    "template.yaml": "template: a photo",
+    "binary.yaml": b"\xff\xfe",
+    "deep.yaml": "zero: " + "[" * 3000,
+}
 
 
 def other_files():
     """Noise files, class names, descriptions and data sets in official layouts."""
-    for name, content in {
-        "words.txt": "a\nb\n",
-        "short.txt": "1\n2\n",
-        "outside.txt": "99\n" * 359,
-        "half.json": "[1, 2",
-        "nested.json": "[[1], [2]]",
-        "empty.npy": b"",
-        "floats.npy": array(np.full(359, 0.5)),
-        "binary.txt": bytes(range(128, 256)),
-        "deep.json": "[" * 20_000,
-    }.items():
-
-        def noise(place, name=name, content=content):
-            flags = ["--noise_mode", "file", "--noise_file", str(place.write(name, content))]
-            return Case("noise files", "main_phase1", [*PHASE1, *flags, "--output_dir", str(place.out)], name)
-
-        yield noise
-    for name, content in {
-        "small.csv": "1,0\n0,1\n",
-        "sums.csv": "\n".join(",".join(["0.2"] * 10) for _ in range(10)),
-        "words.csv": "a,b\n",
-        "negative.npy": array(np.eye(10) * 2 - 0.1),
-        "nan.npy": array(np.full((10, 10), np.nan)),
-    }.items():
-
-        def matrix(place, name=name, content=content):
-            flags = ["--noise_mode", "transition", "--noise_file", str(place.write(name, content))]
-            return Case("noise files", "main_detect", [*PHASE1[:-4], *flags, "--output_dir", str(place.out)], name)
-
-        yield matrix
-    for name, content in {"few.txt": "a\nb\n", "empty_line.txt": "a\n\n" * 5 + "b", "binary.txt": b"\xff" * 10}.items():
-
-        def names(place, name=name, content=content):
-            flags = ["--classnames", str(place.write(name, content)), "--output_dir", str(place.out)]
-            return Case("class names", "main_phase1", [*PHASE1, *flags], name)
-
-        yield names
-    for name, content in {
-        "list.yaml": "- a",
-        "half.yaml": "zero: [",
-        "class.yaml": "eleven: [x]",
-        "text.yaml": "zero: round",
-        "template.yaml": "template: a photo",
-        "binary.yaml": b"\xff\xfe",
-        "deep.yaml": "zero: " + "[" * 3000,
-    }.items():
-
-        def descriptions(place, name=name, content=content):
-            flags = ["--detector", "clipcleaner", "--descriptions", str(place.write(name, content))]
-            return Case("class names", "main_detect", [*PHASE1[:-4], *flags, "--output_dir", str(place.out)], name)
-
-        yield descriptions
+    detect = PHASE1[:-4]
+    described = [*detect, "--detector", "clipcleaner", "--descriptions"]
+    for kind, command, flags, files in (
+        ("noise files", "main_phase1", [*PHASE1, "--noise_mode", "file", "--noise_file"], NOISE_FILES),
+        ("noise files", "main_detect", [*detect, "--noise_mode", "transition", "--noise_file"], TRANSITIONS),
+        ("class names", "main_phase1", [*PHASE1, "--classnames"], CLASS_NAMES),
+        ("class names", "main_detect", described, DESCRIPTIONS),
+    ):
+        for name, content in files.items():
+            yield with_file(kind, command, flags, name, content)
     sets = "cifar100 tiny_imagenet stanford_cars cub-200-2011 clothing1m webvision animal10n food101n imagenet".split()
     for name in sets:
 
         def empty(place, name=name):
             place.write("data/readme", "")
-            flags = ["--dataset", name, "--data_path", str(place.folder / "data"), "--output_dir", str(place.out)]
-            return Case("data sets", "main_phase1", flags, str(place.folder.name))
+            argv = place.flags("main_phase1", "--dataset", name, "--data_path", str(place.folder / "data"))
+            return Case("data sets", "main_phase1", argv, place.folder.name)
 
         yield empty
 
@@ -824,7 +756,7 @@ def judge(make, folder, base):
     elif case.culprit not in lines[0]:
         problems.append(f"does not name {case.culprit}: {lines[0][:200]}")
     elif re.search(r"[\x00-\x1f]", lines[0]) or len(lines[0]) > 1000:
-        problems.append(f"{CHARACTERS}, or {len(lines[0])} characters in the line")
+        problems.append(f"control characters, or {len(lines[0])} characters in the line")
     if Path(Payload.marker).exists():
         problems.append("code was executed")
     changed = [name for name in {**before, **after} if before.get(name) != after.get(name)]
