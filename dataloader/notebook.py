@@ -27,7 +27,8 @@ def from_dataset(dataset: Any, cfg: SimpleNamespace) -> tuple[Any, list, list[st
     """(images, labels, class names or None) of a data set of torchvision or of Hugging Face, as detect() takes them.
 
     Images are paths where the data set reads files. Those of Hugging Face become files below output_dir, called by their
-    keys; others are Pillow images. UserError where it is no such data set.
+    keys; others are Pillow images. Names are None where the data set has none, or its target_transform makes other labels.
+    UserError where it is no such data set.
     """
     if type(dataset).__module__.partition(".")[0] == "datasets":
         return _from_hugging_face(dataset, cfg)
@@ -52,6 +53,8 @@ def from_dataset(dataset: Any, cfg: SimpleNamespace) -> tuple[Any, list, list[st
     while hasattr(dataset, "dataset") and not hasattr(dataset, "classes"):  # a Subset
         dataset = dataset.dataset
     names = list(map(str, getattr(dataset, "classes", ())))
+    if getattr(dataset, "target_transform", None):  # its labels are no longer numbers of `classes`
+        names = []
     return images, labels, names if labels and all(isinstance(k, int) and k < len(names) for k in labels) else None
 
 
@@ -118,8 +121,8 @@ def in_memory(
     images: N paths or Pillow images, in whatever can be gone through once, or uint8 (N, H, W, 3). labels: N strings or
     whole numbers. classnames, where given, are in the order of the sorted labels; with whole numbers, label k is
     classnames[k]. Files that cannot be read are a UserError, or with `skip_broken` not among the rows. keep: images that
-    are no files are written below output_dir. given: arrays (N, …) about the
-    images, see own_arrays, which tell them apart where they are not there themselves.
+    are no files are written below output_dir. given: arrays (N, …) about the images, see own_arrays; without images, they
+    tell the rows apart.
     """
     name, given = f"own-{cfg.name or 'notebook'}", given or {}
     keep = keep and images is not None

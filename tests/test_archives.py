@@ -460,10 +460,13 @@ class Pairs(torch.utils.data.Dataset):
 def test_data_sets_of_torchvision(tmp_path):
     """Files stay files, the transform is left out, and a data set keeps it; classes are those of the data set."""
     write_folder(tmp_path / "data", {"cat": 2, "dog": 3})
-    folder = torchvision.datasets.ImageFolder(tmp_path / "data", torchvision.transforms.ToTensor(), lambda k: 1 - k)
-    paths, labels = [path for path, _ in folder.samples], [1, 1, 0, 0, 0]
+    folder = torchvision.datasets.ImageFolder(tmp_path / "data", torchvision.transforms.ToTensor())
+    paths, labels = [path for path, _ in folder.samples], [0, 0, 1, 1, 1]
     assert from_dataset(folder, None) == (paths, labels, ["cat", "dog"])
-    assert from_dataset(torch.utils.data.Subset(folder, [4, 0]), None) == ([paths[4], paths[0]], [0, 1], ["cat", "dog"])
+    assert from_dataset(torch.utils.data.Subset(folder, [4, 0]), None) == ([paths[4], paths[0]], [1, 0], ["cat", "dog"])
+    swapped = torchvision.datasets.ImageFolder(tmp_path / "data", target_transform=lambda k: 1 - k)
+    for data, there in ((swapped, [1, 1, 0, 0, 0]), (torch.utils.data.Subset(swapped, [4, 0]), [0, 1])):
+        assert from_dataset(data, None)[1:] == (there, None)  # 1 is cat now, not classes[1]
     assert isinstance(folder[0][0], torch.Tensor)
     fake = torchvision.datasets.FakeData(3, (3, 8, 8), 2, transform=torchvision.transforms.ToTensor())
     images, labels, names = from_dataset(fake, None)
