@@ -11,9 +11,8 @@ from pathlib import Path
 from utils.config import UserError
 
 UNSUPPORTED = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}  # on some network file systems, where runs are not locked
-_held: weakref.WeakValueDictionary[Path, "Lock"] = (
-    weakref.WeakValueDictionary()
-)  # {path: Lock} of this process, which may open a run's folder more than once
+# {path: Lock} of this process, which may open a run's folder more than once
+_held: weakref.WeakValueDictionary[Path, "Lock"] = weakref.WeakValueDictionary()
 
 
 class Lock:

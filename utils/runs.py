@@ -141,9 +141,8 @@ class Run:
         if (self.folder / "config.yaml").is_file():
             self._check_same_settings()
         if not (self.folder / "summary.json").is_file() and rank() == 0:
-            self.lock = lock(
-                Path(cfg.output_dir), self.folder
-            )  # before the summary is read: another process may just have written it
+            # before the summary is read: another process may just have written it
+            self.lock = lock(Path(cfg.output_dir), self.folder)
         self.summary = read_summary(self.folder / "summary.json")
         if self.summary:
             self._check_same_data(self.summary["identity"])
