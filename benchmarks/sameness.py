@@ -3,6 +3,7 @@
 python -m benchmarks.sameness
 """
 
+import argparse
 import csv
 import os
 import signal
@@ -10,13 +11,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
 
 import main_phase1
-from benchmarks.common import digits_folder, parser, report
+from benchmarks.common import digits_folder, report
 from utils.runs import Run
 
 FLAGS = (
@@ -108,14 +108,15 @@ def watch_epochs(folder, epochs):
 
 
 def main():
-    p = parser(__doc__)
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--json", default="", help="write the figures to this file")
     p.add_argument("--epochs", type=int, default=8, help="of the trainings that are compared")
     p.add_argument("--long", type=int, default=200, help="epochs of the training whose memory is watched")
     args = p.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         epochs = watch_epochs(Path(folder), args.long)
         ways = compare_ways(Path(folder), args.epochs)
-    report(epochs, Namespace(json=""))
+    report(epochs, argparse.Namespace(json=""))
     report(ways, args, epochs=epochs)
 
 

@@ -1,7 +1,7 @@
-"""Parquet files, data sets that Hugging Face `datasets` saved, and WebDataset tar files: unpacked once, then files as any.
+"""Unpack Parquet files, saved data sets of Hugging Face, and WebDataset tar files, once, into image files and a table.
 
-Everything behind this module sees a table of image files. Their names are the keys in the archive, so that what is said of
-an image stays with it wherever its row goes.
+All other code reads that table. Files are named after the keys in the archive, so that scores and decisions stay with their
+image in whatever order the rows come.
 """
 
 import contextlib
@@ -41,11 +41,12 @@ class Sample(NamedTuple):
 
 
 def opened(source: str | Path, cfg: SimpleNamespace, key: str = "data_path") -> Path:
-    """`source` itself where it is a folder or a table; the table of the images of an archive, which is unpacked for that.
+    """The path to read images from: of an archive, the table of its unpacked images; else `source` itself.
 
     An archive is a .parquet or .tar file, a pattern of several (`shards-{000..003}.tar`, `data/*.parquet`), a folder of
-    these, or what `save_to_disk` of Hugging Face datasets wrote. It is unpacked into <output_dir>/images/, again if it has
-    changed. UserError, which calls the source by its setting `key`, where the library that reads it is missing, or fails.
+    these, or what `save_to_disk` of Hugging Face datasets wrote. It is unpacked into <output_dir>/images/, and again after
+    it has changed. Raises UserError if the library that reads it is missing or fails. key: the setting that names `source`,
+    for the error.
     """
     files, read = _find(source, key)
     if read is None:
@@ -105,7 +106,7 @@ def _of_kind(files: list[tuple[Path, str]]) -> tuple[list[tuple[Path, str]], Any
 
 
 def _split_of(path: Path) -> str:
-    """The split that a file's name, or its folder's, speaks of: data/validation-00000-of-00002.parquet -> val."""
+    """The split by the first word of a path that names one: data/validation-00000-of-00002.parquet -> val; else train."""
     words = re.findall("[a-z]+", str(path).lower())
     return next((SPLITS[word] for word in words if word in SPLITS), "train")
 

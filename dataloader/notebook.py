@@ -1,4 +1,4 @@
-"""What a notebook has, as a Dataset: images and labels in memory, data sets of torchvision and Hugging Face, own features."""
+"""Make a Dataset of what a notebook has: images and labels, data sets of torchvision and Hugging Face, features."""
 
 import copy
 import hashlib
@@ -116,9 +116,9 @@ def in_memory(
     keep: bool = False,
     given: Mapping[str, np.ndarray] | None = None,
 ) -> tuple[Dataset, np.ndarray, np.ndarray]:
-    """What a notebook has, as (Dataset without a test split, values (K,) of its labels, rows (M,) of the N images).
+    """(Dataset without a test split, values (K,) of its labels, rows (M,) of the N images) of what a notebook has.
 
-    images: N paths or Pillow images, in whatever can be gone through once, or uint8 (N, H, W, 3). labels: N strings or
+    images: an iterable of N paths or Pillow images, or uint8 (N, H, W, 3). labels: N strings or
     whole numbers. classnames, where given, are in the order of the sorted labels; with whole numbers, label k is
     classnames[k]. Files that cannot be read are a UserError, or with `skip_broken` not among the rows. keep: images that
     are no files are written below output_dir. given: arrays (N, …) about the images, see own_arrays; without images, they

@@ -169,7 +169,7 @@ def area_under_margin(inputs: Inputs) -> Detection:
 
 
 def forgetting(inputs: Inputs) -> Detection:
-    """Part of a linear probe's epochs that predicted the label (after Toneva et al., ICLR 2019)."""
+    """Fraction of a linear probe's epochs that predicted the label (after Toneva et al., ICLR 2019)."""
     margins, _, predicted, confidence = inputs.dynamics
     return Detection(*dynamics.by_forgetting(margins, inputs.seed), predicted, confidence)
 
@@ -256,7 +256,7 @@ def _unit_variance(score: np.ndarray) -> np.ndarray:
 def _log_margin(weights: np.ndarray, labels: np.ndarray, floor: float) -> np.ndarray:
     """log of the label's weight minus that of the best other class, of unit variance, (N,); weights (N, K) plus a floor."""
     own, best = _own_and_best_other(weights, labels)
-    return _unit_variance(np.log(own + floor) - np.log(best + floor)) if weights.shape[1] > 1 else np.zeros(len(labels))
+    return _unit_variance(np.log(own + floor) - np.log(best + floor))
 
 
 def _own_and_best_other(values: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -67,10 +67,10 @@ def area_under_margin(of_label: np.ndarray) -> np.ndarray:
 
 
 def forgetting(of_label: np.ndarray) -> np.ndarray:
-    """Epochs after which an image was still, or again, not given its label, as a share (N,) in [0, 1].
+    """Fraction (N,) of the epochs after which the network does not predict the label.
 
-    Forgetting events (Toneva et al., ICLR 2019) count the changes from right to wrong and are infinite for an image that
-    was never learnt; counting every epoch at which the label is not predicted orders those too.
+    Forgetting events (Toneva et al., ICLR 2019) count the changes from right to wrong, and are infinite for an image that
+    was never learnt. Counting epochs ranks those as well.
     """
     return (of_label <= 0).mean(0)
 
@@ -90,7 +90,7 @@ def by_area_under_margin(records: np.ndarray, seed: int) -> tuple[np.ndarray, np
 
 
 def by_forgetting(records: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Mask and p_clean (N,) from margins (E, N): the part of the epochs that predicted the label, trusted above one half."""
+    """Mask and p_clean (N,) from margins (E, N): the fraction of the epochs that predicted the label, trusted above 0.5."""
     p_clean = 1 - forgetting(records)
     return p_clean > 0.5, p_clean
 

@@ -1,6 +1,6 @@
 """Write the images whose labels a detector trusts as class folders: DIR/<class>/<file>. The source is only read.
 
-DIR/metadata.csv says of each what is known, as Hugging Face's imagefolder reads it.
+DIR/metadata.csv has the label, original label, score and source of each, in the format of Hugging Face's imagefolder.
 
 python -m report.export runs/own-DATA/none/seed0/deft --to cleaned --fixed
 """
