@@ -267,12 +267,13 @@ def test_a_finished_detector_scores_other_labels(cell, tmp_path, capsys, monkeyp
     data = load_data(cfg)  # what a report reads
     model = build_detector(cfg, data.classnames, torch.device("cpu"))
     load_checkpoint(folder.parent / "checkpoint.pt", model)
-    pixels = torch.from_numpy(data.train.images).permute(0, 3, 1, 2)
+    some = np.arange(0, 1438, 9)
+    pixels = torch.from_numpy(data.train.images[some]).permute(0, 3, 1, 2)
     with torch.no_grad():
         p_yes = clean_probability(*model.eval()(normalise(pixels, *image_statistics(model.clip)))).numpy()
     with np.load(folder / "clean_mask.npz") as file:
         assert np.array_equal(file["labels"], data.train.labels) and len(file["labels"]) == 1438
-        assert np.allclose(file["p_clean"], p_yes[np.arange(1438), data.train.labels], atol=1e-5)
+        assert np.allclose(file["p_clean"][some], p_yes[np.arange(len(some)), data.train.labels[some]], atol=1e-5)
     reads = []
     monkeypatch.setitem(DATASETS, "digits", lambda cfg: reads.append(cfg) or digits(cfg))
     assert main_phase1.main(phase1(out, "--score", "test")) == test and "already finished" in capsys.readouterr().out
