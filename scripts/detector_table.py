@@ -133,9 +133,9 @@ every seed.
 
 Settings were chosen on the digits ([detectors.md](detectors.md)); one was chosen here, on CIFAR-100 with seed 0: what `auto` does
 where the texts tell more than the neighbours. CIFAR-10, CIFAR-10N and Tiny-ImageNet were run afterwards, once.
-`auto, no texts` is `auto` with the texts withheld, as with a timm encoder. Seconds of detectors on features are CPU seconds in
-one thread, features excluded (about 50 s for 10,000 images, once), on one noise with seed 0; DeFT's are by the clock, on a machine that
-others used at the same time. Every row of every seed is in `detectors-photos.csv`."""
+`auto, no texts` is `auto` with the texts withheld, as with a timm encoder. DeFT (`--rows deft`) has not been run: an epoch of 10,000
+images takes about 110 CPU seconds. Seconds are CPU seconds in one thread, features excluded (about 50 s for 10,000 images, once), on
+one noise with seed 0. Every row of every seed is in `detectors-photos.csv`."""
 TABLES = {
     "digits": Table("detectors", INTRODUCTION, tuple(("digits", *noise) for noise in NOISES), (0, 1, 2, 3, 4), ""),
     "photos": Table(
