@@ -141,20 +141,16 @@ def _fetch(name, pretrained, source):
         ) from None
 
 
+def _needs_the_hub(name):
+    """Whether the text encoder or the tokenizer of an open_clip model is fetched from the Hugging Face hub."""
+    text = (open_clip.get_model_config(name) or {"text_cfg": {"hf_tokenizer_name": ""}})["text_cfg"]
+    return "hf_tokenizer_name" in text or "hf_model_name" in text
+
+
 def _check_packages(backbone, name):
     """UserError where an open_clip model reads texts by a package that is not installed: better than after a download."""
-    text = open_clip.get_model_config(name)["text_cfg"]
-    if ("hf_tokenizer_name" in text or "hf_model_name" in text) and find_spec("transformers") is None:
+    if _needs_the_hub(name) and find_spec("transformers") is None:
         raise UserError(f"backbone: {backbone} needs the package transformers; pip install transformers.")
-
-
-def _tokenizer(name):
-    """open_clip's tokenizer of a model; some are fetched from the hub."""
-    config = open_clip.get_model_config(name)
-    if config and "hf_tokenizer_name" not in config["text_cfg"]:
-        return open_clip.get_tokenizer(name)
-    with one_try():
-        return open_clip.get_tokenizer(name)
 
 
 def _first_sentence(error):
@@ -228,12 +224,17 @@ def load_clip(backbone, pretrained=""):
     try:
         with _quiet():
             if backbone.startswith("hf-hub:") and not pretrained:  # weights and all from the hub
+                name = backbone
                 with one_try():
-                    clip = open_clip.create_model(backbone, require_pretrained=True)
-                name, tokenizer = backbone, _tokenizer(backbone)
+                    clip, tokenizer = (
+                        open_clip.create_model(name, require_pretrained=True),
+                        open_clip.get_tokenizer(name),
+                    )
             else:
-                clip, name = _build(backbone, pretrained)
-                tokenizer = _tokenizer(name)
+                name, weights, quick_gelu = _resolve(backbone, pretrained)
+                with one_try() if _needs_the_hub(name) else contextlib.nullcontext():
+                    clip = _build(backbone, name, weights, quick_gelu)
+                    tokenizer = open_clip.get_tokenizer(name)
     except UserError:
         raise
     except ImportError as error:
@@ -261,12 +262,11 @@ def load_clip(backbone, pretrained=""):
     return clip.eval().requires_grad_(False), tokenizer
 
 
-def _build(backbone, pretrained):
-    name, weights, quick_gelu = _resolve(backbone, pretrained)
+def _build(backbone, name, weights, quick_gelu):
     if str(weights) == "none":
         with torch.random.fork_rng(devices=[]):  # always the same untrained model: it is in no checkpoint
             torch.manual_seed(0)
-            return open_clip.create_model(name, load_weights=False), name
+            return open_clip.create_model(name, load_weights=False)
     state, from_openai = read_weights(weights)
     clip = open_clip.create_model(name, load_weights=False, force_quick_gelu=bool(from_openai or quick_gelu))
     if not hasattr(clip, "positional_embedding") and "positional_embedding" in state:
@@ -282,7 +282,7 @@ def _build(backbone, pretrained):
             f"model {tuple(here[wrong[0]].shape) if wrong[0] in here else 'has none'})."
         )
     clip.load_state_dict({k: v.reshape(here[k].shape) for k, v in state.items()})
-    return clip, name
+    return clip
 
 
 def cosine_logits(clip, image_features, text_features):
