@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.special import logit
 from torch import Tensor
 from tqdm import tqdm
 
@@ -96,9 +97,12 @@ def by_forgetting(records: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarra
 
 
 def by_mean_probability(records: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Mask and p_clean (N,) from probabilities (E, N): their mean over the last epochs; trusted by `two_groups` of it."""
+    """Mask and p_clean (N,) from probabilities (E, N): their mean over the last epochs; trusted by `two_groups` of its logit.
+
+    With many classes, probabilities crowd near zero; the logit keeps the two groups apart.
+    """
     p_clean = mean_probability(records)
-    return two_groups(p_clean, seed) > 0.5, p_clean
+    return two_groups(logit(p_clean.clip(1e-6, 1 - 1e-6)), seed) > 0.5, p_clean
 
 
 class TrainingDynamics(Method):

@@ -211,6 +211,10 @@ def test_dynamics_by_hand():
     assert np.allclose(dynamics.area_under_margin(margins), [2, -1 / 3, -1, 2 / 3])
     assert np.allclose(dynamics.forgetting(margins), [0, 2 / 3, 1, 1 / 3])
     assert np.allclose(dynamics.mean_probability(np.array([[0.1], [0.2], [0.6]]), last=2), [0.4])
+    rng = np.random.default_rng(0)  # of many classes: wrong labels near 0.001, right ones near 0.05
+    chance = np.exp(np.concatenate([rng.normal(-7, 0.7, 30), rng.normal(-3, 0.7, 70)]))
+    mask, p_clean = dynamics.by_mean_probability(chance[None], 0)
+    assert np.array_equal(mask, np.arange(100) >= 30) and np.array_equal(p_clean, chance)
 
 
 def test_linear_probe_dynamics():
