@@ -48,7 +48,7 @@ class Split:
     verified: np.ndarray | None = None
     ids: list | None = None
     digests: list | None = None
-    keys: np.ndarray | None = None
+    keys: Any = None  # an array once `identified` has set it
     noise: ImageNoise | None = None  # on the images, where asked for
 
     def take(self, index: Sequence[int] | np.ndarray) -> "Split":

@@ -1,9 +1,12 @@
 """A faster transformer block for open_clip: same result, with fewer copies and without tokens that are never read."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from open_clip.transformer import QuickGELU, ResidualAttentionBlock
+from open_clip.transformer import QuickGELU, ResidualAttentionBlock, Transformer
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from utils.memory import give_back_freed_memory
@@ -17,7 +20,13 @@ class Block(ResidualAttentionBlock):
     computed, once. With `read`, an integer or (B,), only that token of each sequence is returned, (B, 1, width).
     """
 
-    def forward(self, x, attn_mask=None, prompts=None, read=None):
+    def forward(
+        self,
+        x: Tensor,
+        attn_mask: Tensor | None = None,
+        prompts: Tensor | None = None,
+        read: int | Tensor | None = None,
+    ) -> Tensor:
         """x (B, L, width) -> (B, L, width). Any attn_mask is taken as CLIP's causal mask."""
         attn, (B, L, width) = self.attn, x.shape
         heads = (attn.num_heads, width // attn.num_heads)
@@ -30,7 +39,8 @@ class Block(ResidualAttentionBlock):
             q = F.linear(_token(h, read), weight[:width], bias[:width]).unflatten(2, heads).transpose(1, 2)
             k, v = F.linear(h, weight[width:], bias[width:]).unflatten(2, (2, *heads)).permute(2, 0, 3, 1, 4)
             if causal:
-                mask, causal = (torch.arange(L, device=x.device) <= read[:, None])[:, None, None], False
+                last = torch.as_tensor(read, device=x.device).view(-1, 1)
+                mask, causal = (torch.arange(L, device=x.device) <= last)[:, None, None], False
         if prompts is not None:
             more = F.linear(self.ln_1(prompts), weight[width:], bias[width:]).view(-1, 2, *heads).permute(1, 2, 0, 3)
             k, v = (torch.cat([a, b.expand(B, -1, -1, -1)], 2) for a, b in ((k, more[0]), (v, more[1])))
@@ -39,14 +49,14 @@ class Block(ResidualAttentionBlock):
         return x + self.ls_2(self.mlp(self.ln_2(x)))
 
 
-def attention(q, k, v, mask=None, causal=False):
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
     """softmax(q k^T / sqrt(d)) v for q (B, heads, L, d) and k, v (B, heads, S, d)."""
     if q.device.type == "cpu" and q.dtype == torch.bfloat16:  # the fp32 kernel is faster and more exact on CPUs
         return attention(q.float(), k.float(), v.float(), mask, causal).bfloat16()
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
 
 
-def _token(x, read):
+def _token(x: Tensor, read: int | Tensor) -> Tensor:
     """Token `read` of each sequence of x (B, L, width): (B, 1, width)."""
     if isinstance(read, int):
         return x[:, read : read + 1]
@@ -56,8 +66,14 @@ def _token(x, read):
 class ClassTokenBlock(Block):
     """The last block of an image tower, which returns the class token only."""
 
-    def forward(self, x, attn_mask=None, prompts=None):
-        return super().forward(x, attn_mask, prompts, read=0)
+    def forward(
+        self,
+        x: Tensor,
+        attn_mask: Tensor | None = None,
+        prompts: Tensor | None = None,
+        read: int | Tensor | None = 0,
+    ) -> Tensor:
+        return super().forward(x, attn_mask, prompts, read)
 
 
 class QuickMLP(nn.Sequential):
@@ -66,12 +82,15 @@ class QuickMLP(nn.Sequential):
     The factors are applied to the weights, which are small compared with a batch, so the widest tensor is passed over once.
     """
 
-    def forward(self, x):
+    c_fc: nn.Linear
+    c_proj: nn.Linear
+
+    def forward(self, x: Tensor) -> Tensor:
         fc, proj = self.c_fc, self.c_proj
         return F.linear(F.silu(F.linear(x, fc.weight * 1.702, fc.bias * 1.702)), proj.weight / 1.702, proj.bias)
 
 
-def in_pieces(function, size, *x):
+def in_pieces(function: Callable[..., Tensor], size: int, *x: Tensor) -> Tensor:
     """function(*x) of tensors (B, …), `size` rows at a time (0: all at once), with the same result and gradients.
 
     Only the input of each piece is stored; its activations are recomputed in the backward pass.
@@ -79,7 +98,7 @@ def in_pieces(function, size, *x):
     if not size or len(x[0]) <= size or not torch.is_grad_enabled():
         return function(*x)
 
-    def alone(*piece):
+    def alone(*piece: Tensor) -> Tensor:
         if piece[0].device.type == "cpu" and not torch.compiler.is_compiling():
             give_back_freed_memory()
         return function(*piece)
@@ -87,7 +106,7 @@ def in_pieces(function, size, *x):
     return torch.cat([checkpoint(alone, *piece, use_reentrant=False) for piece in zip(*(t.split(size) for t in x))])
 
 
-def speed_up(transformer, class_token=False):
+def speed_up(transformer: Transformer, class_token: bool = False) -> None:
     """Replace the blocks of an open_clip transformer by those above, in place.
 
     class_token: only the class token of the transformer's output is used.

@@ -1,8 +1,18 @@
 """The classifiers of phase 2 and the baselines: an image encoder with a linear head, or with text prompts."""
 
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
 import torch
 import torch.nn as nn
+from open_clip.transformer import VisionTransformer
+from torch import Generator, Tensor
+from torch.optim import Optimizer
 
+from dataloader.dataset import Dataset
+from dataloader.loaders import Loader
+from dataloader.transforms import Pixels
 from model.blocks import in_pieces
 from model.clip import input_pixels, load_clip, takes_prompts
 from model.detector import Detector
@@ -10,6 +20,7 @@ from model.encoder import load_timm
 from model.prompts import DualPrompts
 from model.tuners import tune
 from utils.config import BACKBONES, UserError
+from utils.device import Amp
 from utils.distributed import in_order
 
 
@@ -20,7 +31,9 @@ class Classifier(nn.Module):
     encoder at once.
     """
 
-    def __init__(self, visual, num_classes, generator=None, micro_batch=0):
+    def __init__(
+        self, visual: VisionTransformer, num_classes: int, generator: Generator | None = None, micro_batch: int = 0
+    ) -> None:
         super().__init__()
         self.micro_batch = micro_batch
         visual.proj = None  # open_clip then returns the pooled feature after ln_post
@@ -30,30 +43,32 @@ class Classifier(nn.Module):
         for parameter in self.head.parameters():
             nn.init.uniform_(parameter, -bound, bound, generator=generator)
 
-    def forward(self, images):
+    def forward(self, images: Tensor) -> Tensor:
         return self.head(head_input(self, images))
 
 
 class TextClassifier(nn.Module):
     """images (B, 3, H, W) -> logits_pos (B, K): learned positive prompts instead of a linear head (`is_coop`)."""
 
-    def __init__(self, detector):
+    def __init__(self, detector: Detector) -> None:
         super().__init__()
         self.detector = detector
         detector.prompts.neg_ctx.requires_grad_(False)
 
-    def forward(self, images):
+    def forward(self, images: Tensor) -> Tensor:
         return self.detector.classifier()(images)
 
 
 @torch.no_grad()
-def frozen(model):
+def frozen(model: nn.Module) -> Callable[[Tensor], Tensor]:
     """The model in eval mode as a function images -> logits; text features, if any, are computed once."""
     model.eval()
     return model.detector.classifier() if isinstance(model, TextClassifier) else model
 
 
-def build_classifier(cfg, data, generator=None):
+def build_classifier(
+    cfg: SimpleNamespace, data: Dataset, generator: Generator | None = None
+) -> tuple[nn.Module, Pixels]:
     """The classifier selected by `cfg`, with its trained parameters marked, and its input format (Pixels)."""
     if cfg.backbone in BACKBONES or cfg.backbone.startswith("timm:"):
         return _timm_classifier(cfg, data.num_classes, generator)
@@ -66,13 +81,13 @@ def build_classifier(cfg, data, generator=None):
     tune(clip.visual, cfg, generator)
     if cfg.is_coop:
         prompts = DualPrompts(clip, tokenizer, data.classnames, cfg.n_ctx, cfg.class_token_position, cfg.csc, generator)
-        model = TextClassifier(Detector(clip, prompts, cfg.micro_batch, cfg.checkpoint_text))
+        model: nn.Module = TextClassifier(Detector(clip, prompts, cfg.micro_batch, cfg.checkpoint_text))
     else:
         model = Classifier(clip.visual, data.num_classes, generator, cfg.micro_batch)
     return model, input_pixels(clip, cfg)
 
 
-def _timm_classifier(cfg, num_classes, generator):
+def _timm_classifier(cfg: SimpleNamespace, num_classes: int, generator: Generator | None) -> tuple[nn.Module, Pixels]:
     """A timm network with a new head, fully trained; see load_timm."""
     ignored = [
         k
@@ -94,12 +109,12 @@ def _timm_classifier(cfg, num_classes, generator):
     return load_timm(cfg, num_classes, generator.initial_seed() if generator else cfg.seed)
 
 
-def linear_head(model):
+def linear_head(model: Any) -> nn.Linear:
     """The linear layer that produces the logits: `.head` of a CLIP classifier, or timm's classifier."""
     return model.head if isinstance(model, Classifier) else model.get_classifier()
 
 
-def head_input(model, images):
+def head_input(model: Any, images: Tensor) -> Tensor:
     """The input (B, width) of the linear head for images (B, 3, H, W)."""
     if isinstance(model, Classifier):
         return in_pieces(model.backbone, model.micro_batch, images)
@@ -107,7 +122,7 @@ def head_input(model, images):
 
 
 @torch.no_grad()
-def head_inputs(model, loader, amp):
+def head_inputs(model: nn.Module, loader: Loader, amp: Amp) -> Tensor:
     """The input (N, width) float32 of the linear head for the un-augmented images of a loader, in order."""
     model.eval()
     with amp():
@@ -115,7 +130,7 @@ def head_inputs(model, loader, amp):
     return in_order(seen)[0].to(loader.device)
 
 
-def build_optimizer(model, cfg):
+def build_optimizer(model: nn.Module, cfg: SimpleNamespace) -> Optimizer:
     """The optimizer of the trained parameters: SGD or AdamW."""
     trained = [p for p in model.parameters() if p.requires_grad]
     rest = {"lr": cfg.lr, "weight_decay": cfg.weight_decay, "fused": trained[0].is_cuda}

@@ -3,30 +3,38 @@
 import contextlib
 import logging
 import warnings
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, TypeAlias, TypeGuard
 
 import numpy as np
 import open_clip
 import torch
-from open_clip.model import convert_to_custom_text_state_dict
+from open_clip.model import CLIP, CustomTextCLIP, convert_to_custom_text_state_dict
 from open_clip.pretrained import (
     download_pretrained,
     get_pretrained_cfg,
     list_pretrained_tags_by_model,
 )
-from open_clip.tokenizer import SimpleTokenizer
+from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 from open_clip.transformer import QuickGELU, ResidualAttentionBlock, VisionTransformer
+from torch import Tensor, nn
 
 from dataloader.transforms import Pixels
 from model.blocks import speed_up
 from model.hub import one_try
 from utils.config import UserError, nearest
 
+# what open_clip builds from its configurations; where the text tower is a module of its own it is `.text`
+Clip: TypeAlias = CLIP | CustomTextCLIP
+Tokenizer: TypeAlias = SimpleTokenizer | HFTokenizer
+
 EMBEDDED = {folder.name: folder for folder in sorted(Path(__file__).parent.glob("tiny-clip-*"))}
 
 
-def token_table(seed, vocab_size, width, std=0.02):
+def token_table(seed: int, vocab_size: int, width: int, std: float = 0.02) -> Tensor:
     """Token embeddings (vocab_size, width) from a seed alone: uniform, of the standard deviation CLIP starts from.
 
     Fills the rows of a compact token table: a class name the captions never used must still read as something.
@@ -35,7 +43,7 @@ def token_table(seed, vocab_size, width, std=0.02):
     return torch.from_numpy((u - 0.5) * np.float32(std * 12**0.5))
 
 
-def read_weights(path):
+def read_weights(path: str | Path) -> tuple[dict[str, Tensor], bool]:
     """State dict of a weight file, float32, and whether it is OpenAI's own (and so was trained with QuickGELU).
 
     Reads safetensors, state dicts and checkpoints of open_clip, and OpenAI's TorchScript archives or state dicts.
@@ -46,7 +54,7 @@ def read_weights(path):
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
-            state = load_file(str(path))
+            state: Any = load_file(str(path))
         else:
             try:
                 state = torch.load(path, map_location="cpu", weights_only=True)
@@ -73,8 +81,8 @@ def read_weights(path):
     return {k: v.float() if v.is_floating_point() else v for k, v in state.items()}, from_openai
 
 
-def _resolve(backbone, pretrained):
-    """(open_clip model name, weight file or None for untrained, QuickGELU or None to leave it to the name)."""
+def _resolve(backbone: str, pretrained: str) -> tuple[str, str | Path, bool | None]:
+    """(open_clip model name, weight file or none for untrained, QuickGELU or None to leave it to the name)."""
     folder = EMBEDDED.get(backbone, Path(backbone))
     if folder.is_dir():
         if not (folder / "open_clip_config.json").is_file():
@@ -127,7 +135,7 @@ def _resolve(backbone, pretrained):
     return name, _fetch(name, pretrained, source), source.get("quick_gelu", False)
 
 
-def _fetch(name, pretrained, source):
+def _fetch(name: str, pretrained: str, source: dict[str, Any]) -> str:
     """The file with the weights `pretrained` of an open_clip model, which open_clip describes in `source`."""
     try:
         with one_try():
@@ -141,23 +149,23 @@ def _fetch(name, pretrained, source):
         ) from None
 
 
-def _needs_the_hub(name):
+def _needs_the_hub(name: str) -> bool:
     """Whether the text encoder or the tokenizer of an open_clip model is fetched from the Hugging Face hub."""
     text = (open_clip.get_model_config(name) or {"text_cfg": {"hf_tokenizer_name": ""}})["text_cfg"]
     return "hf_tokenizer_name" in text or "hf_model_name" in text
 
 
-def _check_packages(backbone, name):
+def _check_packages(backbone: str, name: str) -> None:
     """UserError where an open_clip model reads texts by a package that is not installed: better than after a download."""
     if _needs_the_hub(name) and find_spec("transformers") is None:
         raise UserError(f"backbone: {backbone} needs the package transformers; pip install transformers.")
 
 
-def _first_sentence(error):
+def _first_sentence(error: Exception) -> str:
     return str(error).split(". ")[0].rstrip(".")
 
 
-def takes_prompts(visual):
+def takes_prompts(visual: nn.Module) -> TypeGuard[VisionTransformer]:
     """Whether an image encoder is a ViT with a class token and CLIP's blocks, as visual prompts and adapters need."""
     return (
         isinstance(visual, VisionTransformer)
@@ -167,7 +175,7 @@ def takes_prompts(visual):
     )
 
 
-def check_text_encoder(clip, tokenizer):
+def check_text_encoder(clip: Clip, tokenizer: Tokenizer) -> None:
     """UserError unless learned contexts can stand in the text encoder's input, with exactly its own result.
 
     It must be a transformer of CLIP's blocks, causal or not, that reads one token: at the end of the text, or the first or
@@ -186,18 +194,18 @@ def check_text_encoder(clip, tokenizer):
         raise UserError("backbone: its tokenizer is not CLIP's; learned contexts need to know where a text starts.")
 
 
-def text_pool(clip):
+def text_pool(clip: Clip) -> str | None:
     """Which token a text encoder reads: argmax (the end of the text), first, last, or anything else."""
     return getattr(getattr(clip, "text", clip), "pool_type", getattr(clip, "text_pool_type", None))
 
 
-def _has_clip_blocks(tower):
+def _has_clip_blocks(tower: nn.Module) -> bool:
     blocks = getattr(getattr(tower, "transformer", None), "resblocks", [None])
     return all(isinstance(block, ResidualAttentionBlock) for block in blocks)
 
 
 @contextlib.contextmanager
-def _quiet():
+def _quiet() -> Iterator[None]:
     """open_clip logs and warns about things that `load_clip` settles itself (missing weights, QuickGELU)."""
     logging.disable(logging.WARNING)
     try:
@@ -208,7 +216,7 @@ def _quiet():
         logging.disable(logging.NOTSET)
 
 
-def load_clip(backbone, pretrained=""):
+def load_clip(backbone: str, pretrained: str = "") -> tuple[Clip, Tokenizer]:
     """A frozen open_clip model in eval mode, on the CPU, and its tokenizer.
 
     backbone: OpenAI's name (ViT-B/16: open_clip's ViT-B-16-quickgelu with the weights `openai`), an open_clip name,
@@ -262,7 +270,7 @@ def load_clip(backbone, pretrained=""):
     return clip.eval().requires_grad_(False), tokenizer
 
 
-def _build(backbone, name, weights, quick_gelu):
+def _build(backbone: str, name: str, weights: str | Path, quick_gelu: bool | None) -> Clip:
     if str(weights) == "none":
         with torch.random.fork_rng(devices=[]):  # always the same untrained model: it is in no checkpoint
             torch.manual_seed(0)
@@ -285,24 +293,24 @@ def _build(backbone, name, weights, quick_gelu):
     return clip
 
 
-def cosine_logits(clip, image_features, text_features):
+def cosine_logits(clip: Clip, image_features: Tensor, text_features: Tensor) -> Tensor:
     """s f T^T (B, K) of unit-length features (B, D) and (K, D), in fp32: bf16 steps at 20 to 30 would blur p_yes."""
     with torch.autocast(image_features.device.type, enabled=False):
         return clip.logit_scale.exp() * image_features.float() @ text_features.float().T
 
 
-def image_statistics(clip):
+def image_statistics(clip: Clip) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of the pixels in [0, 1] that the model was trained with, three numbers each."""
     cfg = open_clip.get_model_preprocess_cfg(clip)
     return tuple(cfg["mean"]), tuple(cfg["std"])
 
 
-def input_pixels(clip, cfg):
+def input_pixels(clip: Clip, cfg: SimpleNamespace) -> Pixels:
     """The Pixels that a CLIP takes; UserError if `cfg.resolution` asks for another size."""
     return Pixels(resolution(clip, cfg), *image_statistics(clip))
 
 
-def resolution(clip, cfg):
+def resolution(clip: Clip, cfg: SimpleNamespace) -> int:
     """Pixels of the square input of a CLIP; UserError if `cfg.resolution` asks for another."""
     size = clip.visual.image_size
     size = size if isinstance(size, int) else size[0]

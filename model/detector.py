@@ -1,14 +1,17 @@
 """The noisy-label detector: a frozen CLIP with a positive and a negative prompt per class and visual prompts."""
 
+from collections.abc import Callable
 from functools import partial
+from typing import Self
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from torch import Tensor
 
 from model.blocks import in_pieces
-from model.clip import cosine_logits
-from model.prompts import encode_prompts
+from model.clip import Clip, cosine_logits
+from model.prompts import DualPrompts, encode_prompts
 
 PROMPTS_AT_ONCE = 256  # with checkpoint_text; about as many tokens as 30 images, and enough to keep a large GPU busy
 
@@ -22,30 +25,30 @@ class Detector(nn.Module):
     through the text encoder.
     """
 
-    def __init__(self, clip, prompts, micro_batch=0, checkpoint_text=False):
+    def __init__(self, clip: Clip, prompts: DualPrompts, micro_batch: int = 0, checkpoint_text: bool = False) -> None:
         """clip: a frozen CLIP; prompts: its DualPrompts."""
         super().__init__()
         self.clip, self.prompts = clip, prompts
         self.micro_batch, self.checkpoint_text = micro_batch, checkpoint_text
 
-    def train(self, mode=True):
+    def train(self, mode: bool = True) -> Self:
         """CLIP stays in eval mode: batch statistics of a frozen ResNet, drop path and patch dropout must not act."""
         super().train(mode)
         self.clip.eval()
         return self
 
-    def image_features(self, images):
+    def image_features(self, images: Tensor) -> Tensor:
         """Unit-length image features (B, D)."""
         return F.normalize(in_pieces(self.clip.encode_image, self.micro_batch, images).float(), dim=-1)
 
-    def text_features(self, *contexts):
+    def text_features(self, *contexts: Tensor) -> tuple[Tensor, ...]:
         """Unit-length features (K, D) of the prompts around each context, encoded together."""
         prompts, eos = torch.cat([self.prompts(ctx) for ctx in contexts]), self.prompts.eos.repeat(len(contexts))
         at_once = PROMPTS_AT_ONCE if self.checkpoint_text else 0
         features = in_pieces(partial(encode_prompts, self.clip), at_once, prompts, eos)
         return F.normalize(features.float(), dim=-1).chunk(len(contexts))
 
-    def forward(self, images):
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """logits_pos = s f T+, logits_neg = s stop_grad(f) T- with s the checkpoint's logit scale; (B, K) each."""
         image_features = self.image_features(images)
         text_pos, text_neg = self.text_features(self.prompts.pos_ctx, self.prompts.neg_ctx)
@@ -54,17 +57,19 @@ class Detector(nn.Module):
             cosine_logits(self.clip, image_features.detach(), text_neg),
         )
 
-    def pair_classifier(self):
+    def pair_classifier(self) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
         """The forward pass as a function images -> (logits_pos, logits_neg) with text features computed once."""
         text_pos, text_neg = self.text_features(self.prompts.pos_ctx, self.prompts.neg_ctx)
 
-        def predict(images):
+        def predict(images: Tensor) -> tuple[Tensor, Tensor]:
             image_features = self.image_features(images)
-            return tuple(cosine_logits(self.clip, image_features, text) for text in (text_pos, text_neg))
+            return cosine_logits(self.clip, image_features, text_pos), cosine_logits(
+                self.clip, image_features, text_neg
+            )
 
         return predict
 
-    def classifier(self):
+    def classifier(self) -> Callable[[Tensor], Tensor]:
         """The positive prompts as a classifier, images -> logits_pos, with text features computed once."""
         (text_pos,) = self.text_features(self.prompts.pos_ctx)
         return lambda images: cosine_logits(self.clip, self.image_features(images), text_pos)

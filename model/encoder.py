@@ -4,13 +4,16 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import timm
 import torch
 import torch.nn as nn
+from torch import Tensor
 
 from dataloader.transforms import Pixels
-from model.clip import input_pixels, load_clip
+from model.clip import Clip, Tokenizer, input_pixels, load_clip
 from model.hub import one_try
 from model.preact_resnet import PreActResNet18
 from utils.config import BACKBONES, UserError, brief, nearest
@@ -25,15 +28,15 @@ class Encoder:
     module holds its weights; `config` is what else tells it apart. clip and tokenizer are None where it has no texts.
     """
 
-    encode: Callable
+    encode: Callable[[Tensor], Tensor]
     module: nn.Module
     pixels: Pixels
     config: object
-    clip: nn.Module | None = None
-    tokenizer: Callable | None = None
+    clip: Clip | None = None
+    tokenizer: Tokenizer | None = None
 
 
-def load_encoder(cfg, device):
+def load_encoder(cfg: SimpleNamespace, device: torch.device) -> Encoder:
     """The Encoder that `backbone` and `pretrained` name, in eval mode on the device: see load_clip and load_timm."""
     if cfg.backbone in BACKBONES or cfg.backbone.startswith("timm:"):
         if timm_name(cfg) in OWN_NETWORKS:
@@ -47,12 +50,12 @@ def load_encoder(cfg, device):
     return Encoder(clip.encode_image, clip.visual, input_pixels(clip, cfg), clip.visual.config, clip, tokenizer)
 
 
-def timm_name(cfg):
+def timm_name(cfg: SimpleNamespace) -> str:
     """timm's name of the backbone."""
     return BACKBONES[cfg.backbone][0] if cfg.backbone in BACKBONES else cfg.backbone.removeprefix("timm:")
 
 
-def load_timm(cfg, num_classes, seed):
+def load_timm(cfg: SimpleNamespace, num_classes: int, seed: int) -> tuple[nn.Module, Pixels]:
     """A timm network, or one of OWN_NETWORKS, and its input format (Pixels); with num_classes 0 timm's give the feature.
 
     Weights from timm, from a file (`pretrained`), or none, then drawn from `seed`. Raises UserError.
@@ -92,14 +95,14 @@ def load_timm(cfg, num_classes, seed):
                 f"backbone: the weights of {name} could not be loaded ({brief(error)}). Without a network, download timm's "
                 f"{name} elsewhere, copy the file to this machine and pass --pretrained FILE."
             ) from None
-    needs = model.pretrained_cfg
+    needs: Any = model.pretrained_cfg  # a dict
     pixels = needs["input_size"][1]
     if cfg.resolution not in (0, pixels) and needs.get("fixed_input_size", True):
         raise UserError(f"resolution: is {cfg.resolution}, but {name} takes images of {pixels} pixels.")
     return model, Pixels(cfg.resolution or pixels, needs["mean"], needs["std"])
 
 
-def untrained(name, num_classes):
+def untrained(name: str, num_classes: int) -> nn.Module:
     """The network of a name, timm's or our own, without pre-trained weights."""
     if name in OWN_NETWORKS:
         return OWN_NETWORKS[name](num_classes)

@@ -2,14 +2,18 @@
 
 import hashlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
 from tqdm import tqdm
 
+from dataloader.dataset import Split, View
 from dataloader.files import images_identity
-from dataloader.loaders import make_loader
+from dataloader.loaders import Loader, make_loader
+from model.encoder import Encoder
 from utils.config import UserError
 from utils.device import autocast, precision
 from utils.distributed import gather_parts, in_order, rank
@@ -18,7 +22,7 @@ from utils.files import write_whole
 PIECE = 10_000  # images of one file: what a stop may lose
 
 
-def features_name(encoder, split, view, cfg, device):
+def features_name(encoder: Encoder, split: Split, view: View, cfg: SimpleNamespace, device: torch.device) -> str:
     """What the features of a split are kept as: the images, the encoder and its weights, the view and the precision."""
     what = (
         images_identity(split.images),
@@ -33,21 +37,24 @@ def features_name(encoder, split, view, cfg, device):
     return f"features-{hashlib.sha256(repr(what).encode()).hexdigest()[:16]}"
 
 
-def _files(folder, name, num_images):
+def _files(folder: Path, name: str, num_images: int) -> dict[Path, range]:
     """{file: range of the images whose features it keeps}, PIECE images a file."""
     starts = range(0, num_images, PIECE)
     names = [f"{name}.npz" if len(starts) == 1 else f"{name}-{start}.npz" for start in starts]
     return {folder / file: range(start, min(start + PIECE, num_images)) for file, start in zip(names, starts)}
 
 
-def read_features(folder, name, num_images):
+def read_features(folder: Path, name: str, num_images: int) -> np.ndarray | None:
     """Features (num_images, D) float32, numpy, that are kept in a folder under a name; None unless all are there."""
-    pieces = [_kept(path, len(rows)) for path, rows in _files(folder, name, num_images).items()]
-    return None if any(piece is None for piece in pieces) else torch.cat(pieces).numpy()
+    files = _files(folder, name, num_images)
+    pieces = [piece for path, rows in files.items() if (piece := _kept(path, len(rows))) is not None]
+    return torch.cat(pieces).numpy() if len(pieces) == len(files) else None
 
 
 @torch.no_grad()
-def image_features(encoder, split, view, cfg, device, name=None):
+def image_features(
+    encoder: Encoder, split: Split, view: View, cfg: SimpleNamespace, device: torch.device, name: str | None = None
+) -> Tensor:
     """Unit-length features (N, D) float32, on the CPU, of the un-augmented images of a split, in order; of any Encoder.
 
     Kept in <output_dir>/cache/, PIECE images a file, named after all they depend on (name: see features_name). Files that are missing, damaged or of another shape are made anew, alone. UserError
@@ -58,7 +65,8 @@ def image_features(encoder, split, view, cfg, device, name=None):
     files = _files(folder, name, len(split.labels))
     for path, rows in tqdm(files.items(), "image features", leave=False, disable=None if len(files) > 1 else True):
         features = _kept(path, len(rows))
-        if not all(gather_parts(features is not None)):  # all processes compute them, each its share
+        there = gather_parts(features is not None)
+        if features is None or not all(there):  # all processes compute them, each its share
             loader = loader or make_loader(split, view, cfg, encoder.pixels, device, augmented=False)
             features = _compute(encoder, loader, rows, cfg, device)
             if rank() == 0:
@@ -69,7 +77,7 @@ def image_features(encoder, split, view, cfg, device, name=None):
     return torch.cat(pieces)
 
 
-def _compute(encoder, loader, rows, cfg, device):
+def _compute(encoder: Encoder, loader: Loader, rows: range, cfg: SimpleNamespace, device: torch.device) -> Tensor:
     """Features (M, D) of the images in the range `rows`; UserError where one is not finite."""
     with autocast(device, cfg.prec):
         (features,) = in_order(
@@ -87,7 +95,7 @@ def _compute(encoder, loader, rows, cfg, device):
     return features
 
 
-def keep_features(folder, features):
+def keep_features(folder: Path, features: np.ndarray) -> str:
     """Keep features (N, D) float32, numpy, of a person's own model as read_features reads them; returns their name."""
     name = f"features-{hashlib.sha256(features.tobytes()).hexdigest()[:16]}"
     for path, rows in _files(folder, name, len(features)).items():
@@ -95,12 +103,12 @@ def keep_features(folder, features):
     return name
 
 
-def _keep(path, features):
+def _keep(path: Path, features: np.ndarray) -> None:
     with write_whole(path, shared=True) as file:
         np.savez(file, features=features)
 
 
-def _kept(path, num_images):
+def _kept(path: Path, num_images: int) -> Tensor | None:
     """The features in a file, (num_images, D) float32; None where there is none, or it is damaged."""
     try:
         with np.load(path, allow_pickle=False) as file:
@@ -114,7 +122,7 @@ def _kept(path, num_images):
     return None
 
 
-def _weights_identity(module):
+def _weights_identity(module: nn.Module) -> str:
     sha = hashlib.sha256()
     for name, value in module.state_dict().items():
         sha.update(name.encode())

@@ -1,19 +1,23 @@
 """Text prompts: a positive and a negative learned context (CoOp, Zhou et al., IJCV 2022), and fixed templates."""
 
+from collections.abc import Iterable, Sequence
+
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from open_clip.transformer import TextTransformer
+from torch import Generator, Tensor
 
-from model.clip import check_text_encoder, text_pool
+from model.clip import Clip, Tokenizer, check_text_encoder, text_pool
 from utils.config import UserError
 
 
-def text_tower(clip):
+def text_tower(clip: Clip) -> Clip | TextTransformer:
     """The module with token_embedding, transformer, ln_final …: the model itself, or `.text` in newer models."""
     return getattr(clip, "text", clip)
 
 
-def encode_prompts(clip, prompts, eos):
+def encode_prompts(clip: Clip, prompts: Tensor, eos: Tensor) -> Tensor:
     """Text features (P, D), not normalised, of token embeddings `prompts` (P, L, width) read at `eos` (P,).
 
     Equal to open_clip's encode_text when the embeddings are those of real tokens. Where attention is causal, L may be
@@ -32,20 +36,22 @@ def encode_prompts(clip, prompts, eos):
     return x @ text.text_projection
 
 
-def spoken(classname):
+def spoken(classname: str) -> str:
     """A class name as CLIP reads it: underscores are spaces."""
     return classname.replace("_", " ")
 
 
 @torch.no_grad()
-def text_features(clip, tokenizer, texts):
+def text_features(clip: Clip, tokenizer: Tokenizer, texts: list[str]) -> Tensor:
     """Unit-length features (P, D) of P texts."""
     tokens = tokenizer(texts).to(clip.logit_scale.device)
     return F.normalize(clip.encode_text(tokens).float(), dim=-1)
 
 
 @torch.no_grad()
-def zero_shot_features(clip, tokenizer, classnames, templates=("a photo of a {}.",)):
+def zero_shot_features(
+    clip: Clip, tokenizer: Tokenizer, classnames: Iterable[str], templates: Sequence[str] = ("a photo of a {}.",)
+) -> Tensor:
     """Unit-length text features (K, D), one a class: the mean over the templates, as CLIP's ensembles (Radford et al., 2021).
 
     UserError for a template without {}.
@@ -67,7 +73,20 @@ class DualPrompts(nn.Module):
     token, where the text encoder does so. UserError for text encoders that take no contexts.
     """
 
-    def __init__(self, clip, tokenizer, classnames, n_ctx=16, class_token_position="end", csc=False, generator=None):
+    embedding: Tensor  # (K, L, width)
+    order: Tensor  # (K, L)
+    eos: Tensor
+
+    def __init__(
+        self,
+        clip: Clip,
+        tokenizer: Tokenizer,
+        classnames: Iterable[str],
+        n_ctx: int = 16,
+        class_token_position: str = "end",
+        csc: bool = False,
+        generator: Generator | None = None,
+    ) -> None:
         super().__init__()
         check_text_encoder(clip, tokenizer)
         text = text_tower(clip)
@@ -102,7 +121,7 @@ class DualPrompts(nn.Module):
         )
 
     @torch.no_grad()
-    def start_from(self, clip, tokenizer, words):
+    def start_from(self, clip: Clip, tokenizer: Tokenizer, words: str) -> None:
         """Let the positive context start as the token embeddings of `words`; UserError unless they are n_ctx tokens."""
         tokens = tokenizer([words])[0]
         length = int(tokens.argmax()) - 1  # between the first token and the end of the text
@@ -111,7 +130,7 @@ class DualPrompts(nn.Module):
         embedding = text_tower(clip).token_embedding
         self.pos_ctx.copy_(embedding(tokens[1 : 1 + length].to(embedding.weight.device)).expand_as(self.pos_ctx))
 
-    def forward(self, ctx):
+    def forward(self, ctx: Tensor) -> Tensor:
         """Token embeddings (K, L, width) of all classes with one context, truncated after the last [EOS] of any class."""
         K, L, width = self.embedding.shape
         ctx = ctx.expand(K, self.n_ctx, width)
@@ -119,7 +138,7 @@ class DualPrompts(nn.Module):
         return prompts.gather(1, self.order[..., None].expand(K, L, width))
 
 
-def _layout(n_ctx, name_len, length, position):
+def _layout(n_ctx: int, name_len: int, length: int, position: str) -> Tensor:
     """Permutation (length,) of the tokens of the `end` layout that gives the layout for `position`."""
     sos, ctx, name, rest = torch.arange(length).split([1, n_ctx, name_len, length - 1 - n_ctx - name_len])
     if position == "front":

@@ -5,6 +5,7 @@ import zlib
 from collections import OrderedDict
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import open_clip
 import torch
@@ -13,8 +14,11 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load as from_bytes
 from safetensors.torch import save as to_bytes
-from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
+from torch import Tensor
+from torch.nn.utils.parametrize import remove_parametrizations
 
+from dataloader.dataset import Dataset
+from dataloader.transforms import Pixels
 from model.blocks import speed_up
 from model.classifier import Classifier, TextClassifier
 from model.encoder import timm_name, untrained
@@ -42,17 +46,20 @@ TUNERS = (
 class CosineHead(nn.Module):
     """features (B, D) -> s cos(feature, text feature) (B, K), as model.clip.cosine_logits."""
 
-    def __init__(self, text_features, scale):
+    weight: Tensor
+    scale: Tensor
+
+    def __init__(self, text_features: Tensor, scale: Tensor) -> None:
         super().__init__()
         self.register_buffer("weight", text_features)
         self.register_buffer("scale", scale)
 
-    def forward(self, features):
+    def forward(self, features: Tensor) -> Tensor:
         return self.scale * F.normalize(features.float(), dim=-1) @ self.weight.T
 
 
 @torch.no_grad()
-def save_classifier(folder, model, cfg, data, pixels):
+def save_classifier(folder: str | Path, model: nn.Module, cfg: SimpleNamespace, data: Dataset, pixels: Pixels) -> None:
     """Write model.safetensors, all weights in fp32, and model.json, all that building and feeding the network takes.
 
     model is a classifier of model.classifier.build_classifier, or Networks of them, whose second heads are left out; pixels
@@ -60,7 +67,7 @@ def save_classifier(folder, model, cfg, data, pixels):
     saved, not the text tower.
     """
     for module in list(model.modules()):
-        for name in list(module.parametrizations) if is_parametrized(module) else ():
+        for name in list(getattr(module, "parametrizations", ())):
             remove_parametrizations(module, name)
     view = data.view
     info = {
@@ -96,7 +103,7 @@ def save_classifier(folder, model, cfg, data, pixels):
     write_text(Path(folder) / "model.json", f"{{\n {lines}\n}}\n")
 
 
-def load_classifier(folder):
+def load_classifier(folder: str | Path) -> tuple[nn.Module, dict[str, Any]]:
     """(model in eval mode on the CPU, content of model.json) of a run: images (B, 3, pixels, pixels) -> logits (B, K).
 
     Raises UserError where the files are missing or damaged.
@@ -122,11 +129,11 @@ def load_classifier(folder):
     return model.eval().requires_grad_(False), info
 
 
-def _joined(visual, head):
+def _joined(visual: nn.Module, head: nn.Module) -> nn.Sequential:
     return nn.Sequential(OrderedDict(backbone=visual, head=head))
 
 
-def _build(info):
+def _build(info: dict[str, Any]) -> nn.Module:
     """The untrained network that model.json describes; its state dict has the names of model.safetensors."""
     K = len(info["classes"])
     if "timm" in info:

@@ -5,10 +5,14 @@ Prompts and adapters wrap modules of open_clip. LoRA and SSF re-parametrise weig
 """
 
 import math
+from collections.abc import Iterable
+from types import SimpleNamespace
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
+from torch import Generator, Tensor
 from torch.nn.utils.parametrize import register_parametrization
 
 from model.clip import takes_prompts
@@ -17,7 +21,7 @@ from utils.config import UserError
 TUNERS = ("finetune", "vpt_deep", "vpt_shallow", "lora", "adapter", "adaptformer", "ssf", "bias_tuning", "partial")
 
 
-def tune(visual, cfg, generator=None):
+def tune(visual: nn.Module, cfg: SimpleNamespace, generator: Generator | None = None) -> None:
     """Mark or add the trained parameters of an image tower according to `cfg`; everything else is frozen.
 
     finetune: all transformer blocks (embeddings, ln_pre and ln_post stay frozen, as in the official code);
@@ -68,17 +72,23 @@ class PromptedBlock(nn.Module):
     through all following blocks as additional tokens.
     """
 
-    def __init__(self, block, prompts, pass_on):
+    def __init__(self, block: ResidualAttentionBlock, prompts: nn.Parameter, pass_on: bool) -> None:
         super().__init__()
         self.block, self.prompts, self.pass_on = block, prompts, pass_on
 
-    def forward(self, x, attn_mask=None):
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
         if self.pass_on:
             return self.block(torch.cat([x, self.prompts.expand(len(x), -1, -1)], 1))
         return self.block(x, prompts=self.prompts)
 
 
-def add_visual_prompts(visual, vpt_len, layers, deep=True, generator=None):
+def add_visual_prompts(
+    visual: VisionTransformer,
+    vpt_len: int,
+    layers: Iterable[int],
+    deep: bool = True,
+    generator: Generator | None = None,
+) -> None:
     """Add `vpt_len` learned prompts to each block in `layers` of an open_clip ViT, removed after the block if `deep`.
 
     Initialised uniformly in ±sqrt(6 / (3 patch_h patch_w + width)).
@@ -99,12 +109,12 @@ class Adapter(nn.Module):
     `up` is initialised to zero, so the block's MLP branch is zero at first.
     """
 
-    def __init__(self, mlp, width, dim, generator=None):
+    def __init__(self, mlp: nn.Module, width: int, dim: int, generator: Generator | None = None) -> None:
         super().__init__()
         self.mlp, self.ln = mlp, nn.LayerNorm(width)
         self.down, self.up = _bottleneck(width, dim, generator)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return self.up(F.relu(self.down(self.ln(self.mlp(x)))))
 
 
@@ -114,16 +124,16 @@ class AdaptFormer(nn.Module):
     The scale s is learned, starting from the paper's 0.1; `up` is initialised to zero.
     """
 
-    def __init__(self, mlp, width, dim, generator=None):
+    def __init__(self, mlp: nn.Module, width: int, dim: int, generator: Generator | None = None) -> None:
         super().__init__()
         self.mlp, self.scale = mlp, nn.Parameter(torch.tensor(0.1))
         self.down, self.up = _bottleneck(width, dim, generator)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return self.mlp(x) + self.scale * self.up(F.relu(self.down(x)))
 
 
-def _bottleneck(width, dim, generator):
+def _bottleneck(width: int, dim: int, generator: Generator | None) -> tuple[nn.Linear, nn.Linear]:
     down, up = nn.Linear(width, dim), nn.Linear(dim, width)
     with torch.no_grad():
         down.weight.copy_(_uniform((dim, width), width**-0.5, generator))  # kaiming-uniform with a = sqrt(5)
@@ -132,7 +142,7 @@ def _bottleneck(width, dim, generator):
     return down, up
 
 
-def _uniform(shape, bound, generator):
+def _uniform(shape: tuple[int, ...], bound: float, generator: Generator | None) -> Tensor:
     return (torch.rand(shape, generator=generator) * 2 - 1) * bound
 
 
@@ -145,18 +155,18 @@ class LoRA(nn.Module):
     One pair for q and one for v: A (w, dim) is Kaiming-uniform with a = sqrt(5), B (dim, w) is zero.
     """
 
-    def __init__(self, width, dim, generator=None):
+    def __init__(self, width: int, dim: int, generator: Generator | None = None) -> None:
         super().__init__()
         self.q_A, self.v_A = (nn.Parameter(_uniform((width, dim), dim**-0.5, generator)) for _ in "qv")
         self.q_B, self.v_B = (nn.Parameter(torch.zeros(dim, width)) for _ in "qv")
         self.dim = dim
 
-    def forward(self, weight):
+    def forward(self, weight: Tensor) -> Tensor:
         q, k, v = weight.chunk(3)
         return torch.cat([q + (self.q_A @ self.q_B).T / self.dim, k, v + (self.v_A @ self.v_B).T / self.dim])
 
 
-def add_lora(block, dim, generator=None):
+def add_lora(block: ResidualAttentionBlock, dim: int, generator: Generator | None = None) -> None:
     """Add low-rank updates to the q and v projections of a block."""
     attn = block.attn
     register_parametrization(attn, "in_proj_weight", LoRA(attn.embed_dim, dim, generator).to(attn.in_proj_bias.device))
@@ -165,15 +175,15 @@ def add_lora(block, dim, generator=None):
 class _Scaled(nn.Module):
     """weight (out, in) -> scale weight; bias (out,) -> scale bias + shift, i.e. y -> scale y + shift of a linear layer."""
 
-    def __init__(self, scale, shift=None):
+    def __init__(self, scale: nn.Parameter, shift: nn.Parameter | None = None) -> None:
         super().__init__()
         self.scale, self.shift = scale, shift
 
-    def forward(self, parameter):
+    def forward(self, parameter: Tensor) -> Tensor:
         return self.scale[:, None] * parameter if self.shift is None else self.scale * parameter + self.shift
 
 
-def add_ssf(block, generator=None):
+def add_ssf(block: ResidualAttentionBlock, generator: Generator | None = None) -> None:
     """Scale and shift the outputs of the four linear layers of a block (SSF, Lian et al., NeurIPS 2022).
 
     Initialised with N(1, 0.02) and N(0, 0.02).
