@@ -172,13 +172,13 @@ class Ledger:
 
     def summary(self, step):
         """The summary of a finished Step, else None; `reasons` says what is wrong with an invalid one."""
-        if self._summaries.get(step) is None and step not in self.reasons:
+        if not self._summaries.get(step) and step not in self.reasons:
             line = self._line(step)
             try:
-                self._summaries[step] = line and self._checked(step, self.output_dir / line["folder"])
+                self._summaries[step] = self._checked(step, self.output_dir / line["folder"]) if line else {}
             except UserError as error:
                 self.reasons[step] = str(error)
-        return self._summaries.get(step)
+        return self._summaries.get(step, {})
 
     def _line(self, step):
         """The last record of a step that ran with the current settings, after the step it depends on; else None."""
@@ -348,7 +348,7 @@ def verify(folder):
     """Repeat a finished run from its record, in a temporary folder. Returns what differs, one line each."""
     folder = Path(folder)
     before = read_summary(folder / "summary.json")
-    if before is None:
+    if not before:
         raise UserError(f"--verify: there is no finished run (summary.json) in {folder}.")
     script, mask = before.get("script"), before.get("mask")
     if not script or not (HERE / f"{script}.py").is_file():

@@ -66,7 +66,7 @@ def own(cfg: SimpleNamespace) -> Dataset:
 
 def _say_lost_classes(source: str | Path, classes: list[str]) -> None:
     """Print which classes of a run have no image left in a table that a report wrote into the run's folder."""
-    summary = (read_summary(Path(source).parent / "summary.json") if written_by_report(source) else None) or {}
+    summary = read_summary(Path(source).parent / "summary.json") if written_by_report(source) else {}
     lost = sorted(set(summary.get("classes", [])) - set(classes))
     if lost:
         print(

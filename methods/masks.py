@@ -130,7 +130,7 @@ def default_mask(data_path: str) -> str:
 
 def _say_unusable(path: Path) -> None:
     """Repeat the verdict of the run whose folder holds `path`, a mask or a table of its labels, unless it is usable."""
-    summary = read_summary(path.parent / "summary.json") or {}
+    summary = read_summary(path.parent / "summary.json")
     if not usable(summary):
         print(f"warning: {path}: {verdict_line(summary)}")
 

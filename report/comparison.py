@@ -3,8 +3,10 @@
 import csv
 import io
 import re
+from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 from report.tables import format_table, mean_std
 from utils.files import write_whole
@@ -13,7 +15,7 @@ FRACTIONS = ("precision", "recall", "f1", "auroc", "auprc_mislabelled")  # of a 
 PLACE = ("dataset", "method", "column", "metric")  # of a figure in a table
 
 
-def paper_figure(figures, path):
+def paper_figure(figures: Any, path: Iterable[str]) -> Any:
     """The figure at a path of keys in nested dicts, or None."""
     for key in path:
         if not isinstance(figures, dict):
@@ -22,7 +24,12 @@ def paper_figure(figures, path):
     return None if isinstance(figures, dict) else figures
 
 
-def compare(results, metrics, figures, path):
+def compare(
+    results: dict[tuple[str, str, str], list[dict[str, Any] | str]],
+    metrics: dict[str, str],
+    figures: dict[str, Any] | None,
+    path: Sequence[str] | None,
+) -> list[dict[str, Any]]:
     """One dict for each figure of a table: PLACE, ours (its mean), sd, n, the paper's, the difference, what is missing.
 
     results: {(dataset, method, column): [a summary, or why there is none, for each seed]}. metrics: {heading: key of a
@@ -53,12 +60,12 @@ def compare(results, metrics, figures, path):
     return rows
 
 
-def _text(value):
+def _text(value: object) -> str:
     """A figure with two digits; words, and settings such as 1e-05, as they are."""
     return f"{value:.2f}" if isinstance(value, float) and value >= 0.1 else str(value)
 
 
-def _cell(row, note):
+def _cell(row: dict[str, Any], note: Callable[[str], str]) -> str:
     """ours ± sd (n) / paper / difference; `not run` and the mark of a note where a run is missing."""
     ours = "not run"
     if row["ours"] is not None:
@@ -69,11 +76,11 @@ def _cell(row, note):
     return " / ".join(parts)
 
 
-def wide(rows):
+def wide(rows: list[dict[str, Any]]) -> tuple[list[list[str]], list[str]]:
     """Rows of text with a column for each column and metric of the table, a heading first; and the notes to them."""
     notes = []
 
-    def note(reason):
+    def note(reason: str) -> str:
         if reason in ("", "not run"):
             return ""
         if reason not in notes:
@@ -88,17 +95,17 @@ def wide(rows):
     return out, [f"[{i}] {reason}" for i, reason in enumerate(notes, 1)]
 
 
-def as_markdown(title, rows):
+def as_markdown(title: str, rows: list[dict[str, Any]]) -> str:
     table, notes = wide(rows)
     legend = "mean ± standard deviation (seeds)"
     legend += " / paper / difference" if any(row["paper"] is not None for row in rows) else ""
     return "\n".join([f"**{title}**: {legend}", "", format_table(table, words=2), *([""] if notes else []), *notes])
 
 
-def as_latex(title, rows):
+def as_latex(title: str, rows: list[dict[str, Any]]) -> str:
     table, notes = wide(rows)
 
-    def line(cells):
+    def line(cells: list[str]) -> str:
         return re.sub(r"([%_#&])", r"\\\1", "\0".join(cells)).replace("\0", " & ").replace("±", r"$\pm$") + r" \\"
 
     lines = [f"% {text}" for text in (title, *notes)]
@@ -106,7 +113,7 @@ def as_latex(title, rows):
     return "\n".join([*lines, *map(line, table[1:]), r"\bottomrule", r"\end{tabular}"])
 
 
-def as_csv(title, rows):
+def as_csv(title: str, rows: list[dict[str, Any]]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, ["table", *rows[0]], lineterminator="\n")
     writer.writeheader()
@@ -117,7 +124,7 @@ def as_csv(title, rows):
 FORMATS = {"markdown": as_markdown, "csv": as_csv, "latex": as_latex}
 
 
-def plot(rows, kind, path):
+def plot(rows: list[dict[str, Any]], kind: str, path: str | Path) -> None:
     """A PNG of a table's rows, a panel for each data set: `lines` over the columns, or `bars` of the methods."""
     import matplotlib
 

@@ -9,14 +9,20 @@ more than at its top. Where the truth is known, calibration.png in the run's fol
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from report.flags import add_run_flags
 from utils.config import UserError, parse_flags
 from utils.files import write_whole
 from utils.start import run_main
 
+if TYPE_CHECKING:
+    import numpy as np
 
-def main(argv=None):
+Number = TypeVar("Number", int, float)
+
+
+def main(argv: list[str] | None = None) -> dict[str | int, Any]:
     """Print the estimates of a run; returns them as a dict."""
     parser = argparse.ArgumentParser(
         prog="python -m report.estimate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -31,7 +37,7 @@ def main(argv=None):
 
     _, arrays, data, _ = read_run(flags.run, flags.data_path, flags.decisions)
     found, N = of_run(arrays), len(arrays["labels"])
-    out = {"wrong": found.wrong(), "source": found.source}
+    out: dict[str | int, Any] = {"wrong": found.wrong(), "source": found.source}
     expected, low, high = out["wrong"]
     print(
         f"{expected:,.0f} of {N:,} labels ({100 * expected / N:.1f} %) are expected to be wrong, 90 % interval {low:,.0f} to "
@@ -48,14 +54,14 @@ def main(argv=None):
             if n
             else f"{100 * target:g} % or more expected to be wrong: no number of suspects"
         )
-    if data.known() is not None:
-        index, is_clean = data.known()
+    if (known := data.known()) is not None:
+        index, is_clean = known
         out["calibration_error"] = _draw(Path(flags.run) / "calibration.png", found.p_wrong[index], ~is_clean)
         print(f"calibration error {100 * out['calibration_error']:.1f} %: {Path(flags.run) / 'calibration.png'}")
     return out
 
 
-def _number(flags, key, kind, most):
+def _number(flags: argparse.Namespace, key: str, kind: type[Number], most: float) -> Number:
     try:
         value = kind(getattr(flags, key))
         if 0 <= value <= most:
@@ -67,7 +73,7 @@ def _number(flags, key, kind, most):
     )
 
 
-def _draw(path, p_wrong, is_wrong):
+def _draw(path: Path, p_wrong: "np.ndarray", is_wrong: "np.ndarray") -> float:
     """Write the calibration curve; returns the expected calibration error."""
     from matplotlib.figure import Figure
 

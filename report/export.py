@@ -10,8 +10,10 @@ import fcntl
 import hashlib
 import json
 import os
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
@@ -22,16 +24,20 @@ from utils.config import UserError, parse_flags
 from utils.files import as_text, csv_text, safe_name, unused, write_csv, write_text, write_whole
 from utils.start import run_main
 
+if TYPE_CHECKING:
+    from dataloader.dataset import Dataset
+
 METADATA = "metadata.csv"
 UNFINISHED = ".unfinished-export.json"  # in DIR until the last file is written: what the export was to be
 
 
-def plan(data, samples, labels):
+def plan(data: "Dataset", samples: np.ndarray, labels: np.ndarray) -> list[Path]:
     """Where each of `samples` goes, <class>/<file>; labels (N,) of all. The same data give the same names."""
     taken = {METADATA}
-    folders, files = [unused(safe_name(name), taken) for name in data.label_names], [set() for _ in data.label_names]
+    folders = [unused(safe_name(name), taken) for name in data.label_names]
+    files: list[set[str]] = [set() for _ in data.label_names]
 
-    def target(i):
+    def target(i: int) -> Path:
         if data.root:
             stem, suffix = os.path.splitext(Path(data.path(i)).name)
             name = safe_name(stem) + as_text(suffix)
@@ -42,7 +48,9 @@ def plan(data, samples, labels):
     return [target(i) for i in samples]
 
 
-def _metadata(data, arrays, samples, targets, labels):
+def _metadata(
+    data: "Dataset", arrays: dict[str, np.ndarray], samples: np.ndarray, targets: list[Path], labels: np.ndarray
+) -> list[tuple[str, ...]]:
     """metadata.csv: a heading and a row for each of `samples`, whose files are `targets`; labels (N,) of all."""
     from dataloader.rows import TRUSTED_BY
 
@@ -57,10 +65,10 @@ def _metadata(data, arrays, samples, targets, labels):
     }
     if data.ids:
         columns["id"] = [data.ids[i] for i in samples]
-    return [columns, *zip(*columns.values())]
+    return [tuple(columns), *zip(*columns.values())]
 
 
-def _check_source(to, data, data_path):
+def _check_source(to: Path, data: "Dataset", data_path: str) -> None:
     """UserError unless `to` is, or can become, a folder outside the source."""
     sources = {Path(data_path).resolve()}
     if not isinstance(data.train.images, np.ndarray):
@@ -72,14 +80,14 @@ def _check_source(to, data, data_path):
         raise UserError(f"--to: {to} is no folder.")
 
 
-def _is_whole(to, metadata):
+def _is_whole(to: Path, metadata: list[tuple[str, ...]]) -> bool:
     """Whether `to` holds the files that `metadata` lists, no others, and the same metadata."""
     there = {path.relative_to(to).as_posix() for path in to.rglob("*") if not path.is_dir()}
     whole = there == {METADATA, *(row[0] for row in metadata[1:])}
     return whole and (to / METADATA).read_bytes() == csv_text(metadata).encode()
 
 
-def _check_empty(to, wanted):
+def _check_empty(to: Path, wanted: str) -> None:
     """UserError unless the folder `to` is empty, or an unfinished export of just this."""
     if {path.name for path in to.iterdir()} - {f".{UNFINISHED}.tmp"}:  # what a kill in its first moment leaves
         before = (to / UNFINISHED).read_text(encoding="utf-8") if (to / UNFINISHED).is_file() else ""
@@ -92,7 +100,7 @@ def _check_empty(to, wanted):
 
 
 @contextmanager
-def _alone(to):
+def _alone(to: Path) -> Iterator[None]:
     """Make the folder `to` and wait until no other process exports to it."""
     to.mkdir(parents=True, exist_ok=True)
     folder = os.open(to, os.O_RDONLY)
@@ -104,7 +112,7 @@ def _alone(to):
         os.close(folder)
 
 
-def _write(data, i, target, link):
+def _write(data: "Dataset", i: int, target: Path, link: bool) -> None:
     path = data.train.images[i] if data.root else None
     if target.is_file():  # from a try that was stopped: files are whole or not there
         return
@@ -119,7 +127,15 @@ def _write(data, i, target, link):
             Image.fromarray(data.train.images[i]).save(file, "PNG")
 
 
-def export(data, arrays, to, data_path, link=False, fixed=False, relabel_above=1.0):
+def export(
+    data: "Dataset",
+    arrays: dict[str, np.ndarray],
+    to: str | Path,
+    data_path: str,
+    link: bool = False,
+    fixed: bool = False,
+    relabel_above: float = 1.0,
+) -> int:
     """Write the samples kept, and with `fixed` the suspects put right (see fixed_labels), below the folder `to`.
 
     link: symbolic links instead of copies; array data sets are always written, as PNG. An export that was stopped is
@@ -153,7 +169,7 @@ def export(data, arrays, to, data_path, link=False, fixed=False, relabel_above=1
             write_text(to / UNFINISHED, wanted)
             for folder in {target.parent for target in targets}:
                 (to / folder).mkdir(exist_ok=True)
-            for i, target in zip(samples, tqdm(targets, "writing", disable=None)):
+            for i, target in zip(samples.tolist(), tqdm(targets, "writing", disable=None)):
                 _write(data, i, to / target, link)
             write_csv(to / METADATA, metadata)
             (to / UNFINISHED).unlink()
@@ -164,7 +180,7 @@ def export(data, arrays, to, data_path, link=False, fixed=False, relabel_above=1
     return len(samples)
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     """Export one run."""
     parser = argparse.ArgumentParser(
         prog="python -m report.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

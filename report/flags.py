@@ -5,7 +5,7 @@ import argparse
 RELABEL_ABOVE = 0.9  # a choice: the probability is the detector's own, and not calibrated
 
 
-def _probability(text):
+def _probability(text: str) -> float:
     try:
         if 0 <= float(text) <= 1:
             return float(text)
@@ -14,7 +14,7 @@ def _probability(text):
     raise argparse.ArgumentTypeError(f"expected a number from 0 to 1, not '{text}'")
 
 
-def add_run_flags(parser):
+def add_run_flags(parser: argparse.ArgumentParser) -> None:
     """What the commands that use a detector's run have in common."""
     parser.add_argument("run", metavar="RUN", help="folder of a finished detector run")
     parser.add_argument(

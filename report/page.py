@@ -15,7 +15,7 @@ from utils.config import parse_flags
 from utils.start import run_main
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     """Write the report of one run into its folder."""
     parser = argparse.ArgumentParser(
         prog="python -m report.page", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

@@ -4,12 +4,16 @@ import base64
 import io
 import os
 import warnings
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from dataloader.dataset import Dataset
 from dataloader.transforms import open_image
 from report.suspects import to_review
 from utils.config import UserError
@@ -18,7 +22,7 @@ from utils.files import write_whole
 THUMBNAIL = 160  # pixels of their longer side
 
 
-def thumbnail(images, i, size):
+def thumbnail(images: Any, i: int, size: int) -> Image.Image:
     """Sample i as an RGB Pillow image of at most size x size pixels; a JPEG is decoded no larger than needed."""
     if isinstance(images, np.ndarray):
         image = Image.fromarray(images[i])
@@ -31,21 +35,23 @@ def thumbnail(images, i, size):
     return image
 
 
-def data_uri(image):
+def data_uri(image: Image.Image) -> str:
     kind = "PNG" if max(image.size) <= 48 else "JPEG"
     file = io.BytesIO()
     image.save(file, kind, quality=80, optimize=True)
     return f"data:image/{kind.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
-def thumbnails(images, order, size=THUMBNAIL):
+def thumbnails(images: Any, order: Sequence[int] | np.ndarray, size: int = THUMBNAIL) -> list[str]:
     """Thumbnails of the samples `order` as data: URIs, which the page embeds."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         uris = pool.map(lambda i: data_uri(thumbnail(images, i, size)), order)
         return list(tqdm(uris, "pictures", len(order), leave=False, disable=None))
 
 
-def draw_suspects(data, arrays, path, heading, count=40, columns=10):
+def draw_suspects(
+    data: Dataset, arrays: dict[str, np.ndarray], path: Path, heading: str, count: int = 40, columns: int = 10
+) -> None:
     """Write a PNG of the `count` samples of lowest p_clean that nobody has reviewed, below a heading: given label →
     suggestion, and the true label where known."""
     import matplotlib

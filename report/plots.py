@@ -1,14 +1,19 @@
 """The plots of the report, as SVG inside the page."""
 
 import io
+from collections.abc import Callable
 from html import escape
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from methods.selection import precision_recall
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 INK, BLUE, ORANGE, GREEN = "#010203", "#3f87c8", "#d9742b", "#3c9a5f"  # INK becomes the colour of the page's text
-STYLE = {
+STYLE: dict[Any, Any] = {  # of matplotlib's rcParams
     "svg.fonttype": "none",
     "svg.hashsalt": "",
     "text.parse_math": False,
@@ -23,7 +28,7 @@ STYLE = {
 }
 
 
-def _plot(caption, draw):
+def _plot(caption: str, draw: Callable[["Axes"], None]) -> str:
     """A figure of the page: draw(axes) into an inline SVG whose text has the page's colour and letters."""
     import matplotlib
     from matplotlib.figure import Figure
@@ -41,12 +46,12 @@ def _plot(caption, draw):
     return f"<figure>{svg}<figcaption>{escape(caption)}</figcaption></figure>"
 
 
-def plot_scores(arrays):
+def plot_scores(arrays: dict[str, np.ndarray]) -> str:
     """The histogram of p_clean, of the samples kept and of the suspects, with the threshold."""
 
-    def draw(ax):
+    def draw(ax: "Axes") -> None:
         parts = [arrays["p_clean"][~mask], arrays["p_clean"][mask]]
-        ax.hist(parts, np.linspace(0, 1, 41), stacked=True, color=[ORANGE, BLUE], label=["suspect", "kept"])
+        ax.hist(parts, np.linspace(0, 1, 41).tolist(), stacked=True, color=[ORANGE, BLUE], label=["suspect", "kept"])
         if cut:
             ax.axvline(0.5, color=INK, linestyle="--", linewidth=1)
         ax.set(xlabel="p_clean", ylabel="images", xlim=(0, 1))
@@ -68,16 +73,16 @@ def plot_scores(arrays):
     )
 
 
-def threshold_curve(p_clean, is_clean, thresholds):
+def threshold_curve(p_clean: np.ndarray, is_clean: np.ndarray, thresholds: np.ndarray) -> dict[str, np.ndarray]:
     """Precision, recall and F1, (T,) each, of the samples with p_clean (N,) above each threshold (T,); cf. selection."""
     rows = [precision_recall(p_clean > t, is_clean) for t in thresholds]
     return {key: np.array([row[key] for row in rows]) for key in ("precision", "recall", "f1")}
 
 
-def plot_thresholds(arrays, is_clean):
+def plot_thresholds(arrays: dict[str, np.ndarray], is_clean: np.ndarray) -> str:
     """Precision, recall and F1 of the clean labels over the threshold on p_clean."""
 
-    def draw(ax):
+    def draw(ax: "Axes") -> None:
         thresholds = np.linspace(0, 1, 101)[:-1]
         curve = threshold_curve(arrays["p_clean"], is_clean, thresholds)
         for (key, values), colour, style in zip(curve.items(), (BLUE, ORANGE, GREEN), ("--", ":", "-")):
@@ -89,17 +94,17 @@ def plot_thresholds(arrays, is_clean):
     return _plot("Precision, recall and F1 of the kept labels for other thresholds on p_clean.", draw)
 
 
-def plot_history(history):
+def plot_history(history: list[dict[str, Any]]) -> str:
     """Losses, test accuracies and the selection over the epochs, a figure each, of the lines of log.jsonl."""
 
-    def curves(keys, ylabel):
-        def draw(ax):
+    def curves(keys: list[str], ylabel: str) -> Callable[["Axes"], None]:
+        def draw(ax: "Axes") -> None:
             for key, colour in zip(keys, (BLUE, ORANGE, GREEN, INK, "#8a63b8")):
                 ax.plot(
                     [line["epoch"] for line in history], [line[key] for line in history], ".-", color=colour, label=key
                 )
             ax.set(xlabel="epoch", ylabel=ylabel)
-            ax.xaxis.get_major_locator().set_params(integer=True)
+            ax.locator_params("x", integer=True)
             ax.legend(frameon=False)
 
         return draw

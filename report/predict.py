@@ -10,9 +10,11 @@ import os
 import re
 import signal
 import sys
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
@@ -20,10 +22,13 @@ from utils.config import UserError, parse_flags
 from utils.files import as_text, write_csv
 from utils.start import run_main
 
+if TYPE_CHECKING:
+    import torch
+
 BATCH = 64
 
 
-def find_images(names):
+def find_images(names: Iterable[str]) -> list[str]:
     """The files among `names`, and all image files below the folders among them, sorted; UserError for what is neither."""
     from dataloader.files import image_files, passed_over
 
@@ -38,7 +43,7 @@ def find_images(names):
     return paths
 
 
-def _pixels(path, info):
+def _pixels(path: str, info: dict[str, Any]) -> "torch.Tensor | UserError":
     """uint8 (3, pixels, pixels) as the run saw its test images, or why the file cannot be read."""
     from dataloader.transforms import centre_crop, decode
 
@@ -49,7 +54,9 @@ def _pixels(path, info):
     return centre_crop(image[None], info["pixels"])[0]
 
 
-def predict(model, info, paths, device):
+def predict(
+    model: "torch.nn.Module", info: dict[str, Any], paths: list[str], device: "torch.device"
+) -> "Iterator[tuple[str, torch.Tensor | UserError]]":
     """Yield (path, logits (K,) on the CPU) of each image; for a file that cannot be read, (path, its UserError)."""
     import torch
 
@@ -61,7 +68,7 @@ def predict(model, info, paths, device):
             part = paths[start : start + BATCH]
             images = list(pool.map(lambda path: _pixels(path, info), part))
             good = [image for image in images if isinstance(image, torch.Tensor)]
-            logits = iter(())
+            logits: Iterator[torch.Tensor] = iter(())
             if good:
                 batch = normalise(torch.stack(good).to(device), info["mean"], info["std"])
                 with torch.no_grad():
@@ -71,7 +78,7 @@ def predict(model, info, paths, device):
             )
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     """Print the prediction for each image; UserError at the end if some could not be read."""
     parser = argparse.ArgumentParser(
         prog="python -m report.predict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

@@ -11,14 +11,22 @@ import io
 import json
 import os
 import sys
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from utils.config import UserError, parse_flags
 from utils.files import write_csv, write_whole
 from utils.start import run_main
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from dataloader.dataset import Dataset
+    from report.sections import Section
 
 ISSUES = {
     "dark": "dark",
@@ -34,13 +42,13 @@ SHOWN = 24  # of each issue in the page
 class Pictures:
     """The samples `order` of a Dataset as upright RGB Pillow images, each in a tuple, as CleanVision takes torchvision's."""
 
-    def __init__(self, images, order):
+    def __init__(self, images: Any, order: Sequence[int]) -> None:
         self.images, self.order = images, order
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.order)
 
-    def __getitem__(self, k):
+    def __getitem__(self, k: int) -> "tuple[Image.Image]":
         from PIL import Image
 
         from dataloader.transforms import open_image
@@ -49,7 +57,7 @@ class Pictures:
         return (Image.fromarray(image) if isinstance(image, np.ndarray) else open_image(image),)
 
 
-def find_issues(data, samples, cache):
+def find_issues(data: "Dataset", samples: list[int], cache: Path) -> dict[str, dict[int, float]]:
     """{issue: {index: score}} of those of `samples` of a Dataset that have an issue; a lower score is worse.
 
     Scores and thresholds are CleanVision's defaults. Images whose content is in the JSON file `cache` are not checked again.
@@ -70,19 +78,19 @@ def find_issues(data, samples, cache):
         with write_whole(cache, shared=True) as file:
             file.write(json.dumps(known).encode())
         print(f"checked {start + len(part)} of {len(new)} images", flush=True)
-    found = {name: {} for name in ISSUES}
+    found: dict[str, dict[int, float]] = {name: {} for name in ISSUES}
     for i in samples:
         for name, score in known[contents[i]].items():
             found[name][i] = score
     return found
 
 
-def _contents(data):
+def _contents(data: "Dataset") -> list[str]:
     """What tells the images from others: hashes of their contents or, where they have not been read, data set and path."""
     return data.digests or [f"{data.fingerprint}/{data.path(i)}" for i in range(len(data.train.labels))]
 
 
-def _look_at(pictures):
+def _look_at(pictures: Pictures) -> Any:
     """CleanVision's table of the pictures, a row each in their order."""
     try:
         cleanvision = import_module("cleanvision")
@@ -96,7 +104,9 @@ def _look_at(pictures):
     return lab.issues.sort_index()
 
 
-def write_issues(folder, data, arrays, found):
+def write_issues(
+    folder: str | Path, data: "Dataset", arrays: dict[str, np.ndarray], found: dict[str, dict[int, float]]
+) -> None:
     """image_issues.csv: the images of each issue, the worst first."""
     contents = _contents(data)
     rows = [
@@ -107,7 +117,7 @@ def write_issues(folder, data, arrays, found):
     write_csv(Path(folder) / TABLE, [("index", "path", "label", "issue", "score", "content"), *rows])
 
 
-def quality_sections(folder, data, arrays):
+def quality_sections(folder: str | Path, data: "Dataset", arrays: dict[str, np.ndarray]) -> "list[Section]":
     """The section of image_issues.csv, as all_sections has them; [] where there is no such file."""
     from dataloader.rows import read_csv
     from report.sections import figures, section
@@ -115,7 +125,8 @@ def quality_sections(folder, data, arrays):
     path = Path(folder) / TABLE
     if not path.is_file():
         return []
-    found, contents = {name: [] for name in ISSUES}, _contents(data)
+    found: dict[str, list[int]] = {name: [] for name in ISSUES}
+    contents = _contents(data)
     try:
         for _, row in read_csv(path):
             i, of_issue = int(row["index"]), found[row["issue"]]
@@ -135,7 +146,7 @@ def quality_sections(folder, data, arrays):
     return [section("quality", "Image quality", text, *(parts or ["<p>None found.</p>"]))]
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     """Write image_issues.csv of one run."""
     parser = argparse.ArgumentParser(
         prog="python -m report.quality", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

@@ -1,15 +1,24 @@
 """The record of a finished run: its selection, lists and summary as files."""
 
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dataloader.dataset import Dataset
 from methods.masks import save_mask
 from methods.selection import detection_quality
 from methods.verdict import judge, trained_evidence
 from report.suspects import write_scores, write_suspects
 from utils.config import UserError
 from utils.distributed import rank
+from utils.runs import Run
 from utils.summaries import read_summary
 
 
-def finish(run, data, numbers, selection=None):
+def finish(
+    run: Run, data: Dataset, numbers: dict[str, Any], selection: dict[str, np.ndarray] | None = None
+) -> dict[str, Any]:
     """Write the record of a run on a Dataset; returns the summary.
 
     numbers go into the summary as they are; selection, of a run that made one, is `mask`, `p_clean`, `predicted` and
@@ -22,8 +31,8 @@ def finish(run, data, numbers, selection=None):
         known = numbers.get("evidence") or trained_evidence(data, selection, numbers.get("acc_per_class"))
         numbers |= {"evidence": known, "verdict": judge(data, selection["mask"], known, run.accuracies())}
         labels = data.train.labels
-        if data.known() is not None:
-            index, is_clean = data.known()
+        if (truth := data.known()) is not None:
+            index, is_clean = truth
             numbers |= detection_quality(selection["mask"][index], selection["p_clean"][index], is_clean)
         if rank() == 0:
             for write in (write_scores, write_suspects):
@@ -32,7 +41,7 @@ def finish(run, data, numbers, selection=None):
     return run.finish(data.facts(), numbers, data.tables())
 
 
-def say_where(run):
+def say_where(run: Run) -> None:
     """Print which labels a detector's run has not judged, where its suspects are, and what to do next."""
     if run.summary.get("held_out") or (
         run.summary["num_test"] and run.cfg.dataset == "own" and not run.summary.get("all_judged")
@@ -42,7 +51,7 @@ def say_where(run):
     print(f"suspects, worst first: {run.folder / 'suspects.csv'}\nto review them: python -m report.review {run.folder}")
 
 
-def recorded_accuracies(mask_path):
+def recorded_accuracies(mask_path: Path | None) -> dict[str, Any]:
     """The test accuracies of phase 1's text classifier, from the record of the run that made a mask."""
     if mask_path is None:
         raise UserError("adaptation: none shows the accuracy of phase 1, of which --mask all has none.")

@@ -6,14 +6,16 @@ import os
 from html import escape
 from pathlib import Path
 from string import Template
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 
-from dataloader.dataset import label_hash
+from dataloader.dataset import Dataset, label_hash
 from methods.decisions import RIGHT, UNDECIDED, Images
 from report.pictures import thumbnails
 from report.quality import quality_sections
-from report.sections import against_truth, by_class, confusions, overview, settings, training
+from report.sections import Section, against_truth, by_class, confusions, overview, settings, training
 from report.similar import nearest_of_classes, similar_sections
 from report.suspects import ranking, score_rows, to_review
 from utils.summaries import read_log, reason, usable
@@ -30,23 +32,26 @@ KEPT = {
 }
 
 
-def to_show(arrays, limit=None):
+def to_show(arrays: dict[str, np.ndarray], limit: int | None = None) -> np.ndarray:
     """Indices of the images in the page: the `limit` worst suspects to review, the worst first, then all reviewed."""
     reviewed = ranking(arrays["p_clean"], arrays["mask"])
     reviewed = reviewed[((arrays["decision"] != UNDECIDED) & arrays["there"])[reviewed]]
     return np.concatenate([to_review(arrays)[:limit], reviewed])
 
 
-def run_name(folder, summary):
+def run_name(folder: str | Path, summary: dict[str, Any]) -> str:
     """The name of a run outside its folder."""
     return f"{summary['dataset']}-{summary['noise']}-seed{summary['seed']}-{Path(folder).resolve().name}"
 
 
-def _near(data, arrays, order, features):
+def _near(
+    data: Dataset, arrays: dict[str, np.ndarray], order: np.ndarray, features: np.ndarray | None
+) -> tuple[dict[str, dict[str, list[int]]], list[str]]:
     """For the worst of the samples `order`: places of the nearest images of their classes among thumbnails, and these."""
     if features is None:
         return {}, []
-    images, pool = Images(data), {}
+    images = Images(data)
+    pool: dict[int, int] = {}  # places of thumbnails
     near = {
         images.row(i).image: {
             side: [pool.setdefault(k, len(pool)) for k in found]
@@ -57,7 +62,15 @@ def _near(data, arrays, order, features):
     return near, thumbnails(data.train.images, list(pool), 96)
 
 
-def _rows(folder, summary, data, arrays, order, near, server):
+def _rows(
+    folder: str | Path,
+    summary: dict[str, Any],
+    data: Dataset,
+    arrays: dict[str, np.ndarray],
+    order: np.ndarray,
+    near: dict[str, dict[str, list[int]]],
+    server: bool,
+) -> str:
     """What the page's script reads, as JSON: the rows of suspects.csv, what was decided, and where images are."""
     header, *rows = score_rows(data, arrays, order)
     name, images, names = run_name(folder, summary), Images(data), [*data.label_names, ""]
@@ -86,7 +99,7 @@ def _rows(folder, summary, data, arrays, order, near, server):
     return json.dumps(content, ensure_ascii=False).replace("<", "\\u003c")
 
 
-def _pieces(data, order, nearest):
+def _pieces(data: Dataset, order: np.ndarray, nearest: list[str]) -> str:
     """Thumbnails as text in the page, in scripts that are never run; they are unpacked when they scroll into view."""
     uris = thumbnails(data.train.images, order)
     pieces = {f"images-{k // PIECE}": uris[k : k + PIECE] for k in range(0, len(uris), PIECE)}
@@ -96,7 +109,15 @@ def _pieces(data, order, nearest):
     )
 
 
-def all_sections(folder, cfg, data, arrays, summary, relabel_above, features=None):
+def all_sections(
+    folder: str | Path,
+    cfg: SimpleNamespace,
+    data: Dataset,
+    arrays: dict[str, np.ndarray],
+    summary: dict[str, Any],
+    relabel_above: float,
+    features: np.ndarray | None = None,
+) -> list[Section]:
     """The sections of the page but the review: (name, title, HTML) of each. features (N, D): see find_features."""
     history = read_log(folder)
     sections = [overview(data, arrays, relabel_above)]
@@ -107,7 +128,15 @@ def all_sections(folder, cfg, data, arrays, summary, relabel_above, features=Non
     return [*sections, settings(cfg, summary)]
 
 
-def page_html(folder, data, arrays, summary, sections, features=None, server=False):
+def page_html(
+    folder: str | Path,
+    data: Dataset,
+    arrays: dict[str, np.ndarray],
+    summary: dict[str, Any],
+    sections: list[Section],
+    features: np.ndarray | None = None,
+    server: bool = False,
+) -> str:
     """The page of a run as text: its sections and the suspects to review.
 
     It is one file that loads nothing but, where they are still there, the images themselves, to show them large; or, with
@@ -137,7 +166,7 @@ def page_html(folder, data, arrays, summary, sections, features=None, server=Fal
     )
 
 
-def heading(summary, mask):
+def heading(summary: dict[str, Any], mask: np.ndarray) -> str:
     """How many labels look wrong or, if the detector failed, that it did."""
     found = f"{int(np.sum(~mask)):,} of {len(mask):,} labels look wrong"
     if usable(summary):
@@ -145,7 +174,7 @@ def heading(summary, mask):
     return f"Doubtful: {found}" if summary["verdict"]["level"] == "doubtful" else "Not usable: the detector failed"
 
 
-def _not_shown(arrays, server):
+def _not_shown(arrays: dict[str, np.ndarray], server: bool) -> str:
     rest = len(to_review(arrays)) - GALLERY
     if server or rest <= 0:
         return ""

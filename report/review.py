@@ -12,7 +12,7 @@ from utils.config import parse_flags
 from utils.start import run_main
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     """Serve the page of one run until Ctrl-C."""
     parser = argparse.ArgumentParser(
         prog="python -m report.review", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

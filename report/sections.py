@@ -1,9 +1,13 @@
 """The sections of the report: numbers and tables as HTML."""
 
+from collections.abc import Iterable, Sequence
 from html import escape
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 
+from dataloader.dataset import Dataset
 from methods.estimates import of_run
 from methods.selection import precision_recall
 from report.pictures import thumbnails
@@ -13,13 +17,14 @@ from utils.config import default_values
 
 MATRIX = 20  # classes up to which the matrix given x suggested is shown
 PAIRS = 15  # lines of the list of pairs
+Section = tuple[str, str, str]  # name, title, HTML
 
 
-def section(name, title, *parts):
+def section(name: str, title: str, *parts: str) -> Section:
     return name, title, f'<section id="{name}"><h2>{title}</h2>{"".join(parts)}</section>'
 
 
-def figures(data, arrays, order):
+def figures(data: Dataset, arrays: dict[str, np.ndarray], order: Sequence[int]) -> list[str]:
     """A small picture with its given label for each of the samples `order`."""
     names = [escape(data.label_names[arrays["labels"][i]]) for i in order]
     files = [escape(data.path(i) or f"image {i}") for i in order]
@@ -29,10 +34,10 @@ def figures(data, arrays, order):
     ]
 
 
-def _table(header, rows, words=1):
+def _table(header: list[str], rows: Iterable[list[str]], words: int = 1) -> str:
     """An HTML table; the first `words` columns hold text, cells that begin with < are HTML already."""
 
-    def line(tag, cells):
+    def line(tag: str, cells: list[str]) -> str:
         return (
             "<tr>"
             + "".join(f"<{tag}{' class=words' if k < words else ''}>{cell}</{tag}>" for k, cell in enumerate(cells))
@@ -45,13 +50,13 @@ def _table(header, rows, words=1):
     )
 
 
-def _tiles(pairs):
+def _tiles(pairs: list[tuple[str, str]]) -> str:
     return (
         "<dl class=tiles>" + "".join(f"<div><dt>{what}</dt><dd>{value}</dd></div>" for what, value in pairs) + "</dl>"
     )
 
 
-def _interval(k, n):
+def _interval(k: int, n: int) -> str:
     """95 % Wilson interval of k of n, in per cent."""
     from scipy.stats import binomtest
 
@@ -59,7 +64,7 @@ def _interval(k, n):
     return f"{100 * low:.1f}–{100 * high:.1f} %"
 
 
-def overview(data, arrays, relabel_above):
+def overview(data: Dataset, arrays: dict[str, np.ndarray], relabel_above: float) -> Section:
     """How many labels are suspect, in numbers, and the histogram of p_clean."""
     n, suspects = len(arrays["mask"]), int(np.sum(~arrays["mask"]))
     _, sure = fixed_labels(arrays, relabel_above)
@@ -91,9 +96,9 @@ def overview(data, arrays, relabel_above):
     )
 
 
-def against_truth(data, arrays, relabel_above):
+def against_truth(data: Dataset, arrays: dict[str, np.ndarray], relabel_above: float) -> Section:
     """Quality of the selection where the true labels are known."""
-    truth, labels, mask = data.true_labels, arrays["labels"], arrays["by_detector"]
+    truth, labels, mask = np.asarray(data.true_labels), arrays["labels"], arrays["by_detector"]
     quality = precision_recall(mask, truth == labels)
     fixed, sure = fixed_labels(arrays, relabel_above)
     tiles = [
@@ -124,7 +129,7 @@ def against_truth(data, arrays, relabel_above):
     )
 
 
-def by_class(data, arrays):
+def by_class(data: Dataset, arrays: dict[str, np.ndarray]) -> Section:
     """Suspects of every given label, the largest share first."""
     K, labels, known = data.num_classes, arrays["labels"], data.true_labels is not None
     images, suspects = np.bincount(labels, minlength=K), np.bincount(labels[~arrays["mask"]], minlength=K)
@@ -148,7 +153,7 @@ def by_class(data, arrays):
     return section("classes", "By class", table.replace("<td><i", "<td class=bar><i"))
 
 
-def confusions(data, arrays):
+def confusions(data: Dataset, arrays: dict[str, np.ndarray]) -> Section:
     """Suspects by given and suggested label: as a matrix, where the classes are few, and as a list of the largest pairs."""
     names, K = [escape(name) for name in data.label_names], data.num_classes
     counts = np.zeros((K, K), dtype=np.int64)
@@ -183,18 +188,18 @@ def confusions(data, arrays):
     return section("confusions", "Confused classes", *parts)
 
 
-def training(history):
+def training(history: list[dict[str, Any]]) -> Section:
     """The learning curves."""
     return section("training", "Training", f"<div class=plots>{plot_history(history)}</div>")
 
 
-def settings(cfg, summary):
+def settings(cfg: SimpleNamespace, summary: dict[str, Any]) -> Section:
     """Every key of the configuration, those that differ from the defaults first."""
     defaults = default_values()
     keys = [key for key in vars(cfg) if key in defaults]
     other = [key for key in keys if getattr(cfg, key) != defaults.get(key)]
 
-    def values(keys):
+    def values(keys: Iterable[str]) -> list[list[str]]:
         return [[key, escape(str(getattr(cfg, key)))] for key in keys]
 
     changed = [[*line, escape(str(defaults.get(line[0], "")))] for line in values(other)]

@@ -5,6 +5,7 @@ import json
 import secrets
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 from methods.decisions import Images, Log, as_arrays, by_image
@@ -20,7 +21,13 @@ LARGE = 1200  # pixels of the longer side of the large picture
 class Review:
     """A run under review, with its images by their identifiers, and its log of decisions."""
 
-    def __init__(self, folder, data_path=None, decisions=None, relabel_above=0.9):
+    def __init__(
+        self,
+        folder: str | Path,
+        data_path: str | None = None,
+        decisions: str | Path | None = None,
+        relabel_above: float = 0.9,
+    ) -> None:
         self.folder = folder
         self.cfg, self.arrays, self.data, self.summary = read_run(folder, data_path, decisions)
         self.features = find_features(folder, self.data)
@@ -30,28 +37,28 @@ class Review:
         self.images, self.log, self.lock = Images(self.data), Log(folder), threading.Lock()
         self.index = {self.images.row(i).image: i for i in range(len(self.data.train.labels))}
 
-    def page(self):
+    def page(self) -> str:
         """The page, with all decisions so far."""
         with self.lock:
             decided, _ = by_image(self.log.rows(self.data.label_names), self.images, last_counts=True)
             follow(self.arrays, *as_arrays(decided, self.data))
             return page_html(self.folder, self.data, self.arrays, self.summary, self.sections, server=True)
 
-    def picture(self, image, size):
+    def picture(self, image: str, size: int) -> tuple[str, bytes]:
         """An image as the bytes of a JPEG, or of a PNG where it is small; KeyError for one that is not of the run."""
         picture = thumbnail(self.data.train.images, self.index[image], size)
         kind, file = "PNG" if max(picture.size) <= 48 else "JPEG", io.BytesIO()
         picture.save(file, kind, quality=88)
         return kind.lower(), file.getvalue()
 
-    def nearest(self, image):
+    def nearest(self, image: str) -> dict[str, list[str]]:
         """Identifiers of the nearest images of its given and of its suggested class; KeyError as for picture."""
         if self.features is None:
             return {}
         near = nearest_of_classes(self.features, self.arrays, self.index[image])
         return {side: [self.images.row(i).image for i in found] for side, found in near.items()}
 
-    def decide(self, image, decision, new_label):
+    def decide(self, image: str, decision: str, new_label: str) -> None:
         """Add a decision, `right`, `wrong` or "", to the log; ValueError or KeyError for one that cannot be."""
         if decision not in ("right", "wrong", "") or new_label not in ("", *self.data.label_names):
             raise ValueError(f"no such decision: {decision!r}, {new_label!r}")
@@ -63,9 +70,10 @@ class Handler(BaseHTTPRequestHandler):
     """Answers requests below /<token>/ only, and only if the Host header names this machine."""
 
     protocol_version = "HTTP/1.1"
-    review, token = None, None  # set by `serve`
+    review: Review  # set by `serve`, as is the token
+    token: str
 
-    def do_GET(self):
+    def do_GET(self) -> None:
         """The page, and its images."""
         url = urlsplit(self.path)
         query = parse_qs(url.query, keep_blank_values=True)
@@ -83,7 +91,7 @@ class Handler(BaseHTTPRequestHandler):
             pass
         return self._answer(404, "text/plain", b"not found")
 
-    def do_POST(self):
+    def do_POST(self) -> None:
         """A decision: {image, decision, new_label} as JSON. It is on disk before the answer is sent."""
         content = self.rfile.read(min(int(self.headers.get("Content-Length") or 0), 100_000))
         if self.path != f"/{self.token}/decide" or not self._allowed(self.path):
@@ -97,12 +105,12 @@ class Handler(BaseHTTPRequestHandler):
             return self._answer(507, "text/plain", str(error).encode())
         return self._answer(200, "text/plain", b"saved")
 
-    def _allowed(self, path):
-        host, port = self.server.server_address
+    def _allowed(self, path: str) -> bool:
+        host, port = self.connection.getsockname()
         by_name = self.headers.get("Host") in (f"{host}:{port}", f"localhost:{port}")  # no other site's name for us
         return by_name and secrets.compare_digest(path.split("/")[1].encode(), self.token.encode())
 
-    def _answer(self, status, kind, content, keep=False):
+    def _answer(self, status: int, kind: str, content: bytes, keep: bool = False) -> None:
         self.send_response(status)
         for name, value in (
             ("Content-Type", kind),
@@ -116,11 +124,11 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(content)
 
-    def log_message(self, *args):
+    def log_message(self, *args: object) -> None:
         """Do not log requests."""
 
 
-def serve(review, port=0):
+def serve(review: Review, port: int = 0) -> tuple[ThreadingHTTPServer, str]:
     """(server, its address), not started yet; port 0 takes a free one."""
     token = secrets.token_urlsafe(16)
     try:

@@ -4,11 +4,12 @@ from pathlib import Path
 
 import numpy as np
 
+from dataloader.dataset import Dataset
 from dataloader.rows import read_csv
 from methods.decisions import WRONG
-from methods.neighbours import EXACT_UP_TO, find_neighbours
+from methods.neighbours import EXACT_UP_TO, Neighbours, find_neighbours
 from model.features import read_features
-from report.sections import figures, section
+from report.sections import Section, figures, section
 from utils.files import write_csv
 from utils.summaries import read_summary
 
@@ -17,7 +18,7 @@ NEIGHBOURS, NEAR, SPREAD = 10, 0.13, 1 / 0.37037037 - 1
 SHOWN = 40  # groups or images in the page
 
 
-def find_features(folder, data):
+def find_features(folder: str | Path, data: Dataset) -> np.ndarray | None:
     """Unit-length features (N, D) float32 of the images of a run; None if no detector has stored any.
 
     They are those of the run itself or, by the images' paths and contents, of another detector's run beside it.
@@ -25,7 +26,7 @@ def find_features(folder, data):
     folder = Path(folder).resolve()
     here = [(data.path(i), data.digests[i] if data.digests else "") for i in range(len(data.train.labels))]
     for run in (folder, *sorted(p.parent for p in folder.parent.glob("*/clean_mask.npz") if p.parent != folder)):
-        name = (read_summary(run / "summary.json") or {}).get("features")
+        name = read_summary(run / "summary.json").get("features")
         if not name or not (run / "scores.csv").is_file():
             continue
         rows = {(row["path"], row["content"]): int(row["index"]) for _, row in read_csv(run / "scores.csv")}
@@ -39,7 +40,7 @@ def find_features(folder, data):
     return None
 
 
-def near_duplicates(neighbours):
+def near_duplicates(neighbours: Neighbours) -> list[list[int]]:
     """Groups, lists of indices, of images that are nearly the same: cosine distance below NEAR of the median to the nearest.
 
     The rule is cleanlab's; images connected by one pair or more are one group.
@@ -57,7 +58,7 @@ def near_duplicates(neighbours):
     return [part.tolist() for part in parts if len(part)]
 
 
-def outliers(neighbours):
+def outliers(neighbours: Neighbours) -> tuple[np.ndarray, np.ndarray]:
     """Indices of images far from all others, the farthest first, and the mean cosine distance (N,) to the neighbours.
 
     Far is cleanlab's rule: above the third quartile by SPREAD interquartile ranges.
@@ -68,13 +69,15 @@ def outliers(neighbours):
     return order[distance[order] > high + SPREAD * (high - low)], distance
 
 
-def nearest_of_classes(features, arrays, i, count=4):
+def nearest_of_classes(
+    features: np.ndarray, arrays: dict[str, np.ndarray], i: int, count: int = 4
+) -> dict[str, list[int]]:
     """Indices of the images nearest to image i that have its given label, and of those that have the suggested one.
 
     Of the others only images count that are there and that nobody called wrong, the trusted ones first.
     """
 
-    def nearest(label):
+    def nearest(label: int) -> list[int]:
         others = np.flatnonzero((arrays["labels"] == label) & arrays["there"] & (arrays["decision"] != WRONG))
         others = others[others != i]
         cosine = features[others] @ features[i]
@@ -84,15 +87,17 @@ def nearest_of_classes(features, arrays, i, count=4):
     return {"given": nearest(given), "suggested": nearest(suggested) if suggested != given else []}
 
 
-def write_lists(folder, data, arrays, features):
+def write_lists(
+    folder: str | Path, data: Dataset, arrays: dict[str, np.ndarray], features: np.ndarray
+) -> tuple[list[list[int]], list[int]]:
     """near_duplicates.csv and outliers.csv in the run's folder; returns the groups and the outliers that are there."""
     neighbours = find_neighbours(features, arrays["labels"], NEIGHBOURS)
     there, labels = arrays["there"], arrays["labels"]
     groups = [[i for i in group if there[i]] for group in near_duplicates(neighbours)]
     groups = [group for group in groups if len(group) > 1]
     groups.sort(key=lambda group: len(set(labels[group])) == 1)  # those that contradict each other first
-    far, distance = outliers(neighbours)
-    far = [i for i in far if there[i]]
+    outside, distance = outliers(neighbours)
+    far = [i for i in outside.tolist() if there[i]]
     names = data.label_names
     rows = [
         (number, i, data.path(i), names[labels[i]], len(set(labels[group])) > 1)
@@ -100,12 +105,14 @@ def write_lists(folder, data, arrays, features):
         for i in group
     ]
     write_csv(Path(folder) / "near_duplicates.csv", [("group", "index", "path", "label", "labels_differ"), *rows])
-    rows = [(k, i, data.path(i), names[labels[i]], f"{distance[i]:.6f}") for k, i in enumerate(far, 1)]
-    write_csv(Path(folder) / "outliers.csv", [("rank", "index", "path", "label", "distance"), *rows])
+    alone = [(k, i, data.path(i), names[labels[i]], f"{distance[i]:.6f}") for k, i in enumerate(far, 1)]
+    write_csv(Path(folder) / "outliers.csv", [("rank", "index", "path", "label", "distance"), *alone])
     return groups, far
 
 
-def similar_sections(folder, data, arrays, features):
+def similar_sections(
+    folder: str | Path, data: Dataset, arrays: dict[str, np.ndarray], features: np.ndarray | None
+) -> list[Section]:
     """The sections of near-duplicates and of outliers, as all_sections has them; [] where there are no features (N, D)."""
     if features is None or len(features) > EXACT_UP_TO:
         return []
@@ -113,7 +120,7 @@ def similar_sections(folder, data, arrays, features):
     return [_duplicates(data, arrays, groups), _outliers(data, arrays, far)]
 
 
-def _duplicates(data, arrays, groups):
+def _duplicates(data: Dataset, arrays: dict[str, np.ndarray], groups: list[list[int]]) -> Section:
     differ = sum(len(set(arrays["labels"][group])) > 1 for group in groups)
     shown = [group[:8] for group in groups[:SHOWN]]
     pictures = iter(figures(data, arrays, [i for group in shown for i in group]))
@@ -126,7 +133,7 @@ def _duplicates(data, arrays, groups):
     return section("duplicates", "Near-duplicates", text, f"<div class=groups>{rows}</div>")
 
 
-def _outliers(data, arrays, far):
+def _outliers(data: Dataset, arrays: dict[str, np.ndarray], far: list[int]) -> Section:
     pictures = "".join(figures(data, arrays, far[:SHOWN]))
     text = (
         f"<p class=soft>{len(far):,} images that are far from all others, the farthest first. They may belong to none of the "

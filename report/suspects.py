@@ -1,8 +1,10 @@
 """The selection of a detector as CSV files. docs/own-images.md describes their columns."""
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 
@@ -18,7 +20,9 @@ from utils.files import as_path, write_csv
 from utils.summaries import read_summary, usable, verdict_line
 
 
-def read_run(folder, data_path=None, decisions=None):
+def read_run(
+    folder: str | Path, data_path: str | None = None, decisions: str | Path | None = None
+) -> tuple[SimpleNamespace, dict[str, np.ndarray], Dataset, dict[str, Any]]:
     """(configuration, arrays of the clean mask, data set, summary) of a finished detector run.
 
     The images are those that the run recorded, in scores.csv; where some are gone, or have changed, `there` (N,) bool of
@@ -55,13 +59,15 @@ def read_run(folder, data_path=None, decisions=None):
     return cfg, arrays, data, summary
 
 
-def follow(arrays, decision, new_labels):
+def follow(arrays: dict[str, np.ndarray], decision: np.ndarray, new_labels: np.ndarray) -> None:
     """Let the mask follow decisions (see decisions.as_arrays): `right` is in it, `wrong` is not, the rest is the detector's."""
     arrays |= {"decision": decision, "new_labels": new_labels}
     arrays["mask"] = np.where(decision == UNDECIDED, arrays["by_detector"], decision == RIGHT)
 
 
-def _recorded(folder, cfg, summary, labels, data_path):
+def _recorded(
+    folder: Path, cfg: SimpleNamespace, summary: dict[str, Any], labels: np.ndarray, data_path: str | None
+) -> Dataset:
     """The Dataset that a run judged, as its scores.csv has it; without pixels if its images are not files (root is "")."""
     rows = [fields for _, fields in read_csv(folder / "scores.csv")]
     if not all(fields.get("index", "").isdecimal() and "given_label" in fields for fields in rows):
@@ -98,13 +104,13 @@ def _recorded(folder, cfg, summary, labels, data_path):
     )
 
 
-def _file(root, text):
+def _file(root: str, text: str) -> str:
     """The image file that is `text` in a list; its name may not be UTF-8, see as_text."""
     path = os.path.normpath(os.path.join(root, text))
     return path if "\\udc" not in text or os.path.exists(path) else as_path(path)
 
 
-def _still_there(data, cfg):
+def _still_there(data: Dataset, cfg: SimpleNamespace) -> np.ndarray:
     """Which images (N,) bool of a Dataset of files are where they were and, if their content is known, what they were.
 
     UserError where that is less than half of them: then it is another folder, or another state of it.
@@ -124,12 +130,12 @@ def _still_there(data, cfg):
         )
     for which, what in ((~found, "missing now"), (changed, "changed since the run")):
         if which.any():
-            names = shortened([data.path(i) for i in np.flatnonzero(which)], 5)
+            names = shortened([data.path(i) for i in np.flatnonzero(which).tolist()], 5)
             print(f"{data.root}: {what}, left out: {which.sum()} of {len(paths)} images ({names})")
     return there
 
 
-def _same_arrays(folder, cfg, summary, labels):
+def _same_arrays(folder: Path, cfg: SimpleNamespace, summary: dict[str, Any], labels: np.ndarray) -> Dataset:
     """The Dataset of a run on arrays, loaded again; UserError unless it is the same."""
     data = load_data(cfg)
     if data.fingerprint != summary["identity"]["images"] or not np.array_equal(data.train.labels, labels):
@@ -137,12 +143,12 @@ def _same_arrays(folder, cfg, summary, labels):
     return data
 
 
-def ranking(p_clean, mask):
+def ranking(p_clean: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Indices (N,) of all samples: those outside the clean mask (N,) first, then by p_clean (N,), the lowest first."""
     return np.lexsort((p_clean, mask))
 
 
-def fixed_labels(arrays, relabel_above):
+def fixed_labels(arrays: dict[str, np.ndarray], relabel_above: float) -> tuple[np.ndarray, np.ndarray]:
     """Labels (N,) with relabelled suspects, and which samples are relabelled (N,) bool.
 
     Put right are those that a person gave another label, and those no person has decided that the detector is sure of:
@@ -155,20 +161,20 @@ def fixed_labels(arrays, relabel_above):
     return np.where(by_person, new_labels, np.where(by_detector, arrays["predicted"], labels)), by_person | by_detector
 
 
-def to_review(arrays):
+def to_review(arrays: dict[str, np.ndarray]) -> np.ndarray:
     """Indices of the suspects to review, the worst first: those that are there and not yet decided."""
     order = ranking(arrays["p_clean"], arrays["mask"])
     return order[(~arrays["mask"] & arrays["there"] & (arrays["decision"] == UNDECIDED))[order]]
 
 
-def score_rows(data, arrays, order):
+def score_rows(data: Dataset, arrays: dict[str, np.ndarray], order: Iterable[int]) -> list[list[str]]:
     """A heading and a row of text for each of the samples `order`; given_label … are cleanlab's names and meanings.
 
     path is relative to the root in summary.json; content is a hash of the file, where it has been read, or of the pixels.
     """
-    names, known = data.label_names, data.true_labels is not None
+    names, truth = data.label_names, data.true_labels
     header = ["rank", "index", "id", "path", "given_label", "predicted_label", "predicted_probability", "label_score"]
-    header += ["is_label_issue", *["true_label"] * known, "content"]
+    header += ["is_label_issue", *["true_label"] * (truth is not None), "content"]
     rank = np.empty(len(arrays["mask"]), dtype=np.int64)
     rank[ranking(arrays["p_clean"], arrays["mask"])] = np.arange(1, len(rank) + 1)
     rows = [
@@ -182,7 +188,7 @@ def score_rows(data, arrays, order):
             f"{arrays['confidence'][i]:.6f}",
             f"{arrays['p_clean'][i]:.6f}",
             str(not arrays["mask"][i]),
-            *([data.true_names[data.true_labels[i]]] if known else []),
+            *([data.true_names[truth[i]]] if truth is not None else []),
             data.digests[i] if data.digests else "",
         ]
         for i in order
@@ -190,25 +196,25 @@ def score_rows(data, arrays, order):
     return [header, *rows]
 
 
-def write_scores(folder, data, arrays):
+def write_scores(folder: str | Path, data: Dataset, arrays: dict[str, np.ndarray]) -> None:
     """scores.csv, the scores of all samples, in their order: the record that reports are made from."""
     write_csv(Path(folder) / "scores.csv", score_rows(data, arrays, range(len(arrays["mask"]))))
 
 
-def write_suspects(folder, data, arrays):
+def write_suspects(folder: str | Path, data: Dataset, arrays: dict[str, np.ndarray]) -> None:
     """suspects.csv, the samples outside the clean mask, the worst first."""
     order = ranking(arrays["p_clean"], arrays["mask"])
     write_csv(Path(folder) / "suspects.csv", score_rows(data, arrays, order[~arrays["mask"][order]]))
 
 
-def write_labels(folder, data, arrays, relabel_above):
+def write_labels(folder: str | Path, data: Dataset, arrays: dict[str, np.ndarray], relabel_above: float) -> None:
     """labels_clean.csv, the samples kept, and labels_fixed.csv, those and the suspects put right (see fixed_labels).
 
     Paths are absolute, so that either file can be the data set of another run, from anywhere.
     """
     names, there, (labels, sure) = data.label_names, arrays["there"], fixed_labels(arrays, relabel_above)
 
-    def table(samples, with_original):
+    def table(samples: np.ndarray, with_original: bool) -> list[Iterable[object]]:
         columns = {
             "path": [os.path.abspath(data.train.images[i]) if data.root else "" for i in samples],
             "label": [names[labels[i]] for i in samples],

@@ -10,7 +10,9 @@ The verdict, of several seeds the worst, says whether a detector's result can be
 
 import argparse
 import math
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from utils.config import UserError, parse_flags
 from utils.start import run_main
@@ -30,7 +32,7 @@ COLUMNS = {  # heading: (key of the summary, factor, digits)
 }
 
 
-def read_summaries(folders):
+def read_summaries(folders: Sequence[str | Path]) -> list[dict[str, Any]]:
     """The summary of every finished run below the folders, sorted by path."""
     paths = sorted({p for folder in folders for p in Path(folder).rglob("summary.json")})
     if not paths:
@@ -38,7 +40,7 @@ def read_summaries(folders):
     return [read_summary(p) for p in paths]
 
 
-def mean_std(values):
+def mean_std(values: Sequence[float]) -> tuple[float, float | None]:
     """Mean and sample standard deviation (None for a single value)."""
     mean = sum(values) / len(values)
     if len(values) == 1:
@@ -46,15 +48,16 @@ def mean_std(values):
     return mean, math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1))
 
 
-def make_table(summaries):
+def make_table(summaries: list[dict[str, Any]]) -> list[list[str]]:
     """Rows of text: data set, noise, run, the worst verdict, number of seeds, then mean ± std of every column.
 
     Seeds are those of one data set: where two have one name and noise, it is followed by what identifies the data. A star
     marks runs that judged the images held out for testing too, so that they are not measured on the same labels as others.
     """
-    groups, sources = {}, {}
+    groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    sources: dict[tuple[str, str, str], set[str | None]] = {}
 
-    def kind(s):
+    def kind(s: dict[str, Any]) -> tuple[str, str, str]:
         return s["dataset"], s["noise"], s["name"] if "/score-" in s["name"] else ""
 
     for s in summaries:
@@ -76,7 +79,7 @@ def make_table(summaries):
     return rows
 
 
-def format_table(rows, words=4):
+def format_table(rows: list[list[str]], words: int = 4) -> str:
     """A Markdown table of rows of text; the first `words` columns hold words, the others numbers, set to the right."""
     width = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = [
@@ -89,7 +92,7 @@ def format_table(rows, words=4):
     return "\n".join([lines[0], rule, *lines[1:]])
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     """Print the table of the runs below the folders given."""
     parser = argparse.ArgumentParser(
         prog="python -m report.tables", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

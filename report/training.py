@@ -9,6 +9,7 @@ DeFT detector words.csv (the tokens nearest to each learned context vector), wit
 import argparse
 from pathlib import Path
 from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,12 +20,17 @@ from utils.start import run_main
 from utils.summaries import read_log
 from utils.tensorboard import write_epochs
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from model.clip import Clip, Tokenizer
+
 QUALITY = ("precision", "recall", "f1", "selected")
 COLOURS = {"right": "tab:blue", "wrong": "tab:orange", "not known": "tab:grey"}
 PANELS = 6  # histograms, of epochs evenly spread
 
 
-def read_training(folder):
+def read_training(folder: str | Path) -> tuple[list[dict[str, Any]], SimpleNamespace]:
     """The epochs of a run, one dict each, and its settings."""
     folder = Path(folder)
     for name in ("config.yaml", "log.jsonl"):
@@ -36,12 +42,12 @@ def read_training(folder):
     return log, SimpleNamespace(**recorded_settings(folder / "config.yaml"))
 
 
-def plot_training(log, path):
+def plot_training(log: list[dict[str, Any]], path: str | Path) -> None:
     """Curves over the epochs of a log, and histograms of p_clean where it has them, as a PNG."""
     from matplotlib.figure import Figure
 
     epochs, drawn = [line["epoch"] for line in log], [line for line in log if "p_clean" in line]
-    chosen = np.unique(np.linspace(0, len(drawn) - 1, min(PANELS, len(drawn))).round().astype(int)) if drawn else []
+    chosen = np.unique(np.linspace(0, len(drawn) - 1, min(PANELS, len(drawn))).round().astype(int))
     figure = Figure(figsize=(12, 6.4 if drawn else 3.4), layout="constrained")
     rows = figure.subfigures(2 if drawn else 1, 1, squeeze=False)[:, 0]
     curves = {
@@ -73,7 +79,9 @@ def plot_training(log, path):
         figure.savefig(file, format="png", dpi=110)
 
 
-def nearest_words(contexts, clip, tokenizer, count=3):
+def nearest_words(
+    contexts: "Tensor", clip: "Clip", tokenizer: "Tokenizer", count: int = 3
+) -> list[list[tuple[str, float]]]:
     """[(token, cosine), …], `count` of them, nearest to each context vector of contexts (M, width)."""
     import torch.nn.functional as F
 
@@ -87,7 +95,7 @@ def nearest_words(contexts, clip, tokenizer, count=3):
     ]
 
 
-def prompt_words(folder, cfg):
+def prompt_words(folder: str | Path, cfg: SimpleNamespace) -> list[tuple[str, str, int, int, str, str]] | None:
     """Rows (prompt, class, position, rank, word, cosine) of the learned contexts of a DeFT detector; None of other runs.
 
     The class is empty where all classes share the contexts.
@@ -114,9 +122,9 @@ def prompt_words(folder, cfg):
     return rows
 
 
-def words_table(rows):
+def words_table(rows: list[tuple[str, str, int, int, str, str]]) -> list[list[str]]:
     """The nearest words as rows of text: one row for each position, the two prompts side by side."""
-    table = {}
+    table: dict[tuple[str, int], dict[str, list[str]]] = {}
     for prompt, name, position, _, word, value in rows:
         table.setdefault((name, position), {}).setdefault(prompt, []).append(f"{word} {value}")
     heads = ["context vector", "positive", "negative"]
@@ -126,7 +134,7 @@ def words_table(rows):
     return [heads, *body]
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> Path:
     """Draw a run's training and write its prompts' nearest words; returns the folder."""
     parser = argparse.ArgumentParser(
         prog="python -m report.training", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

@@ -337,7 +337,7 @@ def test_plots(tmp_path, kind):
 def test_summaries_carry_a_checksum(tmp_path):
     summary = with_checksum({**SUMMARY, "acc_last": 0.1 + 0.2, "name": "ü", "per_class": (1, None)})
     write_summary(tmp_path / "summary.json", summary)
-    assert read_summary(tmp_path / "summary.json") == summary and read_summary(tmp_path / "none.json") is None
+    assert read_summary(tmp_path / "summary.json") == summary and read_summary(tmp_path / "none.json") == {}
     del summary["checksum"]
     (tmp_path / "old.json").write_text(json.dumps(summary))
     assert read_summary(tmp_path / "old.json") == summary

@@ -113,7 +113,7 @@ class Run:
     name: of the run's folder.
     identity: {what: hash} of the data that the run uses.
 
-    `history` holds the lines of log.jsonl, one dict per epoch. `summary` is None until the run is finished; a Run on the
+    `history` holds the lines of log.jsonl, one dict per epoch. `summary` is empty until the run is finished; a Run on the
     folder of a finished run with the same settings and identity reads it. Other settings or data raise a UserError that
     names the difference.
 
@@ -132,7 +132,6 @@ class Run:
         if not (there.is_dir() and os.access(there, os.W_OK)):
             raise UserError(f"output_dir: {there} is not writable.")
         self.history: list[dict[str, Any]] = []
-        self.summary: dict[str, Any] | None = None
         self.identity, self.events, self.lock = identity, None, None
         self.began = time.monotonic()  # of the epoch that is running
         if cfg.tensorboard:

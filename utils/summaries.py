@@ -29,14 +29,14 @@ def write_summary(path: str | Path, summary: dict[str, Any]) -> None:
     write_text(path, f"{{\n {lines}\n}}\n")
 
 
-def read_summary(path: str | Path) -> dict[str, Any] | None:
-    """The summary of a finished run, or None if the file does not exist.
+def read_summary(path: str | Path) -> dict[str, Any]:
+    """The summary of a finished run, empty if the file does not exist.
 
     Raises UserError if the file is not what the run wrote. Summaries of older versions have no checksum; they are accepted.
     """
     path = Path(path)
     if not path.is_file():
-        return None
+        return {}
     mend = "Delete it and run the run's command again, which rewrites it from the checkpoint."
     try:
         summary = from_json(path.read_text(encoding="utf-8"))
