@@ -4,12 +4,15 @@ python main_baseline.py --cfg config/FFT/cifar100.yaml --noise_mode sym --noise_
 """
 
 from dataclasses import replace
+from typing import Any
 
 from utils.config import UserError, load_config, pick, settle_epochs
 from utils.start import run_main
 
 
-def main(argv=None, description=__doc__, script="main_baseline", **settings):
+def main(
+    argv: list[str] | None = None, description: str | None = __doc__, script: str = "main_baseline", **settings: Any
+) -> dict[str, Any]:
     """Train with the method in the flags and return the summary. `settings` are the script's own defaults."""
     cfg = load_config(argv, description, script, **settings)
     from dataloader.dataset import label_hash
@@ -25,7 +28,8 @@ def main(argv=None, description=__doc__, script="main_baseline", **settings):
     build = pick(METHODS, cfg.lnl_methods, "lnl_methods")
     data = load_data(cfg)
     settle_epochs(cfg, len(data.train.labels))
-    name, identity, mask, numbers = [cfg.lnl_methods.lower()], data.identity, None, {}
+    name, identity, mask = [cfg.lnl_methods.lower()], data.identity, None
+    numbers: dict[str, Any] = {}
     if build.takes_mask:
         path, mask, labels = trusted_samples(cfg, data, seed_folder(cfg, data.place))
         data.train = replace(data.train, labels=labels)
@@ -40,8 +44,7 @@ def main(argv=None, description=__doc__, script="main_baseline", **settings):
 
     method = build(cfg, len(data.train.labels), data.num_classes)
     trained, selection = fine_tune(cfg, data, run, method, mask)
-    finish(run, data, {**numbers, **trained}, selection)
-    return run.summary
+    return finish(run, data, {**numbers, **trained}, selection)
 
 
 if __name__ == "__main__":

@@ -7,17 +7,22 @@ any detector and any mask. The published selection describes each class by sever
 these files are not included, and without --descriptions a class has the texts of `templates`.
 """
 
+from pathlib import Path
 from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 from utils.config import default_values, load_config, settle_epochs
 from utils.start import run_main
+
+if TYPE_CHECKING:
+    from dataloader.dataset import Dataset
 
 # settings of the training, which the selection does not depend on
 TRAINING = """resolution epochs warmup batch_size lr optimizer momentum weight_decay schedule milestones ema finetune networks
 strong_view theta_r theta_r2 mixup_beta lnl_methods mask tag""".split()
 
 
-def main(argv=None, **settings):
+def main(argv: list[str] | None = None, **settings: Any) -> dict[str, Any]:
     """Select and train; returns the summary of the training. `settings` are the script's own defaults."""
     own = {"detector": "clipcleaner", "lnl_methods": "MixFix"}
     cfg = load_config(argv, __doc__, "main_clipcleaner", **own | settings)
@@ -41,7 +46,7 @@ def main(argv=None, **settings):
     return run.summary
 
 
-def select(cfg, data):
+def select(cfg: SimpleNamespace, data: "Dataset") -> Path:
     """Run the detector, if it has not run yet; returns the path of its clean mask."""
     from methods.detectors import run_detector
     from report.record import finish

@@ -9,12 +9,17 @@ import contextlib
 import io
 import tempfile
 import warnings
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from utils.config import DEFAULTS, REAL_WORLD, load_config, pick, settle_epochs
 from utils.start import run_main
 
+if TYPE_CHECKING:
+    import numpy as np
 
-def main(argv=None):
+
+def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Run the detector that the flags name; returns the summary."""
     cfg = load_config(argv, __doc__, "main_detect")
     from dataloader.load import load_data
@@ -36,7 +41,15 @@ def main(argv=None):
     return run.summary
 
 
-def detect(images=None, labels=None, classnames=None, detector="", features=None, pred_probs=None, **settings):
+def detect(
+    images: Any = None,
+    labels: Iterable[Any] | None = None,
+    classnames: Sequence[str] | None = None,
+    detector: str = "",
+    features: Any = None,
+    pred_probs: Any = None,
+    **settings: Any,
+) -> "tuple[np.ndarray, np.ndarray]":
     """p_clean (N,), the chance that a label is right, and the suggested labels (N,): the given one where it is trusted.
 
     images: N paths or Pillow images, as a list, array, pandas column or generator, or a uint8 array (N, H, W, 3); or, with

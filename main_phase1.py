@@ -3,11 +3,13 @@
 python main_phase1.py --cfg config/PEFT/cifar100.yaml --noise_mode sym --noise_ratio 0.2
 """
 
+from typing import Any
+
 from utils.config import load_config, settle_epochs
 from utils.start import run_main
 
 
-def main(argv=None, description=__doc__, **settings):
+def main(argv: list[str] | None = None, description: str | None = __doc__, **settings: Any) -> dict[str, Any]:
     """Train the detector described by the flags and return its summary. `settings` are the script's own defaults.
 
     With `score`, the finished detector scores other labels, and the summary describes these.
@@ -30,7 +32,7 @@ def main(argv=None, description=__doc__, **settings):
         selection, numbers = train_detector(cfg, data, run)
         finish(run, data, numbers, limit_suspects(selection, cfg))
         say_where(run)
-    if score:
+    if scored is not None:
         cfg.score = score
         run = Run(cfg, scored.place, "deft", scored.identity)
         if not run.summary:

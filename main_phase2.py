@@ -4,13 +4,14 @@ python main_phase2.py --cfg config/FFT/cifar100.yaml --noise_mode sym --noise_ra
 """
 
 from dataclasses import replace
+from typing import Any
 
 from utils.config import UserError, load_config, settle_epochs
 from utils.files import slug
 from utils.start import run_main
 
 
-def main(argv=None, description=__doc__, **settings):
+def main(argv: list[str] | None = None, description: str | None = __doc__, **settings: Any) -> dict[str, Any]:
     """Fine-tune on the clean mask given by the flags and return the summary. `settings` are the script's own defaults."""
     cfg = load_config(argv, description, "main_phase2", **settings)
     from dataloader.dataset import label_hash
@@ -43,20 +44,19 @@ def main(argv=None, description=__doc__, **settings):
         return run.summary
 
     numbers = {"mask": str(path or cfg.mask), "selected": float(mask.mean())}
-    if data.known() is not None:
-        index, is_clean = data.known()
+    if (known := data.known()) is not None:
+        index, is_clean = known
         numbers |= precision_recall(mask[index], is_clean)
     if cfg.adaptation == "none":
         return finish(run, data, {**numbers, **recorded_accuracies(path)})
     print(f"training on {mask.sum()} of {len(mask)} samples ({path or 'all labels are trusted'})")
     method = METHODS[cfg.phase2_loss](cfg, len(mask), data.num_classes)
-    if others:
+    if others and path:
         targets, used, counts = pseudo_labels(cfg, data, mask, path.parent, run.device)
         print(f"and on {counts['pseudo_labels']} of the others with new labels ({cfg.noisy_samples})")
         method, mask, numbers = PseudoLabels(cfg, mask, targets, cfg.noisy_weight), mask | used, numbers | counts
     trained, _ = fine_tune(cfg, data, run, method, mask)
-    finish(run, data, {**numbers, **trained})
-    return run.summary
+    return finish(run, data, {**numbers, **trained})
 
 
 if __name__ == "__main__":

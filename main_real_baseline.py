@@ -5,11 +5,13 @@
 main_baseline.py with the constant learning rate of the official real-world script.
 """
 
+from typing import Any
+
 from main_baseline import main as baseline
 from utils.start import run_main
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Baselines with the real-world settings, which a YAML file or a flag can override."""
     return baseline(argv, __doc__, schedule="constant")
 

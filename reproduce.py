@@ -21,11 +21,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from utils.config import DEFAULTS, UserError, load_config, parse_flags, pick, read_yaml
 from utils.files import slug
@@ -34,16 +36,25 @@ from utils.summaries import read_summary
 
 HERE = Path(__file__).resolve().parent
 NOISE_KEYS = ("noise_mode", "noise_ratio", "image_noise", "image_noise_level", "image_noise_on")  # named by the folder
-NOT_COMPARED = ("seconds", "images_per_second", "peak_memory_gb", "peak_cuda_memory_gb", "git_commit", "checksum")
-NOT_COMPARED += ("mask", "device", "versions")  # of two runs: time, place and machine
+NOT_COMPARED = (  # of two runs: time, place and machine
+    "seconds",
+    "images_per_second",
+    "peak_memory_gb",
+    "peak_cuda_memory_gb",
+    "git_commit",
+    "checksum",
+    "mask",
+    "device",
+    "versions",
+)
 
 
 @cache
-def _parsed(path, changed):
+def _parsed(path: str | Path, changed: int) -> dict[Any, Any]:
     return read_yaml(path)
 
 
-def _yaml(path):
+def _yaml(path: str | Path) -> dict[Any, Any]:
     """The content of a YAML file, read again when the file has changed."""
     return _parsed(path, os.stat(path).st_mtime_ns if os.path.isfile(path) else 0)
 
@@ -53,21 +64,21 @@ class Step:
     """One command: a script, its flags as (key, value) pairs of text, and the step whose mask it takes, if any."""
 
     script: str
-    flags: tuple
+    flags: tuple[tuple[str, str], ...]
     after: "Step | None" = None
 
     @property
-    def settings(self):
+    def settings(self) -> dict[str, Any]:
         """What its flags, its YAML file and config/default.yaml say now, in that order of precedence."""
         flags = dict(self.flags)
         content = _yaml(HERE / flags.pop("cfg"))
         return _yaml(DEFAULTS) | {str(key).lower(): value for key, value in content.items()} | flags
 
-    def command(self, *where):
+    def command(self, *where: tuple[str, str]) -> list[str]:
         """The words of the command, with further flags that say where it runs."""
         return [f"{self.script}.py", *(word for key, value in (*self.flags, *where) for word in (f"--{key}", value))]
 
-    def chain(self):
+    def chain(self) -> "list[Step]":
         """The steps that lead to this one, and itself."""
         return [*(self.after.chain() if self.after else []), self]
 
@@ -76,7 +87,7 @@ class Step:
 class Cell:
     """A place in a table for one seed: the step that gives its figures, or the reason why there can be none."""
 
-    place: tuple  # data set, method, column
+    place: tuple[str, str, str]  # data set, method, column
     step: Step | None
     reason: str = ""
 
@@ -84,12 +95,12 @@ class Cell:
 # --- from a table's description to commands
 
 
-def headings(content):
+def headings(content: dict[str, Any] | list[str]) -> dict[str, Any]:
     """{heading: what it stands for} of a table's methods or columns, where a list names them as they are."""
     return dict(zip(content, content)) if isinstance(content, list) else content
 
 
-def column_flags(column):
+def column_flags(column: dict[str, Any] | str) -> dict[str, Any]:
     """The flags of a column: sym_0.2 is noise_mode sym, noise_ratio 0.2."""
     if isinstance(column, dict):
         return column
@@ -97,7 +108,7 @@ def column_flags(column):
     return {"noise_mode": mode, "noise_ratio": ratio}
 
 
-def make_step(command, dataset, flags, after=None):
+def make_step(command: str, dataset: dict[str, Any], flags: dict[str, Any], after: Step | None = None) -> Step:
     """The Step of a method's command on a data set, in a separate run if it has flags other than noise and seed."""
     script, cfg, *words = command.split()
     real = script.replace("main_", "main_real_")
@@ -113,7 +124,14 @@ def make_step(command, dataset, flags, after=None):
     return Step(script, (("cfg", f"config/{cfg}/{dataset['yaml']}.yaml"), *own.items()), after)
 
 
-def make_cell(table, known, profile, place, flags, seed):
+def make_cell(
+    table: dict[str, Any],
+    known: dict[str, Any],
+    profile: dict[str, Any],
+    place: tuple[str, str, str],
+    flags: dict[str, Any],
+    seed: int,
+) -> Cell:
     """One Cell of a table; flags: those of its column."""
     stands_for = profile.get("datasets", {}).get(place[0], place[0])
     place = (stands_for, *place[1:])
@@ -131,7 +149,9 @@ def make_cell(table, known, profile, place, flags, seed):
     return Cell(place, step)
 
 
-def make_cells(table, known, profile, args):
+def make_cells(
+    table: dict[str, Any], known: dict[str, Any], profile: dict[str, Any], args: argparse.Namespace
+) -> list[Cell]:
     """The Cells of a table that match the flags."""
     datasets = [d for d in table["datasets"] if not profile or d in profile["datasets"]]
     names = {d: {d, profile.get("datasets", {}).get(d)} for d in datasets}
@@ -152,16 +172,18 @@ def make_cells(table, known, profile, args):
 class Ledger:
     """<output_dir>/reproduce.jsonl: a line for every finished command: script, flags, settings, folder, seconds."""
 
-    def __init__(self, output_dir):
+    def __init__(self, output_dir: str | Path) -> None:
         self.output_dir, self.path = Path(output_dir), Path(output_dir) / "reproduce.jsonl"
-        self.lines, self.reasons, self._summaries = [], {}, {}  # reasons: why a Step has no summary
+        self.lines: list[dict[str, Any]] = []
+        self.reasons: dict[Step, str] = {}  # why a Step has no summary
+        self._summaries: dict[Step, dict[str, Any]] = {}
         for text in self.path.read_text(encoding="utf-8").splitlines() if self.path.is_file() else []:
             try:
                 self.lines.append(json.loads(text))
             except ValueError:  # cut short by a kill
                 print(f"{self.path}: skipped an incomplete line", file=sys.stderr)
 
-    def add(self, step, settings, folder, seconds):
+    def add(self, step: Step, settings: dict[str, Any], folder: str, seconds: float) -> None:
         """Record a finished step, with the settings that it was started with."""
         line = {"script": step.script, "flags": step.flags, "settings": settings, "folder": folder, "seconds": seconds}
         text = json.dumps(line)
@@ -170,7 +192,7 @@ class Ledger:
         with self.path.open("a", encoding="utf-8") as file:
             file.write(("" if whole else "\n") + text + "\n")
 
-    def summary(self, step):
+    def summary(self, step: Step) -> dict[str, Any]:
         """The summary of a finished Step, else None; `reasons` says what is wrong with an invalid one."""
         if not self._summaries.get(step) and step not in self.reasons:
             line = self._line(step)
@@ -180,7 +202,7 @@ class Ledger:
                 self.reasons[step] = str(error)
         return self._summaries.get(step, {})
 
-    def _line(self, step):
+    def _line(self, step: Step) -> dict[str, Any] | None:
         """The last record of a step that ran with the current settings, after the step it depends on; else None."""
         after = self._line(step.after) if step.after else None
         if step.after and not after:
@@ -193,7 +215,7 @@ class Ledger:
                 return line if step.settings == _yaml(DEFAULTS) | line["settings"] else None
         return None
 
-    def _checked(self, step, folder):
+    def _checked(self, step: Step, folder: Path) -> dict[str, Any]:
         summary = read_summary(folder / "summary.json")
         if summary:
             settings = _yaml(folder / "config.yaml")
@@ -202,9 +224,9 @@ class Ledger:
                     raise UserError(f"{folder}: was made with {key} {settings[key]}, not {value}.")
         return summary
 
-    def expected_seconds(self, step):
+    def expected_seconds(self, step: Step) -> float | None:
         """Mean duration of the finished commands most like this one; None where none has its script and YAML."""
-        alike = {}
+        alike: dict[int, list[float]] = {}
         for line in self.lines:
             theirs = {tuple(pair) for pair in line["flags"]}
             if line["script"] == step.script and step.flags[0] in theirs:
@@ -213,7 +235,7 @@ class Ledger:
         return sum(times) / len(times) if times else None
 
 
-def _as_float(text):
+def _as_float(text: str) -> str:
     try:
         return str(float(text))
     except ValueError:
@@ -221,7 +243,7 @@ def _as_float(text):
 
 
 @contextmanager
-def only_one(output_dir):
+def only_one(output_dir: str | Path) -> Iterator[None]:
     """UserError if another reproduce.py is working in the same folder."""
     Path(output_dir).mkdir(parents=True, exist_ok=True)
     with (Path(output_dir) / ".reproduce.lock").open("a+") as file:
@@ -243,30 +265,31 @@ def only_one(output_dir):
 class Runner:
     """Runs Steps as subprocesses, `jobs` at a time; with several GPUs, each on its own."""
 
-    def __init__(self, ledger, args):
+    def __init__(self, ledger: Ledger, args: argparse.Namespace) -> None:
         self.ledger, self.args, self.gpus = ledger, args, visible_gpus()
-        self.jobs, self.children = args.jobs or max(1, len(self.gpus)), set()
+        self.jobs = args.jobs or max(1, len(self.gpus))
+        self.children: set[subprocess.Popen[str]] = set()
 
-    def data_path(self, step):
+    def data_path(self, step: Step) -> Path | None:
         """Where the step's data lie; None for data that need no files."""
         if step.settings["data_path"] == _yaml(DEFAULTS)["data_path"]:
             return None
         path = Path(step.settings["data_path"])
         return Path(self.args.data_root) / path.relative_to("data") if self.args.data_root else path
 
-    def command(self, step):
+    def command(self, step: Step) -> list[str]:
         """The words of the step's command, with where it runs."""
         where = [("output_dir", str(self.args.output_dir))]
         where += [("data_path", str(self.data_path(step)))] if self.args.data_root and self.data_path(step) else []
         return step.command(*where)
 
-    def missing(self, steps):
+    def missing(self, steps: list[Step]) -> list[Step]:
         """The steps without a summary, among these and those they depend on, in the order in which to run them."""
         chains = [step.chain() for step in steps]
         in_order = [chain[i] for i in range(max(map(len, chains), default=0)) for chain in chains if i < len(chain)]
         return [step for step in dict.fromkeys(in_order) if not self.ledger.summary(step)]
 
-    def run_all(self, steps):
+    def run_all(self, steps: list[Step]) -> None:
         """Run the missing steps; a step starts when the steps whose masks it uses have finished."""
         todo = [step for step in self.missing(steps) if step not in self.ledger.reasons]
         for depth in range(1, 1 + max((len(step.chain()) for step in todo), default=0)):
@@ -280,7 +303,7 @@ class Runner:
                         child.terminate()
                     raise
 
-    def run(self, numbered):
+    def run(self, numbered: tuple[int, int, Step]) -> None:
         """Run (number, total, Step); if it fails, its last line of output is the reason."""
         number, total, step = numbered
         reasons, path = self.ledger.reasons, self.data_path(step)
@@ -301,7 +324,7 @@ class Runner:
             else:
                 self.ledger.add(step, settings, folder, round(time.perf_counter() - start, 1))
 
-    def _watch(self, words, gpu):
+    def _watch(self, words: list[str], gpu: str | None) -> tuple[int, str | None, str]:
         """Run a command and echo its output. Returns its exit code, the run's folder, and its last line."""
         run_folder = re.compile(re.escape(str(self.args.output_dir)) + r"/([^/\s]+/[^/\s]+/seed\d+/[^/\s:]+)")
         folder, last = None, ""
@@ -316,7 +339,7 @@ class Runner:
             preexec_fn=_die_with_parent,
         )
         self.children.add(child)
-        for line in child.stdout:
+        for line in child.stdout or ():
             last = line.strip() or last
             print(f"    {line.rstrip()}", file=sys.stderr, flush=True)
             folder = found[1] if (found := run_folder.search(line)) else folder
@@ -324,7 +347,7 @@ class Runner:
         return child.wait(), folder, last
 
 
-def visible_gpus():
+def visible_gpus() -> list[str]:
     """The numbers of the GPUs that may be used, as text."""
     if "CUDA_VISIBLE_DEVICES" in os.environ:
         return [gpu for gpu in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if gpu]
@@ -333,7 +356,7 @@ def visible_gpus():
     return re.findall(r"^GPU (\d+)", subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True).stdout, re.M)
 
 
-def _die_with_parent():
+def _die_with_parent() -> None:
     """On Linux, kill this child process when its parent dies, so that no run continues unnoticed."""
     if sys.platform == "linux":
         import ctypes
@@ -344,7 +367,7 @@ def _die_with_parent():
 # --- repeating a run
 
 
-def verify(folder):
+def verify(folder: str | Path) -> list[str]:
     """Repeat a finished run from its record, in a temporary folder. Returns what differs, one line each."""
     folder = Path(folder)
     before = read_summary(folder / "summary.json")
@@ -365,11 +388,11 @@ def verify(folder):
         )
 
 
-def differences(folder, again):
+def differences(folder: Path, again: Path) -> list[str]:
     """What differs between two runs, one line each: summary except for NOT_COMPARED, epochs, and the arrays of the mask."""
     import numpy as np
 
-    def changed(old, new, place=""):
+    def changed(old: dict[str, Any], new: dict[str, Any], place: str = "") -> list[str]:
         keys = [k for k in dict.fromkeys([*old, *new]) if k not in NOT_COMPARED and old.get(k) != new.get(k)]
         return [f"{place}{key}: {old.get(key)} before, {new.get(key)} now" for key in keys]
 
@@ -389,7 +412,7 @@ def differences(folder, again):
 # --- the command
 
 
-def list_commands(steps, runner):
+def list_commands(steps: list[Step], runner: Runner) -> None:
     """Print the commands that are missing, how many, and how long they should take."""
     todo = runner.missing(steps)
     times = {step: runner.ledger.expected_seconds(step) for step in todo}
@@ -401,7 +424,7 @@ def list_commands(steps, runner):
     print(f"{len(todo)} commands to run, {finished} finished; expected: {in_words(sum(known) / runner.jobs)}{unknown}")
 
 
-def in_words(seconds):
+def in_words(seconds: float | None) -> str:
     """A duration in words."""
     if seconds is None:
         return "unknown"
@@ -414,12 +437,14 @@ def in_words(seconds):
     )
 
 
-def results_of(cells, table, ledger):
+def results_of(
+    cells: list[Cell], table: dict[str, Any], ledger: Ledger
+) -> dict[tuple[str, str, str], list[dict[str, Any] | str]]:
     """{place: [the summary of each seed, or why there is none]}; of a table of settings, the settings."""
-    results = {}
+    results: dict[tuple[str, str, str], list[dict[str, Any] | str]] = {}
     for cell in cells:
         if cell.step is None:
-            outcome = cell.reason
+            outcome: dict[str, Any] | str = cell.reason
         elif "settings" in table:
             outcome = vars(load_config(cell.step.command()[1:]))
         else:
@@ -429,7 +454,7 @@ def results_of(cells, table, ledger):
     return results
 
 
-def read_flags(argv):
+def read_flags(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--table", nargs="+", default=[], help="1 to 11, another name in the file of tables, or all")
     parser.add_argument("--dataset", nargs="+", help="only these data sets")
@@ -449,7 +474,7 @@ def read_flags(argv):
     return parse_flags(parser, argv)
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> dict[str, list[dict[str, Any]]]:
     """Run and print the tables that the flags name; returns {table: its rows, see report.comparison.compare}."""
     args = read_flags(argv)
     if args.verify:

@@ -32,7 +32,7 @@ ADAPTATIONS = {
     "fft": {"finetune": True, "vpt_deep": False, "lr": 5e-4},
 }
 # settings in which the official scripts for real-world noise differ from those for synthetic noise
-REAL_WORLD = {
+REAL_WORLD: dict[str, Any] = {
     "require_agreement": True,
     "warmup": 5,
     "warmup_loss": "sce",
