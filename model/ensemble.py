@@ -24,8 +24,9 @@ class Networks(nn.Module):
     ) -> None:
         super().__init__()
         self.networks = nn.ModuleList(networks)
-        widths = [linear_head(net).in_features for net in self.networks]
-        self.extra = nn.ModuleList([extra_head(width, num_classes) for width in widths] if extra_head else [])
+        self.extra = nn.ModuleList()
+        if extra_head:
+            self.extra.extend(extra_head(linear_head(net).in_features, num_classes) for net in self.networks)
 
     def forward(self, images: Tensor | list[Tensor]) -> Tensor | list[tuple[Tensor, Tensor]]:
         if isinstance(images, list):

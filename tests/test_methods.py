@@ -60,8 +60,8 @@ def test_real_world_scripts_on_a_folder(tmp_path):
 
 
 def test_untrained_vit_b16_takes_a_step_through_both_scripts(tmp_path):
-    """The real architecture, through the real scripts, on four CIFAR-100 images."""
-    write_cifar(tmp_path / "data", "cifar100", n_train=4, n_test=2)
+    """The real architecture, through the real scripts, on five CIFAR-10 images."""
+    write_cifar(tmp_path / "data", "cifar10", n_train=5, n_test=2)
     flags = [
         "--data_path",
         str(tmp_path / "data"),
@@ -75,15 +75,15 @@ def test_untrained_vit_b16_takes_a_step_through_both_scripts(tmp_path):
         str(tmp_path / "runs"),
         *CELL,
     ]
-    summary = main_phase1.main(["--cfg", "config/PEFT/cifar100.yaml", *flags])
-    saved = checkpoint(tmp_path / "runs/cifar100/sym-0.4/seed0/deft")["model"]
+    summary = main_phase1.main(["--cfg", "config/PEFT/cifar10.yaml", *flags])
+    saved = checkpoint(tmp_path / "runs/cifar10/sym-0.4/seed0/deft")["model"]
     assert summary["backbone"] == "ViT-B/16" and len(saved) == 2 + 12
     assert saved["prompts.pos_ctx"].shape == (16, 512)
     assert saved["clip.visual.transformer.resblocks.11.prompts"].shape == (20, 768)
-    np.save(tmp_path / "mask.npy", np.array([True, True, False, True]))
-    summary = main_phase2.main(["--cfg", "config/FFT/cifar100.yaml", *flags, "--mask", str(tmp_path / "mask.npy")])
-    saved = checkpoint(tmp_path / "runs/cifar100/sym-0.4/seed0/phase2-mask-ViT-B-16")["model"]
-    assert saved["head.weight"].shape == (100, 768)
+    np.save(tmp_path / "mask.npy", np.array([True, True, False, True, True]))
+    summary = main_phase2.main(["--cfg", "config/FFT/cifar10.yaml", *flags, "--mask", str(tmp_path / "mask.npy")])
+    saved = checkpoint(tmp_path / "runs/cifar10/sym-0.4/seed0/phase2-mask-ViT-B-16")["model"]
+    assert saved["head.weight"].shape == (10, 768)
     assert {k.split(".")[0] for k in saved} == {"head", "backbone"} and len(saved) == 2 + 12 * 12
 
 

@@ -55,11 +55,11 @@ def test_killed_and_resumed_ends_the_same(cell, tmp_path, monkeypatch, script, f
 
 
 def test_a_process_killed_with_signal_9_goes_on(cell, tmp_path):
-    flags = phase1(tmp_path, "--epochs", "6")
+    flags = phase1(tmp_path, "--epochs", "3")
     process = subprocess.Popen([sys.executable, "main_phase1.py", *flags], stdout=subprocess.DEVNULL)
     log = tmp_path / "digits/sym-0.4/seed0/deft/log.jsonl"
     deadline = time.time() + 120
-    while not (log.exists() and len(log.read_text().splitlines()) >= 2):
+    while not (log.exists() and len(log.read_text().splitlines()) >= 1):
         assert process.poll() is None and time.time() < deadline
         time.sleep(0.02)
     os.kill(process.pid, signal.SIGKILL)
@@ -67,7 +67,7 @@ def test_a_process_killed_with_signal_9_goes_on(cell, tmp_path):
     assert not (log.parent / "summary.json").exists()
     main_phase1.main(flags)
     other = tmp_path / "whole"
-    main_phase1.main(phase1(other, "--epochs", "6"))
+    main_phase1.main(phase1(other, "--epochs", "3"))
     whole = other / "digits/sym-0.4/seed0/deft"
     assert same(checkpoint(log.parent)["model"], checkpoint(whole)["model"])
     assert (log.parent / "clean_mask.npz").read_bytes() == (whole / "clean_mask.npz").read_bytes()

@@ -347,8 +347,8 @@ def test_two_networks_start_alike_with_other_heads_and_are_saved_as_one(tmp_path
 
 @pytest.fixture(scope="module")
 def few_digits(tmp_path_factory):
-    """Flags of the shortest run: 145 images to train on, 35 to test on, two epochs."""
-    folder, _, _ = write_digits(tmp_path_factory.mktemp("digits"), 0.0, every=10)
+    """Flags of the shortest run: 73 images to train on, 17 to test on, two epochs."""
+    folder, _, _ = write_digits(tmp_path_factory.mktemp("digits"), 0.0, every=20)
     return ["--dataset", "own", "--data_path", str(folder), "--test_fraction", "0.2", "--epochs", "2", "--warmup", "0"]
 
 

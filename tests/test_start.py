@@ -159,6 +159,7 @@ def test_ctrl_c_while_importing_is_one_line(command):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # a job of nohup ignores it
     )
     for line in process.stderr:  # -v says what is imported
         if line.startswith("import 'torch.storage'") or line.startswith("import 'torch._C'"):
