@@ -231,6 +231,16 @@ def test_npz_files_become_data_sets_in_their_published_layouts(tmp_path):
             for path, label in zip(split.images, split.labels)
         }
         assert seen == {colour: label for colour, label in zip(colours, [1, 0, 0, 1])}
+    unpack_photos.main(
+        [str(tmp_path / "ten.npz"), "--out", str(tmp_path / "out" / "few"), "--train", "10", "--test", "3"]
+    )
+    few = load("cifar10", "few/cifar-10", "--noise_mode", "random2")
+    labels = cifar["train_labels"]
+    first = sorted({label: i for i, label in reversed(list(enumerate(labels)))}.values())  # of each class
+    assert np.array_equal(few.train.images, cifar["train_images"][first])
+    assert np.array_equal(few.true_labels, labels[first])
+    assert np.array_equal(few.train.labels, human["train_cifar10n_random2"][first])
+    assert len(few.test.labels) <= 3
     np.savez(tmp_path / "other.npz", numbers=np.arange(3))
     with pytest.raises(UserError, match="other.npz: expected train_jpeg, or train_images"):
         unpack_photos.unpack(tmp_path / "other.npz", tmp_path)
