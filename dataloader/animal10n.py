@@ -1,6 +1,7 @@
 """ANIMAL-10N (Song et al., ICML 2019)."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 from dataloader.dataset import Dataset, View
 from dataloader.files import IMAGE_SUFFIXES, is_system
@@ -8,7 +9,7 @@ from dataloader.listings import ENLARGE, need_folder, to_split
 from utils.config import UserError
 
 
-def animal10n(cfg):
+def animal10n(cfg: SimpleNamespace) -> Dataset:
     """ANIMAL-10N, image version: training/<label>_<name>.jpg and testing/<label>_<name>.jpg, labels 0 to 9."""
     splits = []
     for part in ("training", "testing"):
@@ -21,4 +22,5 @@ def animal10n(cfg):
                 raise UserError(f"{path}: expected a name that begins with the label, as 3_000123.jpg.")
             pairs.append((path, int(label)))
         splits.append(to_split(pairs))
-    return Dataset("animal10n", *splits, classnames=[], view=View(enlarge=ENLARGE), trusted=False)
+    train, test = splits
+    return Dataset("animal10n", train, test, classnames=[], view=View(enlarge=ENLARGE), trusted=False)

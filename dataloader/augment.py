@@ -7,6 +7,7 @@ no loop over images, and random draws belong to the sample rather than to the ba
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 from torchvision.transforms import AutoAugment, AutoAugmentPolicy
 
 GEOMETRIC = ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate")
@@ -20,7 +21,7 @@ FILL = 128.0  # grey for pixels outside the moved image
 POLICIES = ("cifar10", "imagenet", "randaugment")
 
 
-def level_of(op, strength, sign):
+def level_of(op: str, strength: float, sign: float) -> float:
     """The level of an operation for `augment`, given its strength in [0, 1] (ranges of Cubuk et al., CVPR 2019).
 
     Shears are tangents, translations fractions of the side, rotations degrees, blends factors around 1 (0.1 to 1.9), all
@@ -35,7 +36,7 @@ def level_of(op, strength, sign):
     return 255 * (1 - strength) if op == "Solarize" else 0.0
 
 
-def draw_operations(policy, n, rng):
+def draw_operations(policy: str, n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Draw two operations for each of n images: indices into OPS (n, 2) int64 and levels (n, 2) float32, numpy.
 
     policy: cifar10 or imagenet are AutoAugment's policies, with one of 25 pairs drawn per image; randaugment draws
@@ -58,7 +59,7 @@ def draw_operations(policy, n, rng):
     )
 
 
-def augment(images, ops, levels):
+def augment(images: Tensor, ops: Tensor, levels: Tensor) -> Tensor:
     """Apply OPS[ops[i, 0]], OPS[ops[i, 1]], … at their levels (B, n) to image i; uint8 (B, 3, S, S) -> uint8."""
     if not len(images):  # a process's share of a batch may be empty
         return images
@@ -68,11 +69,11 @@ def augment(images, ops, levels):
     return x.to(torch.uint8)
 
 
-def _one_each(x, op, level):
+def _one_each(x: Tensor, op: Tensor, level: Tensor) -> Tensor:
     """Apply operation op (B,) at its level (B,) to each image; float pixels (B, 3, S, S) in 0..255."""
     column = level[:, None, None, None]
 
-    def chosen(*names):
+    def chosen(*names: str) -> Tensor:
         numbers = torch.tensor([OPS.index(name) for name in names], device=op.device)
         return torch.isin(op, numbers)[:, None, None, None]
 
@@ -90,12 +91,12 @@ def _one_each(x, op, level):
     return torch.where(chosen("Equalize"), _equalised(x), out)
 
 
-def _moved(x, op, level):
+def _moved(x: Tensor, op: Tensor, level: Tensor) -> Tensor:
     """Bilinear shears (from the top left corner), translations and rotations (around the centre), one per image."""
     matrix = x.new_zeros(len(x), 2, 3)
     matrix[:, 0, 0] = matrix[:, 1, 1] = 1
 
-    def amount(name):
+    def amount(name: str) -> Tensor:
         return torch.where(op == OPS.index(name), level, 0)
 
     shear_x, shear_y = amount("ShearX"), amount("ShearY")
@@ -111,7 +112,7 @@ def _moved(x, op, level):
     return F.grid_sample(x - FILL, grid, mode="bilinear", align_corners=False) + FILL
 
 
-def _blurred(x):
+def _blurred(x: Tensor) -> Tensor:
     """Smooth each pixel inside the border with its eight neighbours, the pixel itself weighted five times."""
     kernel = x.new_ones(3, 3)
     kernel[1, 1] = 5
@@ -121,7 +122,7 @@ def _blurred(x):
     return out
 
 
-def _equalised(x):
+def _equalised(x: Tensor) -> Tensor:
     """Histogram equalisation of every channel of every image, as in Pillow; constant channels stay the same."""
     flat = x.long().flatten(2)  # (B, 3, S * S)
     counts = torch.zeros(*flat.shape[:2], 256, dtype=torch.long, device=x.device).scatter_add_(

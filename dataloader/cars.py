@@ -1,6 +1,7 @@
 """Stanford Cars."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 
@@ -9,7 +10,7 @@ from dataloader.listings import ENLARGE, class_folders, need_folder, to_split
 from utils.config import UserError
 
 
-def stanford_cars(cfg):
+def stanford_cars(cfg: SimpleNamespace) -> Dataset:
     """Stanford Cars: train/<class>/* and test/<class>/*, or devkit/*.mat, cars_train/ and cars_test/ of the archive."""
     root, view = Path(cfg.data_path), View(enlarge=ENLARGE)
     if (root / "train").is_dir():
@@ -46,4 +47,5 @@ def stanford_cars(cfg):
             )
     except Exception as error:  # scipy raises many exceptions on damaged files
         raise UserError(f"{path}: not an annotation file of the devkit ({error!r})") from None
-    return Dataset("stanford_cars", *splits, classnames=sorted(names), view=view)
+    train, test = splits
+    return Dataset("stanford_cars", train, test, classnames=sorted(names), view=view)

@@ -1,6 +1,7 @@
 """CIFAR-10 and CIFAR-100, from the pickle files of the Python version."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 
@@ -11,7 +12,7 @@ from utils.safe_pickle import load_arrays
 SOURCE = "the Python version of {} from cs.toronto.edu/~kriz/cifar.html"
 
 
-def _read_cifar(path, label_key):
+def _read_cifar(path: Path, label_key: str) -> tuple[np.ndarray, np.ndarray]:
     """Pixels uint8 (N, 32, 32, 3) and labels of one pickle file, which stores planar rows of 3,072 bytes."""
     try:
         batch = load_arrays(path)
@@ -24,7 +25,15 @@ def _read_cifar(path, label_key):
     return images, labels
 
 
-def _cifar(cfg, name, folder, files, label_key, mean, std):
+def _cifar(
+    cfg: SimpleNamespace,
+    name: str,
+    folder: str,
+    files: list[str],
+    label_key: str,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+) -> Dataset:
     if cfg.download:
         from torchvision import datasets as torchvision_sets
 
@@ -44,11 +53,11 @@ def _cifar(cfg, name, folder, files, label_key, mean, std):
     if missing:
         raise UserError(f"data_path: {root / missing[0]} is missing.")
     parts = [_read_cifar(root / f, label_key) for f in files]
-    train = [np.concatenate(p) for p in zip(*parts[:-1])]
-    return Dataset(name, Split(*train), Split(*parts[-1]), classnames=[], view=View(pad=4, mean=mean, std=std))
+    images, labels = (np.concatenate(p) for p in zip(*parts[:-1]))
+    return Dataset(name, Split(images, labels), Split(*parts[-1]), classnames=[], view=View(pad=4, mean=mean, std=std))
 
 
-def cifar10(cfg):
+def cifar10(cfg: SimpleNamespace) -> Dataset:
     """CIFAR-10, Python version, in data_path or its cifar-10-batches-py/; normalised with CIFAR-10's statistics."""
     files = [f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"]
     return _cifar(
@@ -56,7 +65,7 @@ def cifar10(cfg):
     )
 
 
-def cifar100(cfg):
+def cifar100(cfg: SimpleNamespace) -> Dataset:
     """CIFAR-100, Python version, in data_path or its cifar-100-python/; normalised with CIFAR-100's statistics."""
     return _cifar(
         cfg,

@@ -2,6 +2,7 @@
 
 import hashlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 
@@ -10,7 +11,7 @@ from dataloader.listings import ENLARGE, read_pairs, read_words, to_split
 from utils.config import UserError
 
 
-def clothing1m(cfg):
+def clothing1m(cfg: SimpleNamespace) -> Dataset:
     """Clothing1M: key lists and label files; trains on a class-balanced subset of the noisy images, fixed by `seed`.
 
     Going through the shuffled list, an image is taken while its class has fewer than num_samples / 14 images. Keys begin
@@ -19,7 +20,7 @@ def clothing1m(cfg):
     root = Path(cfg.data_path)
     n = cfg.num_samples or 1000 * cfg.batch_size
 
-    def read(keys_file, labels_file):
+    def read(keys_file: str, labels_file: str) -> list[tuple[str, int]]:
         labels, pairs = dict(read_pairs(root / labels_file)), []
         for row, words in enumerate(read_words(root / keys_file, 1)):
             if words[0] not in labels:
@@ -29,15 +30,17 @@ def clothing1m(cfg):
             pairs.append((words[0], labels[words[0]]))
         return pairs
 
-    train, counts, taken = read("noisy_train_key_list.txt", "noisy_label_kv.txt"), {}, []
+    train = read("noisy_train_key_list.txt", "noisy_label_kv.txt")
     test = read("clean_test_key_list.txt", "clean_label_kv.txt")
+    counts: dict[int, int] = {}
+    taken: list[tuple[str, int]] = []
     for i in np.random.default_rng([cfg.seed, 0, 2]).permutation(len(train)):
         label = train[i][1]
         if counts.get(label, 0) < n / 14 and len(taken) < n:
             taken.append(train[i])
             counts[label] = counts.get(label, 0) + 1
     keeps_prefix = (root / taken[0][0]).is_file()
-    splits = [
+    noisy, clean = [
         to_split([(root / (key if keeps_prefix else key.removeprefix("images/")), label) for key, label in part])
         for part in (taken, test)
     ]
@@ -49,4 +52,4 @@ def clothing1m(cfg):
         std=(0.3113, 0.3192, 0.3214),
     )
     source = hashlib.sha256(repr((train, test)).encode()).hexdigest()[:8]  # of the whole list: subsets are its seeds
-    return Dataset("clothing1m", *splits, classnames=[], view=view, trusted=False, source=source)
+    return Dataset("clothing1m", noisy, clean, classnames=[], view=view, trusted=False, source=source)

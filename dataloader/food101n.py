@@ -1,16 +1,18 @@
 """Food-101N (Lee et al., CVPR 2018), tested on Food-101 (Bossard et al., ECCV 2014)."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 
-from dataloader.dataset import Dataset, View
+from dataloader.dataset import Dataset, Split, View
 from dataloader.listings import ENLARGE, read_words, to_split
 from utils.config import UserError
 
 
-def food101n(cfg):
+def food101n(cfg: SimpleNamespace) -> Dataset:
     """Food-101N_release/{images/, meta/} of the archive; food-101/{images/, meta/test.txt} next to it for testing.
 
     data_path is the folder of both, or Food-101N_release itself. Labels that people checked (meta/verified_train.tsv,
@@ -22,7 +24,7 @@ def food101n(cfg):
     classes = sorted(words[0] for words in read_words(root / "meta" / "classes.txt", 1)[1:])
     number = {name: i for i, name in enumerate(classes)}
 
-    def label(key, listed, row):
+    def label(key: str, listed: Path, row: int) -> int:
         if key.split("/")[0] not in number:
             raise UserError(f"{listed}: line {row} names {key}, whose class is not in {root / 'meta' / 'classes.txt'}.")
         return number[key.split("/")[0]]
@@ -41,7 +43,7 @@ def food101n(cfg):
     )
 
 
-def _checked(path):
+def _checked(path: Path) -> dict[str, int]:
     """{image: 1 if people found its label right, 0 if wrong}."""
     checked = {}
     for row, words in enumerate(read_words(path, 2)[1:], 2):
@@ -51,7 +53,7 @@ def _checked(path):
     return checked
 
 
-def _food101_test(base, root, label):
+def _food101_test(base: Path, root: Path, label: Callable[[str, Path, int], int]) -> Split | None:
     """The test images of Food-101, if its folder is in data_path or next to it."""
     food = next((d for d in (base / "food-101", root.parent / "food-101") if d.is_dir()), None)
     if food is None:

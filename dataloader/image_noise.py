@@ -38,7 +38,7 @@ class ImageNoise:
         return jpeg(images, self.level)
 
 
-def image_noise_of(cfg: SimpleNamespace, part: str) -> ImageNoise | None:
+def image_noise_of(cfg: SimpleNamespace, part: int) -> ImageNoise | None:
     """The ImageNoise of the training images (part 0) or of a test set (part 1, …) according to `cfg`, or None."""
     if cfg.image_noise == "none":
         return None

@@ -1,6 +1,7 @@
 """ImageNet, and data sets with its layout: class folders, or lists of files with labels."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 from dataloader.dataset import Dataset, Split, View
 from dataloader.listings import ENLARGE, class_folders, need_folder, read_pairs, to_split
@@ -10,7 +11,7 @@ from utils.files import read_lines
 SYNSETS = Path(__file__).resolve().parents[1] / "config" / "classnames" / "imagenet-1k.txt"
 
 
-def imagenet(cfg):
+def imagenet(cfg: SimpleNamespace) -> Dataset:
     """train/<class>/* and val/<class>/*; if train.txt or val.txt exist, with a file and its label per line, they win.
 
     The files of a list are relative to train/ and val/. Its labels are indices into the sorted class folders, or into the
@@ -35,7 +36,7 @@ def imagenet(cfg):
     )
 
 
-def _read(root, part):
+def _read(root: Path, part: str) -> tuple[Split, list[str]]:
     """The Split of train or val, and its sorted class folders, if any."""
     folder, listed = need_folder(root / part), root / f"{part}.txt"
     if not listed.is_file():

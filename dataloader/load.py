@@ -6,6 +6,8 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 
@@ -16,7 +18,7 @@ from dataloader.cifar import SOURCE as CIFAR
 from dataloader.cifar import cifar10, cifar100
 from dataloader.clothing1m import clothing1m
 from dataloader.cub import cub_200_2011
-from dataloader.dataset import identified, label_hash
+from dataloader.dataset import Dataset, Split, identified, label_hash
 from dataloader.digits import digits
 from dataloader.files import below, data_root, inspect_files, inspection_cache
 from dataloader.food101n import food101n
@@ -82,7 +84,7 @@ PUBLISHED = {  # (training, test) images as the data sets' authors give them
 }
 
 
-def load_data(cfg):
+def load_data(cfg: SimpleNamespace) -> Dataset:
     """The data set that `cfg` names, with class names and the labels to train on; pixels of files not yet decoded.
 
     With `score`, the images that it names replace the training images.
@@ -128,7 +130,7 @@ def load_data(cfg):
     return dataset
 
 
-def _check_labels(cfg, dataset):
+def _check_labels(cfg: SimpleNamespace, dataset: Dataset) -> None:
     """UserError unless every split has images, and labels that are class numbers."""
     K = dataset.num_classes
     if cfg.num_class and cfg.num_class != K:
@@ -147,10 +149,11 @@ def _check_labels(cfg, dataset):
             )
 
 
-def to_score(cfg, data):
+def to_score(cfg: SimpleNamespace, data: Dataset) -> Dataset:
     """A Dataset with the labelled images that `score` names, a test set, folder or table, instead of the training images."""
     if cfg.score in data.given_tests:
-        split, rest = data.given_tests[cfg.score], {"skipped": [], "duplicates": []}
+        split = data.given_tests[cfg.score]
+        rest: dict[str, Any] = {"skipped": [], "duplicates": []}
     elif cfg.score == "test":
         raise UserError("score: this data set has no test split.")
     else:
@@ -170,16 +173,18 @@ def to_score(cfg, data):
     return scored
 
 
-def _list_images(cfg, data):
+def _list_images(cfg: SimpleNamespace, data: Dataset) -> None:
     """Record the files of a Dataset and their contents, so that a run can name those that have changed."""
     path, splits = image_list(Path(cfg.output_dir), data.fingerprint), [data.train, *data.given_tests.values()]
     if data.root and all(split.digests for split in splits) and not path.is_file():
-        content = {below(data.root, p): digest for split in splits for p, digest in zip(split.images, split.digests)}
+        content = {
+            below(data.root, p): digest for split in splits for p, digest in zip(split.images, split.digests or [])
+        }
         with write_whole(path, shared=True) as file:
             file.write(json.dumps(content).encode())
 
 
-def _classnames(cfg, dataset):
+def _classnames(cfg: SimpleNamespace, dataset: Dataset) -> list[str]:
     """The class names for CLIP, from --classnames, class_names, config/classnames/<dataset>.txt or the data set itself."""
     source, names = CLASSNAMES / f"{dataset.name}.txt", dataset.classnames
     if cfg.classnames:
@@ -188,7 +193,7 @@ def _classnames(cfg, dataset):
             raise UserError(f"classnames: no such file: {source}.")
         names = read_lines(source)
     elif cfg.class_names:
-        source, names = "class_names", cfg.class_names
+        source, names = Path("class_names"), cfg.class_names
     elif source.is_file():
         names = read_lines(source)
     if "" in [name.strip() for name in names]:
@@ -199,7 +204,7 @@ def _classnames(cfg, dataset):
     return names
 
 
-def _noise_name(cfg, noisy):
+def _noise_name(cfg: SimpleNamespace, noisy: np.ndarray) -> str:
     """The noise as part of a run's folder: with its ratio where it is drawn, with a hash of the labels where read."""
     if cfg.noise_mode in DRAWN:
         return f"{cfg.noise_mode}-{cfg.noise_ratio:g}" + ("-official" if cfg.noise_rng == "official" else "")
@@ -208,7 +213,7 @@ def _noise_name(cfg, noisy):
     return cfg.noise_mode
 
 
-def raw_pixels(images, size=64):
+def raw_pixels(images: Any, size: int = 64) -> np.ndarray:
     """uint8 (N, 3 h w), channel first, as instance-dependent noise sees images; files are resized to size x size."""
     if isinstance(images, np.ndarray):
         return images.transpose(0, 3, 1, 2).reshape(len(images), -1)
@@ -219,11 +224,11 @@ def raw_pixels(images, size=64):
     return out
 
 
-def _without_broken(dataset, cfg):
+def _without_broken(dataset: Dataset, cfg: SimpleNamespace) -> Dataset:
     """The Dataset without files that cannot be decoded, which are listed in `skipped`."""
-    skipped = []
+    skipped: list[tuple[str, str]] = []
 
-    def sound(split):
+    def sound(split: Split) -> Split:
         digests, reasons = inspect_files(split.images, inspection_cache(cfg))
         skipped.extend((path, reason) for path, reason in zip(split.images, reasons) if reason)
         good = [i for i, reason in enumerate(reasons) if not reason]
@@ -234,7 +239,7 @@ def _without_broken(dataset, cfg):
     return replace(dataset, train=train, test=test, more_tests=more, skipped=skipped)
 
 
-def check_data(cfg):
+def check_data(cfg: SimpleNamespace) -> str:
     """A report on a data set, as text: numbers of images against the published ones, missing and broken files."""
     dataset = DATASETS[cfg.dataset](cfg)
     published = PUBLISHED.get(cfg.dataset, (None, None))

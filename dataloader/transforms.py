@@ -59,7 +59,7 @@ def open_image(source: Any, enough: int | None = None) -> Image.Image:
         return to_rgb(image)
 
 
-def decode(path: str | Path, size: int, crop: int | None = None, u: torch.Tensor | None = None) -> torch.Tensor:
+def decode(path: str | Path, size: int, crop: int | None = None, u: np.ndarray | None = None) -> torch.Tensor:
     """An image file (or Pillow image) as uint8 RGB (3, size, size), resized bilinearly to a square.
 
     With `crop`, the short side is resized to `size` and a square of `crop` pixels is cut out: at position u (2,),
@@ -112,7 +112,9 @@ def resize(images: torch.Tensor, size: int) -> torch.Tensor:
     return out.round_().clamp_(0, 255).to(torch.uint8)
 
 
-def normalise(images: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
+def normalise(
+    images: torch.Tensor, mean: Sequence[float] | torch.Tensor, std: Sequence[float] | torch.Tensor
+) -> torch.Tensor:
     """uint8 (B, 3, H, W) -> float32 (x / 255 - mean) / std, with three entries each in mean and std."""
     shift, scale = (torch.as_tensor(x, device=images.device)[:, None, None] * 255 for x in (mean, std))
     return images.float().sub_(shift).div_(scale)

@@ -1,13 +1,14 @@
 """WebVision 1.0."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 from dataloader.dataset import Dataset, View
 from dataloader.files import IMAGE_SUFFIXES
 from dataloader.listings import ENLARGE, IMAGENET, need_folder, read_pairs, to_split
 
 
-def webvision(cfg):
+def webvision(cfg: SimpleNamespace) -> Dataset:
     """WebVision 1.0, Google part, first 50 classes (num_class); the ILSVRC12 validation set, if present, is a second test set."""
     root, K = Path(cfg.data_path), cfg.num_class or 50
     train, test = (
