@@ -1,10 +1,17 @@
 """Co-teaching: two networks select for each other."""
 
-import torch
+from types import SimpleNamespace
 
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dataloader.dataset import Dataset
+from dataloader.loaders import Views
+from dataloader.transforms import Pixels
 from methods.losses import batch_mean, cross_entropy
 from methods.sample_selection import forget_rates, require_estimate, smallest
-from methods.semi_supervised import SemiSupervised
+from methods.semi_supervised import Forward, Outputs, SemiSupervised
 
 
 class CoTeaching(SemiSupervised):
@@ -18,23 +25,23 @@ class CoTeaching(SemiSupervised):
 
     weak = 1
 
-    def build(self, cfg, data):
+    def build(self, cfg: SimpleNamespace, data: Dataset) -> tuple[nn.Module, Pixels]:
         require_estimate(cfg, data)
         return super().build(cfg, data)
 
-    def rate(self, epoch):
+    def rate(self, epoch: int) -> float:
         cfg = self.cfg
         return forget_rates(cfg.noise_mode, cfg.noise_ratio, cfg.epochs, cfg.warmup)[epoch - 1]
 
-    def is_warm(self, epoch):
+    def is_warm(self, epoch: int) -> bool:
         return False
 
-    def divide(self, outputs, labels, epoch, rng):
+    def divide(self, outputs: Outputs, labels: Tensor, epoch: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         losses = torch.stack([cross_entropy(logits, labels) for logits in outputs.logits]).mean(0)
         order = losses.argsort(stable=True)[: int((1 - self.rate(epoch)) * len(losses))]
         return torch.zeros_like(losses, dtype=torch.bool).index_fill_(0, order, True), (-losses).exp()
 
-    def step(self, run, batch, part, epoch, rng):
+    def step(self, run: Forward, batch: Views, part: float, epoch: int, rng: np.random.Generator) -> Tensor:
         losses = [cross_entropy(logits, batch.labels) for logits, _ in run.train(batch.views * self.count)]
         small = [smallest(row, self.rate(epoch)) for row in losses]
-        return sum(batch_mean(row, other) for row, other in zip(losses, small[::-1]))
+        return torch.stack([batch_mean(row, other) for row, other in zip(losses, small[::-1])]).sum()

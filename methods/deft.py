@@ -1,12 +1,17 @@
 """DeFT, phase 1: building, training and applying the noisy-label detector (DeFT, section 3)."""
 
 import time
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import torch
 from scipy.special import logit
+from torch import Tensor, nn
 
+from dataloader.dataset import Dataset
 from dataloader.loaders import EpochRandomness, make_loader, make_loaders
 from methods.detectors import DETECTORS, run_detector
 from methods.loops import check_finite, evaluate_all, learning_rate, progress, run_batch, watched
@@ -21,6 +26,7 @@ from utils.checkpoint import load_checkpoint
 from utils.config import UserError, pick
 from utils.device import Amp, torch_generator
 from utils.distributed import gather, in_order, parallel, total
+from utils.runs import Run
 
 # per sample, recorded during the training pass; margin: the positive logit of the label minus the best other one
 RECORDS = ("mask", "p_clean", "predicted", "confidence", "margin")
@@ -39,12 +45,12 @@ class Rules:
 
     warm: bool
     use_pseudo_labels: bool
-    warmup_loss: object = cross_entropy
+    warmup_loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy
     neg_weight: float = 1.0
     require_agreement: bool = False
 
 
-def epoch_rules(cfg, epoch):
+def epoch_rules(cfg: SimpleNamespace, epoch: int) -> Rules:
     """The Rules of epoch 1 … epochs."""
     return Rules(
         warm=epoch <= cfg.warmup,
@@ -55,7 +61,16 @@ def epoch_rules(cfg, epoch):
     )
 
 
-def train_detector_epoch(model, batches, complementary_labels, optimizer, rules, amp, is_clean=None, title="train"):
+def train_detector_epoch(
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor, Tensor]],
+    complementary_labels: Tensor,
+    optimizer: torch.optim.Optimizer,
+    rules: Rules,
+    amp: Amp,
+    is_clean: Tensor | None = None,
+    title: str = "train",
+) -> dict[str, Any]:
     """One epoch of phase 1 with loss = cls + neg (methods/losses.py); samples are selected before each step.
 
     batches: (images (B, 3, H, W), labels (B,), index (B,)); complementary_labels (N,) per sample; is_clean (N,) bool, if
@@ -81,13 +96,21 @@ def train_detector_epoch(model, batches, complementary_labels, optimizer, rules,
         if watched(bar, step):
             bar.set_postfix({"loss": f"{loss.item():.3f}"} | _recent_quality(seen[-20:], is_clean))
     index, *records = gather(*(torch.cat(column).cpu() for column in zip(*seen)))
-    losses = total(torch.stack(losses)).cpu()
-    check_finite(losses[:, 0], title)
-    averages = dict(zip(("loss", "loss_cls", "loss_neg"), (losses.sum(0) / len(index)).tolist()))
+    sums = total(torch.stack(losses)).cpu()
+    check_finite(sums[:, 0], title)
+    averages = dict(zip(("loss", "loss_cls", "loss_neg"), (sums.sum(0) / len(index)).tolist()))
     return averages | {"seconds": time.perf_counter() - start, "index": index, **dict(zip(RECORDS, records))}
 
 
-def _losses(logits_pos, p_yes, labels, complementary_labels, selected, predicted, rules):
+def _losses(
+    logits_pos: Tensor,
+    p_yes: Tensor,
+    labels: Tensor,
+    complementary_labels: Tensor,
+    selected: Tensor,
+    predicted: Tensor,
+    rules: Rules,
+) -> tuple[Tensor, Tensor]:
     """The losses cls and neg of a batch."""
     everyone = torch.ones_like(selected)
     if rules.warm:
@@ -98,7 +121,7 @@ def _losses(logits_pos, p_yes, labels, complementary_labels, selected, predicted
     return loss_cls, batch_mean(negative_prompt_loss(p_yes, complementary_labels, targets, rules.neg_weight), everyone)
 
 
-def _recent_quality(seen, is_clean):
+def _recent_quality(seen: Sequence[tuple[Tensor, ...]], is_clean: Tensor | None) -> dict[str, str]:
     """Precision and recall of the selection in the last batches, for the progress bar; {} if the truth is unknown."""
     if is_clean is None:
         return {}
@@ -107,7 +130,7 @@ def _recent_quality(seen, is_clean):
     return {"precision": f"{hits / kept.sum():.1f}", "recall": f"{hits / clean.sum():.1f}"}
 
 
-def build_detector(cfg, classnames, device):
+def build_detector(cfg: SimpleNamespace, classnames: list[str], device: torch.device) -> Detector:
     """The untrained Detector described by `cfg`, on the device."""
     clip, tokenizer = load_clip(cfg.backbone, cfg.pretrained)
     generator = torch_generator(cfg.seed, 0)
@@ -118,7 +141,7 @@ def build_detector(cfg, classnames, device):
     return Detector(clip, prompts, cfg.micro_batch, cfg.checkpoint_text).to(device)
 
 
-def train_detector(cfg, data, run):
+def train_detector(cfg: SimpleNamespace, data: Dataset, run: Run) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Train the detector on a Dataset for all epochs of a Run; returns its selection and numbers for the summary.
 
     The selection (`mask`, `p_clean`, `predicted`, `confidence`, (N,) numpy) follows from the records of the last epochs
@@ -131,7 +154,7 @@ def train_detector(cfg, data, run):
     return agreed_selection(records, data, cfg, run.device), numbers
 
 
-def train_with_records(cfg, data, run):
+def train_with_records(cfg: SimpleNamespace, data: Dataset, run: Run) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """The training of train_detector; returns {RECORDS: (E, N) numpy} of the last `mask_epochs` epochs, and the numbers."""
     device, labels = run.device, data.train.labels
     model = build_detector(cfg, data.classnames, device)
@@ -140,7 +163,7 @@ def train_with_records(cfg, data, run):
         model.clip.visual.compile()
     optimizer, amp = build_optimizer(model, cfg), Amp(device, cfg.prec)
     known = data.known()
-    on_device = None if data.true_labels is None else torch.from_numpy(known[1]).to(device)
+    on_device = None if data.true_labels is None or known is None else torch.from_numpy(known[1]).to(device)
     first, saved = run.resume(model, optimizer, amp.scaler)
     trained, recent = parallel(model), saved.get("recent", {})
     if saved and not all(key in recent and recent[key].shape[1:] == labels.shape for key in RECORDS):
@@ -192,7 +215,7 @@ def train_with_records(cfg, data, run):
     return {k: v.numpy() for k, v in recent.items()}, {"acc_per_class": saved["acc_per_class"]}
 
 
-def final_selection(records, labels, cfg):
+def final_selection(records: dict[str, np.ndarray], labels: np.ndarray, cfg: SimpleNamespace) -> dict[str, np.ndarray]:
     """The selection (`mask`, `p_clean`, `predicted`, `confidence`, (N,) numpy) from {RECORDS: (E, N)} of the last epochs.
 
     By `mask_by`: `pair`, the published rule, p_clean > 0.5, of several epochs their mean (and with require_agreement, in
@@ -214,7 +237,9 @@ def final_selection(records, labels, cfg):
     return {"mask": mask, "p_clean": p_clean, "predicted": last["predicted"], "confidence": last["confidence"]}
 
 
-def agreed_selection(records, data, cfg, device):
+def agreed_selection(
+    records: dict[str, np.ndarray], data: Dataset, cfg: SimpleNamespace, device: torch.device
+) -> dict[str, np.ndarray]:
     """final_selection of the training images of a Dataset, in which `agree_with`, where given, must trust a label too."""
     selection = final_selection(records, data.train.labels, cfg)
     if cfg.agree_with:
@@ -223,14 +248,14 @@ def agreed_selection(records, data, cfg, device):
     return selection
 
 
-def agreement(selection, other):
+def agreement(selection: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """A selection in which a label must also be trusted by the `other`; p_clean is the mean of both."""
     p_clean = (selection["p_clean"] + other["p_clean"]) / 2
     return selection | {"mask": selection["mask"] & other["mask"], "p_clean": p_clean}
 
 
 @torch.no_grad()
-def score_records(model, cfg, data, device):
+def score_records(model: Detector, cfg: SimpleNamespace, data: Dataset, device: torch.device) -> dict[str, Tensor]:
     """{RECORDS: (N,)} CPU tensors of the training images of a Dataset, un-augmented; the model is in eval mode."""
     loader = make_loader(data.train, data.view, cfg, input_pixels(model.clip, cfg), device, augmented=False)
     seen, amp = [], Amp(device, cfg.prec)
@@ -244,7 +269,7 @@ def score_records(model, cfg, data, device):
     return dict(zip(RECORDS, in_order(seen)))
 
 
-def score_labels(cfg, data, run):
+def score_labels(cfg: SimpleNamespace, data: Dataset, run: Run) -> dict[str, np.ndarray]:
     """Apply a finished detector to the labels of a Dataset it was not trained on, with un-augmented images.
 
     run: the Run of these scores, inside the folder of the detector's run. Returns a selection as train_detector does.

@@ -1,16 +1,23 @@
 """DivideMix, and LongReMix and UNICON, which build on it."""
 
 import math
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from torch import Tensor
 
+from dataloader.dataset import Dataset
+from dataloader.loaders import Views
+from dataloader.transforms import Pixels
 from methods.division import label_divergence, uniform_selection
 from methods.losses import batch_mean, cross_entropy, one_hot, soft_cross_entropy
+from methods.method import Training
 from methods.selection import gmm_clean_probability
-from methods.semi_supervised import SemiSupervised, mixup, ramp, sharpen
+from methods.semi_supervised import Forward, Outputs, SemiSupervised, mixup, ramp, sharpen
 from utils.distributed import world_size
 
 
@@ -31,14 +38,14 @@ class DivideMix(SemiSupervised):
 
     lambda_u, beta, rampup, contrast = 25.0, 4.0, 16, 0.0
 
-    def divide(self, outputs, labels, epoch, rng):
+    def divide(self, outputs: Outputs, labels: Tensor, epoch: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         seed = int(rng.integers(2**31))
         losses = [cross_entropy(logits, labels).numpy() for logits in outputs.logits]
         p_clean = torch.from_numpy(np.stack([gmm_clean_probability(row, seed) for row in losses])).float()
         self.plan = {"weight": p_clean.flip(0), "labelled": p_clean.flip(0) > 0.5}  # each divides for the other
         return p_clean.mean(0) > 0.5, p_clean.mean(0)
 
-    def step(self, run, batch, part, epoch, rng):
+    def step(self, run: Forward, batch: Views, part: float, epoch: int, rng: np.random.Generator) -> Tensor:
         weight, labelled = (self.plan[name][:, batch.index] for name in ("weight", "labelled"))  # (M, B)
         p = run.guess(batch.views[: self.weak]).softmax(-1).mean(1)
         trained = batch.views[self.weak :] or batch.views
@@ -50,16 +57,17 @@ class DivideMix(SemiSupervised):
         outs = run.train([torch.cat([images, *plain]) for images, _ in mixed])
         lambda_u = self.lambda_u if self.cfg.lambda_u < 0 else self.cfg.lambda_u
         lambda_u *= ramp(self.stage(epoch)[0] - 1 + part - self.cfg.warmup, self.rampup)
-        loss = 0
+        loss: Any = 0
         for (logits, extra), (images, target), known in zip(outs, mixed, labelled):
             logits, known = logits[: len(images)], known.repeat(len(trained))
             loss = loss + batch_mean(soft_cross_entropy(logits, target), known) + even_prediction_penalty(logits)
             loss = loss + lambda_u * batch_mean(((logits.softmax(1) - target) ** 2).mean(1), ~known) + 0 * extra.sum()
             if self.contrast:
-                loss = loss + self.contrast * contrastive_loss(*extra[len(images) :].chunk(2))
+                first, second = extra[len(images) :].chunk(2)
+                loss = loss + self.contrast * contrastive_loss(first, second)
         return loss
 
-    def contrasted(self, views, samples):
+    def contrasted(self, views: list[Tensor], samples: np.ndarray) -> list[Tensor]:
         """The views of a batch that a contrastive loss compares, un-mixed; here none."""
         return []
 
@@ -74,27 +82,29 @@ class LongReMix(DivideMix):
     """
 
     consecutive = 5
+    history: Tensor  # (consecutive, M, N)
+    core: Tensor  # (N,)
 
-    def __init__(self, cfg, num_samples, num_classes):
+    def __init__(self, cfg: SimpleNamespace, num_samples: int, num_classes: int) -> None:
         super().__init__(cfg, num_samples, num_classes)
         self.register_buffer("history", torch.ones(self.consecutive, self.count, num_samples, dtype=torch.bool))
         self.register_buffer("core", torch.zeros(num_samples, dtype=torch.bool))
 
-    def build(self, cfg, data):
+    def build(self, cfg: SimpleNamespace, data: Dataset) -> tuple[nn.Module, Pixels]:
         model, pixels = super().build(cfg, data)
         self.start = {name: value.clone() for name, value in model.state_dict().items()}
         return model, pixels
 
-    def stage(self, epoch):
+    def stage(self, epoch: int) -> tuple[int, int]:
         half = math.ceil(self.cfg.epochs / 2)
         return (epoch, half) if epoch <= half else (epoch - half, self.cfg.epochs - half)
 
-    def train_epoch(self, epoch, training):
+    def train_epoch(self, epoch: int, training: Training) -> tuple[dict[str, Any], dict[str, Tensor] | None]:
         if epoch > 1 and self.stage(epoch)[0] == 1:
             training.start_again(self.start)
         return super().train_epoch(epoch, training)
 
-    def divide(self, outputs, labels, epoch, rng):
+    def divide(self, outputs: Outputs, labels: Tensor, epoch: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         super().divide(outputs, labels, epoch, rng)
         weight = self.plan["weight"].flip(0)  # as each network divides
         in_stage, length = self.stage(epoch)
@@ -126,10 +136,10 @@ class UNICON(DivideMix):
     strong, lambda_u, contrast = 2, 30.0, 0.025
 
     @staticmethod
-    def extra_head(width, num_classes):
+    def extra_head(width: int, num_classes: int) -> nn.Module:
         return nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 128))
 
-    def divide(self, outputs, labels, epoch, rng):
+    def divide(self, outputs: Outputs, labels: Tensor, epoch: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         d = label_divergence(outputs.logits.softmax(-1).mean(0), labels)
         self.mask = uniform_selection(d.numpy(), labels.numpy(), self.num_classes)
         mask = torch.from_numpy(self.mask)
@@ -137,12 +147,12 @@ class UNICON(DivideMix):
         self.plan = {name: row.expand(self.count, -1) for name, row in rows.items()}
         return mask, 1 - d
 
-    def contrasted(self, views, samples):
+    def contrasted(self, views: list[Tensor], samples: np.ndarray) -> list[Tensor]:
         unlabelled = torch.from_numpy(np.flatnonzero(~self.mask[samples])).to(views[0].device)
         return [view[unlabelled] for view in views]
 
 
-def mixmatch_targets(p, labels, weight, labelled):
+def mixmatch_targets(p: Tensor, labels: Tensor, weight: Tensor, labelled: Tensor) -> Tensor:
     """Targets (M, B, K) of M networks from their probabilities p (M, B, K), averaged over the weak views.
 
     Labelled samples (M, B) bool: co-refinement, w y + (1 - w) p with the network's own p and weight w (M, B). Others:
@@ -153,14 +163,14 @@ def mixmatch_targets(p, labels, weight, labelled):
     return sharpen(torch.where(labelled[..., None], refined, p.mean(0)))
 
 
-def even_prediction_penalty(logits):
+def even_prediction_penalty(logits: Tensor) -> Tensor:
     """KL(uniform || mean prediction) of logits (B, K); 0 if all classes are predicted equally often."""
     if not len(logits):
         return logits.sum()
     return -(logits.softmax(1).mean(0) * logits.shape[1]).log().mean() / world_size()
 
 
-def contrastive_loss(first, second, temperature=0.05):
+def contrastive_loss(first: Tensor, second: Tensor, temperature: float = 0.05) -> Tensor:
     """NT-Xent (SimCLR, Chen et al., ICML 2020) of the projections (B, D) of two views."""
     if not len(first):
         return first.sum()

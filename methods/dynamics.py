@@ -126,7 +126,7 @@ class TrainingDynamics(Method):
         self.epoch = epoch
         result, selection = super().train_epoch(epoch, training)
         mask, p_clean = self.rule(self.records[:epoch].cpu().numpy(), self.cfg.seed)
-        return result, {**selection, "mask": torch.from_numpy(mask), "p_clean": torch.from_numpy(p_clean)}
+        return result, {**(selection or {}), "mask": torch.from_numpy(mask), "p_clean": torch.from_numpy(p_clean)}
 
 
 class AUM(TrainingDynamics):

@@ -1,10 +1,17 @@
 """Fine-tuning of a classifier with a label-noise method, on all samples or on a clean mask: phase 2 and baselines."""
 
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from dataloader.dataset import Dataset
 from dataloader.loaders import make_loaders
 from methods.loops import evaluate_all, learning_rate
-from methods.method import Training
+from methods.method import Method, Training
 from methods.selection import histograms
 from model.classifier import build_optimizer, frozen
 from model.saved import save_classifier
@@ -12,15 +19,18 @@ from utils.checkpoint import trained_state
 from utils.config import whole_numbers
 from utils.device import Amp
 from utils.distributed import average_statistics, parallel, rank
+from utils.runs import Run
 
 
-def moving_average(model, decay):
+def moving_average(model: nn.Module, decay: float) -> AveragedModel | None:
     """A copy of a model whose weights will follow the model's, decay times themselves plus 1 - decay times the new; None
     for decay 0."""
     return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay)) if decay else None
 
 
-def follow(averaged, model, optimizer, state=None):
+def follow(
+    averaged: AveragedModel, model: nn.Module, optimizer: Optimizer, state: dict[str, Tensor] | None = None
+) -> nn.Module:
     """Have the moving average follow the model from the optimizer's next step on, from a checkpoint's `state` if there is
     one; returns the averaged network."""
     if state:
@@ -30,7 +40,9 @@ def follow(averaged, model, optimizer, state=None):
     return averaged.module
 
 
-def fine_tune(cfg, data, run, method, clean_mask=None):
+def fine_tune(
+    cfg: SimpleNamespace, data: Dataset, run: Run, method: Method, clean_mask: np.ndarray | None = None
+) -> tuple[dict[str, Any], dict[str, np.ndarray] | None]:
     """Train and evaluate a classifier for all epochs of a Run, and save it in the run's folder.
 
     method: a methods.method.Method; clean_mask (N,) bool numpy: the samples to train on, None for all. Returns numbers
@@ -64,13 +76,15 @@ def fine_tune(cfg, data, run, method, clean_mask=None):
         with amp():
             predict = frozen(final)
         accuracy = evaluate_all(predict, tests, data.num_classes, amp)
-        saved = {"acc_per_class": accuracy["acc_per_class"]}
+        saved, p_clean = {"acc_per_class": accuracy["acc_per_class"]}, {}
+        if method.selects and selection:
+            p_clean["p_clean"] = histograms(selection["p_clean"].numpy(), data.known())
         run.end_epoch(
             {
                 "epoch": epoch,
                 "images": result.pop("samples"),
                 **result,
-                **({"p_clean": histograms(selection["p_clean"].numpy(), data.known())} if method.selects else {}),
+                **p_clean,
                 **accuracy["accs"],
                 "lr": optimizer.param_groups[0]["lr"],
             },
@@ -84,6 +98,7 @@ def fine_tune(cfg, data, run, method, clean_mask=None):
         )
     if rank() == 0:
         save_classifier(run.folder, final, cfg, data, pixels)
-    if method.selects:
-        selection = {k: selection[k].numpy() for k in ("mask", "p_clean", "predicted", "confidence")}
-    return {"acc_per_class": saved["acc_per_class"]}, selection if method.selects else None
+    numbers = {"acc_per_class": saved["acc_per_class"]}
+    if not method.selects or selection is None:
+        return numbers, None
+    return numbers, {k: selection[k].numpy() for k in ("mask", "p_clean", "predicted", "confidence")}

@@ -1,14 +1,20 @@
 """The interface of a label-noise learning method, used by methods/fine_tuning.py, and the default training epoch."""
 
 import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn as nn
+from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
+from dataloader.dataset import Dataset
 from dataloader.loaders import EpochRandomness, Loader
+from dataloader.transforms import Pixels
 from methods.loops import check_finite, progress, run_batch, score_samples, watched
 from methods.losses import batch_mean, cross_entropy
 from model.classifier import build_classifier, frozen
@@ -25,7 +31,7 @@ class Training:
     to train on, None for all.
     """
 
-    model: nn.Module
+    model: Any  # nn.Module, or an ensemble of them
     parallel: nn.Module
     loader: Loader
     optimizer: torch.optim.Optimizer
@@ -34,21 +40,30 @@ class Training:
     mask: np.ndarray | None = None
     averaged: AveragedModel | None = None  # the moving average of the weights, where there is one
 
-    def start_again(self, weights):
+    def start_again(self, weights: dict[str, Tensor]) -> None:
         """Forget what was trained: the model gets these weights (a state_dict), momentum and moving average begin anew."""
         self.model.load_state_dict(weights)
         self.optimizer.state.clear()
         if self.averaged is not None:
             self.averaged.n_averaged.zero_()  # its next update is a copy of the model
 
-    def score(self):
+    def score(self) -> tuple[Tensor, Tensor, Tensor]:
         """Losses, predicted classes and their probabilities, CPU tensors (N,), of the un-augmented training set."""
         with self.amp():
             predict = frozen(self.model)
         return score_samples(predict, self.loader.eval(), self.amp)
 
 
-def train_classifier_epoch(model, batches, optimizer, loss, amp, clean_mask=None, batch_mask=None, title="train"):
+def train_classifier_epoch(
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor, Tensor]],
+    optimizer: torch.optim.Optimizer,
+    loss: Callable[[Tensor, Tensor, Tensor], Tensor],
+    amp: Amp,
+    clean_mask: Tensor | None = None,
+    batch_mask: Callable[[Tensor], Tensor] | None = None,
+    title: str = "train",
+) -> dict[str, Any]:
     """One epoch that minimises the mean of loss(logits (B, K), labels (B,), index (B,)) -> (B,) over clean samples.
 
     If batches contain all samples, clean_mask (N,) bool selects the clean ones; if they contain clean samples only
@@ -76,18 +91,18 @@ def train_classifier_epoch(model, batches, optimizer, loss, amp, clean_mask=None
         counts.append(kept.sum())
         if watched(bar, step):
             bar.set_postfix(loss=f"{batch_loss.item():.3f}")
-    batch_losses, counts = total(torch.stack(batch_losses)).cpu(), total(torch.stack(counts)).cpu()
-    check_finite(batch_losses, title)
+    means, sizes = total(torch.stack(batch_losses)).cpu(), total(torch.stack(counts)).cpu()
+    check_finite(means, title)
     columns = gather(*(torch.cat(column).cpu() for column in zip(*seen)))
     return {
-        "loss": batch_losses.sum().item() / max(int((counts > 0).sum()), 1),
-        "samples": int(counts.sum()),
+        "loss": means.sum().item() / max(int((sizes > 0).sum()), 1),
+        "samples": int(sizes.sum()),
         "seconds": time.perf_counter() - start,
         **dict(zip(("index", "mask", "losses", "predicted", "confidence"), columns)),
     }
 
 
-def selection_by_batch(result):
+def selection_by_batch(result: dict[str, Any]) -> dict[str, Tensor]:
     """Move the per-sample columns out of an epoch's result into a selection, where p_clean is the label's probability."""
     index, mask, losses, predicted, confidence = (
         result.pop(k) for k in ("index", "mask", "losses", "predicted", "confidence")
@@ -110,7 +125,7 @@ class Method(nn.Module):
     selects = False  # whether the samples trained on in the last epoch are recorded as a clean mask
     takes_mask = False  # whether it starts from the clean mask given by `mask`
 
-    def __init__(self, cfg, num_samples, num_classes):
+    def __init__(self, cfg: SimpleNamespace, num_samples: int, num_classes: int) -> None:
         super().__init__()
         self.cfg = cfg
         if self.is_warm(cfg.epochs):
@@ -119,18 +134,20 @@ class Method(nn.Module):
                 f"{f' in stages, the last of {self.stage(cfg.epochs)[1]}' if self.stage(1)[1] < cfg.epochs else ''}."
             )
 
-    def forward(self, logits, labels, index):
+    def forward(self, logits: Tensor, labels: Tensor, index: Tensor) -> Tensor:
         """Losses (B,) of logits (B, K), given labels (B,) and positions in the training set (B,). Default: cross-entropy."""
         return cross_entropy(logits, labels)
 
-    def build(self, cfg, data):
+    def build(self, cfg: SimpleNamespace, data: Dataset) -> tuple[nn.Module, Pixels]:
         """The network that the method trains, and its input format (Pixels)."""
         return build_classifier(cfg, data, torch_generator(cfg.seed, 0))
 
-    def prepare(self, model, loader, seed, amp):
+    def prepare(self, model: nn.Module, loader: Loader, seed: int, amp: Amp) -> None:
         """Called before the first epoch with the pre-trained network and the training set."""
 
-    def epoch_selection(self, epoch, score):
+    def epoch_selection(
+        self, epoch: int, score: Callable[[], tuple[Tensor, Tensor, Tensor]]
+    ) -> dict[str, Tensor] | None:
         """Called before an epoch: a selection (`mask`, the samples to train on, `p_clean`, `predicted`, `confidence`, (N,)
         each), or None to train on all samples.
 
@@ -138,19 +155,19 @@ class Method(nn.Module):
         """
         return None
 
-    def batch_mask(self, epoch):
+    def batch_mask(self, epoch: int) -> Callable[[Tensor], Tensor] | None:
         """A function losses (B,) -> (B,) bool that selects samples within each batch, or None."""
         return None
 
-    def is_warm(self, epoch):
+    def is_warm(self, epoch: int) -> bool:
         """Whether the epoch belongs to a warm-up, which trains on all given labels. The last epoch must not."""
         return False
 
-    def stage(self, epoch):
+    def stage(self, epoch: int) -> tuple[int, int]:
         """(epoch, epochs) for the learning rate schedule; methods that train in stages override it."""
         return epoch, self.cfg.epochs
 
-    def train_epoch(self, epoch, training):
+    def train_epoch(self, epoch: int, training: Training) -> tuple[dict[str, Any], dict[str, Tensor] | None]:
         """Train for one epoch, numbered from 1.
 
         Returns numbers for the log (`loss`, `samples`, `seconds`) and a selection of CPU tensors as from epoch_selection,

@@ -1,12 +1,17 @@
 """ProMix: a selection by small loss, extended by confident matches and by guesses on which the networks agree."""
 
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import torch
 import torch.nn as nn
+from torch import Tensor
 
+from dataloader.loaders import Views
 from methods.division import class_small_loss, label_guessing
 from methods.losses import batch_mean, cross_entropy, one_hot, soft_cross_entropy
-from methods.semi_supervised import SemiSupervised, blend, ramp, sharpen
+from methods.semi_supervised import Forward, Outputs, SemiSupervised, blend, ramp, sharpen
 from utils.distributed import total
 
 
@@ -31,23 +36,24 @@ class ProMix(SemiSupervised):
     """
 
     weak, strong, beta, share = 1, 1, 4.0, 0.9
+    bias: Tensor  # (2, M, K)
 
-    def __init__(self, cfg, num_samples, num_classes):
+    def __init__(self, cfg: SimpleNamespace, num_samples: int, num_classes: int) -> None:
         super().__init__(cfg, num_samples, num_classes)
         self.register_buffer("bias", torch.full((2, self.count, num_classes), 1 / num_classes))  # others, selected
 
     @staticmethod
-    def extra_head(width, num_classes):
+    def extra_head(width: int, num_classes: int) -> nn.Module:
         return nn.Linear(width, num_classes)
 
-    def divide(self, outputs, labels, epoch, rng):
+    def divide(self, outputs: Outputs, labels: Tensor, epoch: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         losses = [cross_entropy(logits, labels).numpy() for logits in outputs.logits]
         chosen = [class_small_loss(row, labels.numpy(), self.num_classes, self.cfg.rho) for row in losses]
         self.plan = {"small": torch.from_numpy(np.stack(chosen))}
         p_clean = outputs.logits.softmax(-1)[:, torch.arange(len(labels)), labels]
         return (self.plan["small"] | (p_clean > self.cfg.tau)).all(0), p_clean.mean(0)
 
-    def step(self, run, batch, part, epoch, rng):
+    def step(self, run: Forward, batch: Views, part: float, epoch: int, rng: np.random.Generator) -> Tensor:
         cfg, (weak, strong), done = self.cfg, batch.views, epoch - 1 + part
         logits = run.guess([weak])[:, 0]  # (M, B, K)
         p, log_bias = logits.softmax(-1), self.bias.log()
@@ -67,7 +73,7 @@ class ProMix(SemiSupervised):
         w, unselected_weight = ramp(done, cfg.epochs / 12), 0.1 * ramp(done, cfg.epochs / 6)
         if done >= cfg.epochs / 6:
             unselected_weight = 0.0
-        loss = 0
+        loss: Any = 0
         for m, heads in enumerate(outs):
             for head in heads:
                 on_weak, on_strong, on_mixed = (head + cfg.debias * log_bias[1, m]).chunk(3)
@@ -80,14 +86,16 @@ class ProMix(SemiSupervised):
         self.follow_bias(p, selected)
         return loss
 
-    def mix_selected(self, images, targets, selected, rng):
+    def mix_selected(
+        self, images: Tensor, targets: Tensor, selected: Tensor, rng: np.random.Generator
+    ) -> tuple[Tensor, Tensor]:
         """MixUp in which every sample's partner is one of the selected (B,) bool, if there are any."""
         keys = torch.from_numpy(rng.random(len(images), dtype=np.float32)).to(images.device)
         order = torch.where(selected, keys, 2.0).argsort()  # the selected first, in random order
         turn = torch.arange(len(images), device=images.device) % selected.sum().clamp(min=1)
         return blend(images, images[order[turn]], targets, targets[order[turn]], rng.beta(self.beta, self.beta))
 
-    def follow_bias(self, p, selected, momentum=0.9999):
+    def follow_bias(self, p: Tensor, selected: Tensor, momentum: float = 0.9999) -> None:
         """Move the biases towards the mean predictions p (M, B, K) over the selected (M, B) bool and over the others."""
         parts = torch.stack([~selected, selected]).float()  # (2, M, B)
         sums, counts = total(torch.einsum("smb,mbk->smk", parts, p)), total(parts.sum(-1))[..., None]

@@ -1,12 +1,15 @@
 """Phase 2 on all samples: labels for those outside the clean mask, by CLIP's zero-shot classifier or by the detector."""
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from dataloader.dataset import label_hash
+from dataloader.dataset import Dataset, label_hash
 from dataloader.loaders import make_loader
 from dataloader.transforms import Pixels
 from methods.deft import build_detector
@@ -40,7 +43,11 @@ class PseudoLabels(Method):
     A checkpoint keeps a hash of mask and target classes: UserError where a run would go on with others.
     """
 
-    def __init__(self, cfg, mask, targets, weight):
+    trusted: Tensor  # (N,)
+    targets: Tensor  # (N, K)
+    made_for: Tensor
+
+    def __init__(self, cfg: SimpleNamespace, mask: np.ndarray, targets: np.ndarray, weight: float) -> None:
         super().__init__(cfg, len(mask), targets.shape[1])
         self.register_buffer("trusted", torch.from_numpy(mask), persistent=False)
         self.register_buffer("targets", torch.from_numpy(targets), persistent=False)
@@ -48,7 +55,7 @@ class PseudoLabels(Method):
         self.register_buffer("made_for", torch.tensor(int(label_hash(classes), 16)))
         self.weight = weight
 
-    def load_state_dict(self, state_dict, *args, **kwargs):
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
         if state_dict["made_for"] != self.made_for.to(state_dict["made_for"].device):
             raise UserError(
                 "noisy_samples: the run was begun with other labels for the samples outside the mask, as their detector was "
@@ -56,13 +63,15 @@ class PseudoLabels(Method):
             )
         return super().load_state_dict(state_dict, *args, **kwargs)
 
-    def forward(self, logits, labels, index):
+    def forward(self, logits: Tensor, labels: Tensor, index: Tensor) -> Tensor:
         trusted = self.trusted[index]
         targets = torch.where(trusted[:, None], one_hot(labels, logits.shape[1]), self.targets[index])
         return torch.where(trusted, 1.0, self.weight) * soft_cross_entropy(logits, targets)
 
 
-def choose_labels(probabilities, rule, min_confidence=0.9, max_entropy=0.2):
+def choose_labels(
+    probabilities: np.ndarray, rule: str, min_confidence: float = 0.9, max_entropy: float = 0.2
+) -> tuple[np.ndarray, np.ndarray]:
     """Distributions p (N, K) and which of them are to be used (N,) bool, from those of one or more sources (S, N, K); numpy.
 
     rule confidence: of the sources the one with the largest max p, used where that reaches min_confidence; entropy: the one
@@ -80,7 +89,9 @@ def choose_labels(probabilities, rule, min_confidence=0.9, max_entropy=0.2):
     return probabilities[best, np.arange(N)], used
 
 
-def pseudo_labels(cfg, data, mask, folder, device):
+def pseudo_labels(
+    cfg: SimpleNamespace, data: Dataset, mask: np.ndarray, folder: Path, device: torch.device
+) -> tuple[np.ndarray, np.ndarray, dict[str, int]]:
     """(targets (N, K) float32, used (N,) bool outside the mask (N,), numbers for the summary), numpy; 0 where not used.
 
     folder: of the run that made the mask, whose CLIP is asked. The targets are one-hot unless `soft_labels`. The numbers are
@@ -97,7 +108,7 @@ def pseudo_labels(cfg, data, mask, folder, device):
     return np.where(used[:, None], targets, 0).astype(np.float32), used, numbers
 
 
-def settings_of(folder, cfg):
+def settings_of(folder: str | Path, cfg: SimpleNamespace) -> SimpleNamespace | None:
     """The settings of the run in a folder, but batches, workers and precision as now; None where there is no run."""
     path = Path(folder) / "config.yaml"
     if not path.is_file():
@@ -108,7 +119,9 @@ def settings_of(folder, cfg):
     return SimpleNamespace(**recorded_settings(path) | now)
 
 
-def zero_shot_probabilities(cfg, data, folder, device):
+def zero_shot_probabilities(
+    cfg: SimpleNamespace, data: Dataset, folder: str | Path, device: torch.device
+) -> np.ndarray:
     """softmax of CLIP's zero-shot logits (N, K), numpy, by the CLIP of the run that made the mask, or `backbone`."""
     cfg = settings_of(folder, cfg) or cfg
     if cfg.backbone in BACKBONES or cfg.backbone.startswith("timm:"):
@@ -123,13 +136,14 @@ def zero_shot_probabilities(cfg, data, folder, device):
 
 
 @torch.no_grad()
-def detector_probabilities(cfg, data, folder, device):
+def detector_probabilities(cfg: SimpleNamespace, data: Dataset, folder: str | Path, device: torch.device) -> np.ndarray:
     """Class probabilities (N, K), numpy, of the un-augmented training images by the trained model of the run in a folder:
     the positive prompts of phase 1, or the classifier of a baseline that selects."""
     folder, settings = Path(folder), settings_of(folder, cfg)
     if (folder / "model.json").is_file():
         model, info = load_classifier(folder)
-        pixels, predict = Pixels(info["pixels"], info["mean"], info["std"]), model.to(device)
+        pixels = Pixels(info["pixels"], info["mean"], info["std"])
+        predict: Callable[[Tensor], Tensor] = model.to(device)
     elif settings is not None and (folder / "checkpoint.pt").is_file():
         model = build_detector(settings, data.classnames, device)
         load_checkpoint(folder / "checkpoint.pt", model)

@@ -1,10 +1,15 @@
 """RoLT: labels whose features lie far from their class get soft targets."""
 
-import torch
+from types import SimpleNamespace
 
+import numpy as np
+import torch
+from torch import Tensor
+
+from dataloader.loaders import Views
 from methods.division import prototype_detection
 from methods.losses import batch_mean, one_hot, soft_cross_entropy
-from methods.semi_supervised import SemiSupervised
+from methods.semi_supervised import Forward, Outputs, SemiSupervised
 from utils.config import UserError
 
 AVERAGES_UP_TO = 250_000_000  # samples x classes
@@ -23,8 +28,9 @@ class RoLT(SemiSupervised):
     """
 
     pair, weak, features, keep = False, 1, True, 0.6
+    averages: Tensor  # (2, N, K)
 
-    def __init__(self, cfg, num_samples, num_classes):
+    def __init__(self, cfg: SimpleNamespace, num_samples: int, num_classes: int) -> None:
         super().__init__(cfg, num_samples, num_classes)
         if num_samples * num_classes > AVERAGES_UP_TO:
             raise UserError(
@@ -33,21 +39,22 @@ class RoLT(SemiSupervised):
             )
         self.register_buffer("averages", torch.zeros(2, num_samples, num_classes))  # logits of network and prototypes
 
-    def divide(self, outputs, labels, epoch, rng):
+    def divide(self, outputs: Outputs, labels: Tensor, epoch: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         p_clean, prototypes = prototype_detection(outputs.features, labels, self.num_classes)
         now = torch.stack([outputs.logits.mean(0), prototypes.clamp(min=-1e4)]).to(self.averages.device)
         self.averages.mul_(self.keep).add_(now, alpha=1 - self.keep)  # bias correction would not change the argmax
         mask = torch.from_numpy(p_clean > 0.5)
-        self.plan = {"targets": soft_labels(labels, mask, *self.averages.cpu().argmax(-1), self.num_classes)}
+        by_network, by_prototype = self.averages.cpu().argmax(-1)
+        self.plan = {"targets": soft_labels(labels, mask, by_network, by_prototype, self.num_classes)}
         return mask, torch.from_numpy(p_clean)
 
-    def step(self, run, batch, part, epoch, rng):
+    def step(self, run: Forward, batch: Views, part: float, epoch: int, rng: np.random.Generator) -> Tensor:
         everyone, targets = torch.ones_like(batch.labels, dtype=torch.bool), self.plan["targets"][batch.index]
         outs = run.train(batch.views * self.count)
-        return sum(batch_mean(soft_cross_entropy(logits, targets), everyone) for logits, _ in outs)
+        return torch.stack([batch_mean(soft_cross_entropy(logits, targets), everyone) for logits, _ in outs]).sum()
 
 
-def soft_labels(labels, mask, network, prototypes, num_classes):
+def soft_labels(labels: Tensor, mask: Tensor, network: Tensor, prototypes: Tensor, num_classes: int) -> Tensor:
     """RoLT's targets (N, K): the label if `mask` (N,) bool is true, else a mixture of the label, the predictions of the
     network and of the prototypes, (N,) each, and the uniform distribution."""
     given, network, prototypes = (one_hot(x, num_classes) for x in (labels, network, prototypes))

@@ -1,13 +1,21 @@
 """Label-noise methods that train on samples selected as clean."""
 
+from collections.abc import Callable
+from types import SimpleNamespace
+
 import numpy as np
 import torch
+from torch import Tensor, nn
 
+from dataloader.dataset import Dataset
+from dataloader.loaders import Loader
+from dataloader.transforms import Pixels
 from methods.losses import generalized_cross_entropy
 from methods.method import Method
 from methods.selection import gmm_clean_probability
 from model.classifier import head_inputs, linear_head
 from utils.config import UserError
+from utils.device import Amp
 from utils.distributed import from_the_first, gather_parts, rank
 
 
@@ -19,10 +27,12 @@ class GMM(Method):
 
     selects = True
 
-    def is_warm(self, epoch):
+    def is_warm(self, epoch: int) -> bool:
         return epoch <= self.cfg.warmup
 
-    def epoch_selection(self, epoch, score):
+    def epoch_selection(
+        self, epoch: int, score: Callable[[], tuple[Tensor, Tensor, Tensor]]
+    ) -> dict[str, Tensor] | None:
         if self.is_warm(epoch):
             return None
         losses, predicted, confidence = score()
@@ -44,8 +54,12 @@ class TURN(Method):
 
     selects = True
     PROBE_EPOCHS, PROBE_LR = 20, 1e-3
+    mask: Tensor  # (N,), as the others
+    p_clean: Tensor
+    predicted: Tensor
+    confidence: Tensor
 
-    def __init__(self, cfg, num_samples, num_classes):
+    def __init__(self, cfg: SimpleNamespace, num_samples: int, num_classes: int) -> None:
         super().__init__(cfg, num_samples, num_classes)
         if cfg.is_coop:
             raise UserError("is_coop: TURN trains a linear head, which the text classifier does not have.")
@@ -54,7 +68,7 @@ class TURN(Method):
         for name in ("p_clean", "confidence"):
             self.register_buffer(name, torch.zeros(num_samples))
 
-    def prepare(self, model, loader, seed, amp):
+    def prepare(self, model: nn.Module, loader: Loader, seed: int, amp: Amp) -> None:
         features, labels = head_inputs(model, loader, amp), loader.labels
         head = linear_head(model)
         with torch.enable_grad():
@@ -76,11 +90,15 @@ class TURN(Method):
             buffer.copy_(value)
         from_the_first(self)
 
-    def epoch_selection(self, epoch, score):
+    def epoch_selection(
+        self, epoch: int, score: Callable[[], tuple[Tensor, Tensor, Tensor]]
+    ) -> dict[str, Tensor] | None:
         return {k: v.cpu() for k, v in self.named_buffers()}
 
 
-def linear_probe(head, features, labels, epochs, lr, seed, batch_size=64):
+def linear_probe(
+    head: nn.Linear, features: Tensor, labels: Tensor, epochs: int, lr: float, seed: int, batch_size: int = 64
+) -> None:
     """Train a linear head with GCE and AdamW on fixed features (N, D) and labels (N,); `seed` fixes the sample order."""
     optimizer, order = torch.optim.AdamW(head.parameters(), lr=lr), torch.Generator().manual_seed(seed)
     for _ in range(epochs):
@@ -98,17 +116,17 @@ class SmallLoss(Method):
 
     selects = True
 
-    def build(self, cfg, data):
+    def build(self, cfg: SimpleNamespace, data: Dataset) -> tuple[nn.Module, Pixels]:
         require_estimate(cfg, data)
         return super().build(cfg, data)
 
-    def batch_mask(self, epoch):
+    def batch_mask(self, epoch: int) -> Callable[[Tensor], Tensor]:
         cfg = self.cfg
         rate = forget_rates(cfg.noise_mode, cfg.noise_ratio, cfg.epochs, cfg.warmup)[epoch - 1]
         return lambda losses: smallest(losses, rate)
 
 
-def require_estimate(cfg, data):
+def require_estimate(cfg: SimpleNamespace, data: Dataset) -> None:
     """UserError for noise_ratio 0, with which small loss selects everything, unless all labels are known to be right."""
     known = data.known()
     if cfg.noise_ratio == 0 and (known is None or not known[1].all()):
@@ -118,7 +136,7 @@ def require_estimate(cfg, data):
         )
 
 
-def forget_rates(noise_mode, noise_ratio, epochs, warmup):
+def forget_rates(noise_mode: str, noise_ratio: float, epochs: int, warmup: int) -> np.ndarray:
     """Fraction of each batch that small-loss drops, per epoch, (epochs,): from 0 to ratio in the warm-up, then constant.
 
     For `str` noise, which affects half of the classes, the ratio is halved.
@@ -129,7 +147,7 @@ def forget_rates(noise_mode, noise_ratio, epochs, warmup):
     return rates
 
 
-def smallest(losses, rate):
+def smallest(losses: Tensor, rate: float) -> Tensor:
     """Mask (B,) bool of the int((1 - rate) B) smallest losses (B,)."""
     parts = gather_parts(losses.detach())  # the whole batch, including the shares of other processes
     whole, before = torch.cat(parts), sum(len(part) for part in parts[: rank()])

@@ -11,22 +11,32 @@ uniformity term, the contrastive loss, ProMix's 90 %) over that share, so that a
 """
 
 import time
-from collections import namedtuple
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
-from dataloader.loaders import draw_view
+from dataloader.dataset import Dataset
+from dataloader.loaders import Batches, Loader, Views, draw_view
+from dataloader.transforms import Pixels
 from methods.loops import check_finite, progress, run_batch, watched
 from methods.losses import batch_mean, cross_entropy
-from methods.method import Method
+from methods.method import Method, Training
 from model.classifier import build_classifier, head_input
 from model.ensemble import Networks
 from utils.config import UserError
-from utils.device import torch_generator
+from utils.device import Amp, torch_generator
 from utils.distributed import in_order, total
 
-Outputs = namedtuple("Outputs", "logits features")  # (M, N, K) of M networks; (N, D) of the first, or None
+
+class Outputs(NamedTuple):
+    """What M networks say of N images."""
+
+    logits: Tensor  # (M, N, K)
+    features: Any  # tensor (N, D) of the first, or None
 
 
 class SemiSupervised(Method):
@@ -36,9 +46,10 @@ class SemiSupervised(Method):
     extra_head(width, num_classes): a second head of each network. features: whether the division uses image features.
     """
 
-    selects, pair, weak, strong, extra_head, features = True, True, 2, 0, None, False
+    selects, pair, weak, strong, features = True, True, 2, 0, False
+    extra_head: Callable[[int, int], nn.Module] | None = None
 
-    def __init__(self, cfg, num_samples, num_classes):
+    def __init__(self, cfg: SimpleNamespace, num_samples: int, num_classes: int) -> None:
         super().__init__(cfg, num_samples, num_classes)
         if cfg.is_coop:
             raise UserError(
@@ -46,9 +57,9 @@ class SemiSupervised(Method):
             )
         self.num_samples, self.num_classes = num_samples, num_classes
         self.count = cfg.networks or 1 + self.pair
-        self.plan = {}  # per-sample tensors for the steps of an epoch, by name
+        self.plan: dict[str, Tensor] = {}  # per-sample tensors for the steps of an epoch, by name
 
-    def build(self, cfg, data):
+    def build(self, cfg: SimpleNamespace, data: Dataset) -> tuple[nn.Module, Pixels]:
         built = [build_classifier(cfg, data, torch_generator(cfg.seed, m)) for m in range(self.count)]
         with torch.random.fork_rng(devices=[]):  # the same second heads whenever the run is started
             torch.manual_seed(torch_generator(cfg.seed, self.count).initial_seed())
@@ -56,7 +67,7 @@ class SemiSupervised(Method):
 
     # --- defined by each method
 
-    def divide(self, outputs, labels, epoch, rng):
+    def divide(self, outputs: Outputs, labels: Tensor, epoch: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         """Divide the samples: (mask (N,) bool of trusted labels, p_clean (N,)).
 
         Takes Outputs and the given labels (N,), on the CPU, and stores what the steps need in self.plan. `rng` is the numpy
@@ -64,27 +75,27 @@ class SemiSupervised(Method):
         """
         raise NotImplementedError
 
-    def step(self, run, batch, part, epoch, rng):
-        """The loss of this process's share of a batch; `run` (a _Run) evaluates the networks."""
+    def step(self, run: "Forward", batch: Views, part: float, epoch: int, rng: np.random.Generator) -> Tensor:
+        """The loss of this process's share of a batch; `run` evaluates the networks."""
         raise NotImplementedError
 
-    def order(self, labels, rng):
+    def order(self, labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """The samples visited in an epoch, in order; numpy."""
         return rng.permutation(self.num_samples)
 
-    def is_warm(self, epoch):
+    def is_warm(self, epoch: int) -> bool:
         return self.stage(epoch)[0] <= self.cfg.warmup
 
     # --- the epoch
 
-    def train_epoch(self, epoch, training):
+    def train_epoch(self, epoch: int, training: Training) -> tuple[dict[str, Any], dict[str, Tensor] | None]:
         loader, rng = training.loader, np.random.default_rng([self.cfg.seed, epoch, 1])
         outputs = network_outputs(training.model, loader, training.amp, self.features)
         confidence, predicted = outputs.logits.mean(0).softmax(1).max(1)
         mask, p_clean = self.divide(outputs, loader.labels.cpu(), epoch, rng)
         self.plan = {name: value.to(loader.device) for name, value in self.plan.items()}
 
-        warm, run = self.is_warm(epoch), _Run(training)
+        warm, run = self.is_warm(epoch), Forward(training)
         take, views = (self.warm_up_step, [None]) if warm else (self.step, [None] * self.weak)
         views += [] if warm else [self.cfg.strong_view] * self.strong
         order = rng.permutation(self.num_samples) if warm else self.order(loader.labels.cpu().numpy(), rng)
@@ -99,9 +110,10 @@ class SemiSupervised(Method):
         )
         return result, {"mask": mask, "p_clean": p_clean.float(), "predicted": predicted, "confidence": confidence}
 
-    def warm_up_step(self, run, batch, part, epoch, rng):
+    def warm_up_step(self, run: "Forward", batch: Views, part: float, epoch: int, rng: np.random.Generator) -> Tensor:
         """Cross-entropy with all given labels; for asymmetric noise, minus the entropy of the prediction (DivideMix, eq. 4)."""
-        loss, everyone = 0, torch.ones_like(batch.labels, dtype=torch.bool)
+        everyone = torch.ones_like(batch.labels, dtype=torch.bool)
+        loss: Any = 0
         for logits, extra in run.train([batch.views[0]] * self.count):
             losses = cross_entropy(logits, batch.labels)
             if self.cfg.noise_mode.startswith("asym"):
@@ -110,19 +122,19 @@ class SemiSupervised(Method):
         return loss
 
 
-class _Run:
-    """Evaluates the networks of a Training in its precision."""
+class Forward:
+    """Runs the networks of a Training in its precision."""
 
-    def __init__(self, training):
+    def __init__(self, training: Training) -> None:
         self.training = training
 
-    def train(self, images):
+    def train(self, images: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
         """(logits (B, K), extra head's output) of each network, on its own images, for the loss."""
         with self.training.amp():
             return self.training.parallel(images)
 
     @torch.no_grad()
-    def guess(self, views):
+    def guess(self, views: list[Tensor]) -> Tensor:
         """Logits (M, V, B, K) of every network for all views of a batch, without gradients."""
         with self.training.amp():
             logits = torch.stack([run_batch(net, torch.cat(views)) for net in self.training.model.networks]).float()
@@ -130,7 +142,7 @@ class _Run:
 
 
 @torch.no_grad()
-def network_outputs(model, loader, amp, features=False):
+def network_outputs(model: Networks, loader: Loader, amp: Amp, features: bool = False) -> Outputs:
     """Outputs of Networks for the un-augmented images of a loader, in order, on the CPU."""
     model.eval()
     seen = []
@@ -143,7 +155,14 @@ def network_outputs(model, loader, amp, features=False):
     return Outputs(logits.transpose(0, 1), rest[0] if rest else None)
 
 
-def semi_supervised_epoch(model, batches, optimizer, step, amp, title="train"):
+def semi_supervised_epoch(
+    model: nn.Module,
+    batches: Batches,
+    optimizer: torch.optim.Optimizer,
+    step: Callable[[Views, float], Tensor],
+    amp: Amp,
+    title: str = "train",
+) -> dict[str, Any]:
     """One epoch over batches (views, labels, index, samples) from Loader.views.
 
     step(batch, part) returns the loss of this process's share; part in [0, 1) is the fraction of the epoch completed.
@@ -159,22 +178,22 @@ def semi_supervised_epoch(model, batches, optimizer, step, amp, title="train"):
         samples += len(batch.samples)
         if watched(bar, number):
             bar.set_postfix(loss=f"{loss.item():.3f}")
-    losses = total(torch.stack(losses)).cpu()
-    check_finite(losses, title)
+    means = total(torch.stack(losses)).cpu()
+    check_finite(means, title)
     return {
-        "loss": losses.mean().item(),
+        "loss": means.mean().item(),
         "samples": int(total(torch.tensor(samples))),
         "seconds": time.perf_counter() - start,
     }
 
 
-def sharpen(p, temperature=0.5):
+def sharpen(p: Tensor, temperature: float = 0.5) -> Tensor:
     """Sharpened probabilities (…, K): p^(1/T) / sum p^(1/T)."""
     p = p ** (1 / temperature)
     return p / p.sum(-1, keepdim=True)
 
 
-def mixup(images, targets, beta, rng):
+def mixup(images: Tensor, targets: Tensor, beta: float, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
     """MixUp (Zhang et al., ICLR 2018) of a batch with a permutation of itself: lambda ~ Beta(beta, beta).
 
     images (B, 3, H, W), targets (B, K). The sample itself gets the larger weight, max(lambda, 1 - lambda).
@@ -183,12 +202,14 @@ def mixup(images, targets, beta, rng):
     return blend(images, images[partner], targets, targets[partner], rng.beta(beta, beta))
 
 
-def blend(images, others, targets, their_targets, share):
+def blend(
+    images: Tensor, others: Tensor, targets: Tensor, their_targets: Tensor, share: float
+) -> tuple[Tensor, Tensor]:
     """Weighted means of images and targets with those of others; the first get the weight max(share, 1 - share)."""
     share = max(share, 1 - share)
     return share * images + (1 - share) * others, share * targets + (1 - share) * their_targets
 
 
-def ramp(epochs, length):
+def ramp(epochs: float, length: float) -> float:
     """Linear ramp from 0 at the start to 1 after `length` epochs."""
     return min(max(epochs / max(length, 1e-9), 0.0), 1.0)
