@@ -93,7 +93,8 @@ def two_groups(scores: np.ndarray, seed: int) -> np.ndarray:
     """Chance (N,) that a score (N,) belongs to the upper of two normal distributions of one width, fitted to all.
 
     One width makes it grow with the score. Where nothing is wrong it still finds two groups; 1 where all are equal.
+    It is computed in double precision: in single, the chances of half of the labels round to 1, and their order is lost.
     """
     if len(np.unique(scores)) < 2:
         return np.ones(len(scores))
-    return gmm_clean_probability(-scores, seed, covariance_type="tied", max_iter=100)
+    return gmm_clean_probability(-scores.astype(float), seed, covariance_type="tied", max_iter=100)

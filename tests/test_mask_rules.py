@@ -6,14 +6,16 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import average_precision_score
 
 import main_detect
 import main_phase1
 from methods import deft
 from methods.deft import agreement, final_selection
-from methods.detectors import DETECTORS, text_tells
+from methods.detectors import DETECTORS, discriminant_margin, text_tells
+from methods.selection import two_groups
 from tests.helpers import detection, phase1
-from tests.test_neighbours import clusters, make_inputs
+from tests.test_neighbours import clusters, make_inputs, unit
 from utils.config import UserError
 
 
@@ -99,6 +101,42 @@ def test_auto_gives_texts_more_weight_where_they_tell_more_than_the_neighbours(c
     right = {name: (DETECTORS[name].find(inputs).mask == is_clean).mean() for name in ("auto", "lemon", "knn")}
     assert "auto: LEMoN and zero-shot margins, then neighbours" in capsys.readouterr().out
     assert right["auto"] > right["lemon"] + 0.02 > right["knn"] + 0.02
+
+
+def test_auto_ranks_by_directions_that_tell_classes_apart():
+    """Where features differ most in what says nothing of the class, a linear discriminant knows; cosines do not."""
+    for n, D, seed, least in ((600, 16, 0, 0.985), (400, 12, 2, 0.9)):  # without it 0.97 and 0.87
+        rng = np.random.default_rng(seed)
+        centres = np.zeros((4, D))
+        centres[:, :-4] = rng.normal(0, 1, (4, D - 4))
+        true = rng.integers(0, 4, n)
+        features = centres[true] + rng.normal(0, 0.25, (n, D))
+        features[:, -4:] += rng.normal(0, 4, (n, 4))
+        labels = np.where(rng.random(n) < 0.2, (true + rng.integers(1, 4, n)) % 4, true)
+        found = DETECTORS["auto"].find(make_inputs(unit(features), labels, 4, unit(centres)))
+        assert average_precision_score(labels != true, -found.p_clean) > least
+
+
+def test_discriminant_margins():
+    rng = np.random.default_rng(0)
+    true, labels = np.repeat([0, 1, 3], 40), np.repeat([0, 1, 3], 40)
+    features = np.eye(4, 5)[true] + rng.normal(0, 0.1, (120, 5))
+    labels[:6], labels[40:44] = 1, 2  # 2 has no trusted image
+    margin = discriminant_margin(features, labels, labels == true)
+    assert np.array_equal(margin > 0, labels == true)
+    two = np.arange(120) < 80
+    assert np.array_equal(
+        discriminant_margin(features[two], labels[two], (labels == true)[two]) > 0, (labels == true)[two]
+    )
+    assert not discriminant_margin(features, labels, labels == 0).any()  # one class
+    single = (labels == true) & ((true != 1) | (np.arange(120) == 50))  # one trusted image of class 1
+    assert np.isfinite(discriminant_margin(features, labels, single)).all()
+
+
+def test_two_groups_keep_the_order_of_scores_in_single_precision():
+    rng = np.random.default_rng(0)
+    scores = np.concatenate([rng.normal(0, 1, 100), rng.normal(5, 1, 900)]).astype(np.float32)
+    assert np.array_equal(np.argsort(two_groups(scores, 0)), np.argsort(scores))
 
 
 def test_auto_falls_back_where_the_texts_tell_nothing(capsys):
