@@ -193,7 +193,7 @@ class Ledger:
             file.write(("" if whole else "\n") + text + "\n")
 
     def summary(self, step: Step) -> dict[str, Any]:
-        """The summary of a finished Step, else None; `reasons` says what is wrong with an invalid one."""
+        """The summary of a finished Step, else empty; `reasons` says what is wrong with an invalid one."""
         if not self._summaries.get(step) and step not in self.reasons:
             line = self._line(step)
             try:

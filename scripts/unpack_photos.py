@@ -38,8 +38,9 @@ def first_of_each_class(labels, number):
     """
     if number is None:
         return np.arange(len(labels))
-    counts = np.full(labels.max() + 1, number // (labels.max() + 1))
-    counts[: number % len(counts)] += 1
+    K = int(labels.max()) + 1  # labels are of 8 bits, which a number of images overflows
+    counts = np.full(K, number // K)
+    counts[: number % K] += 1
     return np.sort(np.concatenate([np.flatnonzero(labels == k)[:count] for k, count in enumerate(counts)]))
 
 
