@@ -226,10 +226,10 @@ def discriminant_margin(features: np.ndarray, labels: np.ndarray, trusted: np.nd
     """Logit of the label minus the best other one, (N,), by a linear discriminant analysis of the trusted images.
 
     Covariances are shrunk (Ledoit and Wolf, 2004), as a class may have fewer images than features. A class without trusted
-    images gets the smallest logit of the others; where fewer than two classes have any, all margins are 0.
+    images gets the smallest logit of the others; where fewer than two classes have any, or none has two, all margins are 0.
     """
     margin, blocks = np.zeros(len(labels)), range(0, len(labels), 256)
-    if len(np.unique(labels[trusted])) < 2:
+    if not 2 <= len(np.unique(labels[trusted])) < trusted.sum():
         return margin
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of classes with one trusted image

@@ -129,6 +129,7 @@ def test_discriminant_margins():
         discriminant_margin(features[two], labels[two], (labels == true)[two]) > 0, (labels == true)[two]
     )
     assert not discriminant_margin(features, labels, labels == 0).any()  # one class
+    assert not discriminant_margin(features, labels, np.isin(np.arange(120), (20, 60, 100))).any()  # an image of each
     single = (labels == true) & ((true != 1) | (np.arange(120) == 50))  # one trusted image of class 1
     assert np.isfinite(discriminant_margin(features, labels, single)).all()
 
