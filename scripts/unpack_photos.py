@@ -87,6 +87,8 @@ def unpack(path, out, n_train=None, n_test=None):
     folders = {10: "cifar-10", 100: "cifar-100"}
     if "train_jpeg" in data:
         folder = Path(out) / "tiny-imagenet-200"
+        if (n_train or n_test) and folder.exists():  # images of an earlier, larger part would stay
+            raise UserError(f"{folder}: is there already; a part of the images needs a new folder.")
         write_tiny_imagenet(data, folder, n_train, n_test)
     elif "train_images" in data and len(data.get("class_names", [])) in folders:
         folder = Path(out) / folders[len(data["class_names"])]
