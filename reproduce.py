@@ -101,11 +101,11 @@ def headings(content: dict[str, Any] | list[str]) -> dict[str, Any]:
 
 
 def column_flags(column: dict[str, Any] | str) -> dict[str, Any]:
-    """The flags of a column: sym_0.2 is noise_mode sym, noise_ratio 0.2."""
+    """The flags of a column: sym_0.2 is noise_mode sym, noise_ratio 0.2; worse is noise_mode worse."""
     if isinstance(column, dict):
         return column
-    mode, ratio = column.rsplit("_", 1)
-    return {"noise_mode": mode, "noise_ratio": ratio}
+    mode, ratio = column.rsplit("_", 1) if "_" in column else (column, None)  # human labels have no ratio
+    return {"noise_mode": mode} | ({"noise_ratio": ratio} if ratio else {})
 
 
 def make_step(command: str, dataset: dict[str, Any], flags: dict[str, Any], after: Step | None = None) -> Step:
@@ -154,13 +154,14 @@ def make_cells(
 ) -> list[Cell]:
     """The Cells of a table that match the flags."""
     datasets = [d for d in table["datasets"] if not profile or d in profile["datasets"]]
+    own_columns = isinstance(table["datasets"], dict)
     names = {d: {d, profile.get("datasets", {}).get(d)} for d in datasets}
     return [
         make_cell(table, known, profile, (dataset, method, column), column_flags(flags), seed)
         for dataset in datasets
         if not args.dataset or names[dataset] & set(args.dataset)
         for method in headings(table["methods"])
-        for column, flags in headings(table["columns"]).items()
+        for column, flags in headings(table["datasets"][dataset] if own_columns else table["columns"]).items()
         if not args.noise or column in args.noise
         for seed in args.seeds
     ]

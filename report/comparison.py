@@ -91,7 +91,7 @@ def wide(rows: list[dict[str, Any]]) -> tuple[list[list[str]], list[str]]:
     out = [["data set", "method", *(f"{column} {metric}" for column, metric in heads)]]
     for (dataset, method), group in groupby(rows, key=lambda row: (row["dataset"], row["method"])):
         by_head = {(row["column"], row["metric"]): _cell(row, note) for row in group}
-        out.append([dataset, method, *(by_head[head] for head in heads)])
+        out.append([dataset, method, *(by_head.get(head, "") for head in heads)])
     return out, [f"[{i}] {reason}" for i, reason in enumerate(notes, 1)]
 
 
@@ -125,33 +125,40 @@ FORMATS = {"markdown": as_markdown, "csv": as_csv, "latex": as_latex}
 
 
 def plot(rows: list[dict[str, Any]], kind: str, path: str | Path) -> None:
-    """A PNG of a table's rows, a panel for each data set: `lines` over the columns, or `bars` of the methods."""
+    """A PNG of a table's last metric, a panel for each data set: `lines` over the columns, or `bars` of the methods."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    datasets, columns, methods = (list(dict.fromkeys(row[k] for row in rows)) for k in ("dataset", "column", "method"))
-    figure, axes = plt.subplots(
-        1, len(datasets), figsize=(4.5 * len(datasets), 3.6), squeeze=False, layout="constrained"
-    )
-    for axis, dataset in zip(axes[0], datasets):
+    rows = [row for row in rows if row["metric"] == rows[-1]["metric"]]
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    columns: dict[str, list[str]] = {}
+    for row in rows:
+        columns.setdefault(row["dataset"], []).append(row["column"])
+    columns = {dataset: list(dict.fromkeys(of_rows)) for dataset, of_rows in columns.items()}
+    widths = [1.4 + 0.55 * max(4, len(of_dataset)) for of_dataset in columns.values()]
+    figure = plt.figure(figsize=(sum(widths) + 0.6 + 0.075 * max(map(len, methods)), 4), layout="constrained")
+    axes = figure.subplots(1, len(columns), squeeze=False, width_ratios=widths)[0]
+    for axis, (dataset, of_dataset) in zip(axes, columns.items()):
         drawn = [row for row in rows if row["dataset"] == dataset and row["ours"] is not None]
         for i, method in enumerate(methods):
             of_method = [row for row in drawn if row["method"] == method]
-            x, y = ([columns.index(row["column"]) for row in of_method], [row["ours"] for row in of_method])
+            x, y = ([of_dataset.index(row["column"]) for row in of_method], [row["ours"] for row in of_method])
             error = [row["sd"] or 0 for row in of_method]
             if kind == "lines":
-                axis.errorbar(x, y, error, marker="o", capsize=3, label=method)
+                axis.errorbar(x, y, error, marker="o", markersize=4, linewidth=1, capsize=3, label=method)
             else:
                 width = 0.8 / len(methods)
                 axis.bar([v + (i - (len(methods) - 1) / 2) * width for v in x], y, width, yerr=error, label=method)
         if kind == "bars" and drawn:  # from below the lowest bar, so that differences show
             values = [row["ours"] for row in drawn]
             axis.set_ylim(max(0, min(values) - max(5, 0.3 * (max(values) - min(values)))), min(100, max(values) + 3))
-        axis.set(title=dataset, xticks=range(len(columns)), xticklabels=columns)
-        axis.set_ylabel(f"test accuracy ({rows[0]['metric']}), %")
-        axis.legend(fontsize="small")
+        axis.set(title=dataset, xticks=range(len(of_dataset)), xlim=(-0.5, len(of_dataset) - 0.5))
+        axis.set_xticklabels([column.replace("_", " ") for column in of_dataset], rotation=45 * (len(of_dataset) > 4))
+        axis.grid(axis="y", alpha=0.3)
+    axes[0].set_ylabel(f"test accuracy ({rows[0]['metric']}), %")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize="small")
     with write_whole(Path(path)) as file:
         figure.savefig(file, format="png", dpi=120)
     plt.close(figure)

@@ -3,8 +3,10 @@
     OMP_NUM_THREADS=1 python -m scripts.detector_table
     OMP_NUM_THREADS=1 python -m scripts.detector_table --rows deft ctx      # adds DeFT and its settings, which train
     OMP_NUM_THREADS=1 python -m scripts.detector_table --table photos --data_root photos
+    OMP_NUM_THREADS=1 python -m scripts.detector_table --table few --data_root few --rows features trained --runs few_runs
 
-`photos` reads CIFAR-10, CIFAR-100 and Tiny-ImageNet from --data_root, the whole sets or parts (scripts/unpack_photos.py).
+`photos` and `few` read CIFAR-10, CIFAR-100 and Tiny-ImageNet from --data_root, the whole sets or parts
+(scripts/unpack_photos.py). `trained` adds what has been trained in --runs (reproduce.py --table label_noises).
 A row is one detector on one noise and seed; rows that are there are not made again, so a stopped command goes on.
 `seconds` of detectors on features are CPU seconds of each alone, on the first noise with seed 0; of those that train, seconds by
 the clock.
@@ -29,16 +31,19 @@ import numpy as np
 import torch
 from sklearn.metrics import average_precision_score, roc_auc_score
 
+from dataloader.dataset import image_keys
 from dataloader.load import load_data
 from methods.deft import agreement, build_detector, final_selection, score_records, train_with_records
 from methods.detectors import DETECTORS
 from methods.inputs import load_inputs
+from methods.masks import read_selection
 from methods.selection import precision_recall
 from report.tables import format_table
 from utils.checkpoint import load_checkpoint
-from utils.config import load_config
+from utils.config import UserError, load_config
 from utils.files import write_csv, write_text, write_whole
-from utils.runs import Run
+from utils.runs import Run, backbone_name, seed_folder
+from utils.summaries import read_summary
 
 NOISES = (("sym", 0.2), ("sym", 0.4), ("sym", 0.6), ("asym", 0.3), ("asym", 0.4), ("idn", 0.2), ("idn", 0.4))
 COLUMNS = ("dataset", "noise", "seed", "detector", "f1", "auroc", "auprc_wrong", "precision_100", "seconds")
@@ -76,9 +81,12 @@ DEFT = {
     "deft, ctx_init": {},
     "deft, ctx_init, mask_by margin": {"mask_by": "margin"},
 }
+# detectors that train: the folder of their finished runs
+TRAINED = {"small-loss, visual prompts": "small-loss-{}-peft", "gmm": "gmm-{}"}
 # what --rows makes, each group in one go
 ROWS = {
     "features": [*DETECTORS, *VARIANTS],
+    "trained": list(TRAINED),
     "deft": [name for name in DEFT if "ctx_init" not in name],
     "ctx": [name for name in DEFT if "ctx_init" in name],
 }
@@ -136,20 +144,39 @@ where the texts tell more than the neighbours. CIFAR-10, CIFAR-10N and Tiny-Imag
 `config/PEFT/photos/`) was run in few cells, with one seed: an epoch of 10,000 images takes about 110 CPU seconds. Seconds are CPU seconds in one thread, features excluded (about 50 s for 10,000 images, once), on
 one noise with seed 0; those of DeFT are by the clock, on a machine that others used at the same time. Every row of every seed is in
 `detectors-photos.csv`."""
+FEW = """# Detectors on few photographs
+
+The parts of [detectors-photos.md](detectors-photos.md) cut down to 1,500 training images of CIFAR-10 and of CIFAR-100 and 3,000 of
+Tiny-ImageNet, so that what trains could be run under every noise: DeFT and small-loss with visual prompts
+(`config/PEFT/photos/`), GMM by full fine-tuning (`config/FFT/photos/`), four epochs each. Mean ± standard deviation over three seeds;
+their number is in brackets where it is not three.
+
+    python -m scripts.unpack_photos cifar10.npz cifar100.npz --out few --train 1500 --test 1000
+    python -m scripts.unpack_photos tiny.npz --out few --train 3000 --test 1000
+    python reproduce.py --table label_noises --profile photos --data_root few --output_dir few_runs --seeds 0 1 2
+    python -m scripts.detector_table --table few --data_root few --runs few_runs --rows features trained deft
+
+No setting was chosen here but the learning rate of full fine-tuning (on CIFAR-100, sym 0.4, seed 0). Seconds of detectors on
+features are CPU seconds in one thread, features excluded; those of detectors that train are by the clock, two at a time on two cores.
+Every row of every seed is in `detectors-few.csv`."""
+PHOTO_CELLS = (
+    *((dataset, *noise) for dataset in ("cifar100", "cifar10") for noise in NOISES),
+    *(("cifar10", human, 0) for human in ("aggre", "random1", "worse")),
+    *(("tiny_imagenet", "sym", ratio) for ratio in (0.2, 0.4)),
+)
+OF_DIGITS = ("label-match, 6 templates", "lemon, 6 templates")
+OF_TEN_EPOCHS = ("deft, mask_epochs 5",)
 TABLES = {
     "digits": Table("detectors", INTRODUCTION, tuple(("digits", *noise) for noise in NOISES), (0, 1, 2, 3, 4), ""),
     "photos": Table(
         "detectors-photos",
         PHOTOS,
-        (
-            *((dataset, *noise) for dataset in ("cifar100", "cifar10") for noise in NOISES),
-            *(("cifar10", human, 0) for human in ("aggre", "random1", "worse")),
-            *(("tiny_imagenet", "sym", ratio) for ratio in (0.2, 0.4)),
-        ),
+        PHOTO_CELLS,
         (0, 1, 2),
         "photos/",
-        ("label-match, 6 templates", "lemon, 6 templates", "deft, mask_epochs 5"),  # of digits; of 10 epochs
+        (*OF_DIGITS, *OF_TEN_EPOCHS),
     ),
+    "few": Table("detectors-few", FEW, PHOTO_CELLS, (0, 1, 2), "photos/", (*OF_DIGITS, *OF_TEN_EPOCHS)),
 }
 
 
@@ -186,7 +213,8 @@ def feature_rows(names, cfg, data, timed):
 def deft_rows(names, cfg, data):
     """(name, selection, seconds) of phase 1 with settings that concern the mask alone: all from one training."""
     device, start_words = torch.device("cpu"), {"ctx_init": "a photo of a", "tag": "ctx"}
-    settings = SimpleNamespace(**vars(cfg) | {"mask_epochs": 5} | (start_words if "ctx_init" in names[0] else {}))
+    kept = max(DEFT[name].get("mask_epochs", 1) for name in names)
+    settings = SimpleNamespace(**vars(cfg) | {"mask_epochs": kept} | (start_words if "ctx_init" in names[0] else {}))
     run = Run(settings, data.place, "deft", data.identity)
     records, _ = train_with_records(settings, data, run)
     seconds = sum(line["seconds"] for line in run.history)
@@ -201,6 +229,17 @@ def deft_rows(names, cfg, data):
         if rule.agree_with:
             selection = agreement(selection, DETECTORS[rule.agree_with].find(inputs)._asdict())
         yield name, selection, seconds
+
+
+def trained_rows(names, cfg, data):
+    """(name, selection, seconds) of the detectors in TRAINED that have a finished run for these labels."""
+    for name in names:
+        folder = seed_folder(cfg, data.place) / TRAINED[name].format(backbone_name(cfg))
+        if summary := read_summary(folder / "summary.json"):
+            found = read_selection(folder / "clean_mask.npz")
+            if not np.array_equal(found["images"], image_keys(data.train, data.root)):
+                raise UserError(f"{folder}: was made of other images.")
+            yield name, found, summary["seconds"]
 
 
 def make_rows(names, table, args):
@@ -225,6 +264,8 @@ def make_rows(names, table, args):
                 is_clean = data.true_labels == data.train.labels
                 if names[0] in DEFT:
                     found_by = deft_rows(names, cfg, data)
+                elif names[0] in TRAINED:
+                    found_by = trained_rows(names, cfg, data)
                 else:
                     found_by = feature_rows(names, cfg, data, timed=seed == 0 and [mode, ratio] == first_noise)
                 new = [
