@@ -264,7 +264,7 @@ def only_one(output_dir: str | Path) -> Iterator[None]:
 
 
 class Runner:
-    """Runs Steps as subprocesses, `jobs` at a time; with several GPUs, each on its own."""
+    """Runs Steps as subprocesses, `jobs` at a time; with several GPUs, each on its own, else with its share of the cores."""
 
     def __init__(self, ledger: Ledger, args: argparse.Namespace) -> None:
         self.ledger, self.args, self.gpus = ledger, args, visible_gpus()
@@ -329,10 +329,11 @@ class Runner:
         """Run a command and echo its output. Returns its exit code, the run's folder, and its last line."""
         run_folder = re.compile(re.escape(str(self.args.output_dir)) + r"/([^/\s]+/[^/\s]+/seed\d+/[^/\s:]+)")
         folder, last = None, ""
+        threads = {} if self.gpus else {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // self.jobs))}
         child = subprocess.Popen(
             [sys.executable, *words],
             cwd=HERE,
-            env=os.environ | ({"CUDA_VISIBLE_DEVICES": gpu} if gpu and self.jobs > 1 else {}),
+            env=threads | os.environ | ({"CUDA_VISIBLE_DEVICES": gpu} if gpu and self.jobs > 1 else {}),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
