@@ -21,9 +21,13 @@ def parser(doc):
     """Parser with the flags that all benchmarks share; `doc` is the description."""
     p = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    p.add_argument("--repeats", type=int, default=3, help="rounds; in each, every variant runs once")
     p.add_argument("--json", default="", help="write the figures to this file")
     return p
+
+
+def add_repeats(p):
+    """The flag of those that run their variants in turns."""
+    p.add_argument("--repeats", type=int, default=3, help="rounds; in each, every variant runs once")
 
 
 def synchronize(device):

@@ -12,7 +12,7 @@ import torchvision.transforms as T
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from benchmarks.common import in_turns, median, parser, report, synthetic
+from benchmarks.common import add_repeats, in_turns, median, parser, report, synthetic
 from dataloader.dataset import Split, View
 from dataloader.listings import IMAGENET
 from dataloader.loaders import EpochRandomness, Loader, Reading
@@ -49,6 +49,7 @@ def write_photos(folder, n, size, name):
 
 def main():
     p = parser(__doc__)
+    add_repeats(p)
     p.add_argument("--n", type=int, default=512)
     p.add_argument("--workers", type=int, default=2)
     args = p.parse_args()

@@ -9,7 +9,7 @@ import time
 import numpy as np
 from scipy.stats import truncnorm
 
-from benchmarks.common import parser, report
+from benchmarks.common import add_repeats, parser, report
 from dataloader.noise import asym, idn, official_class_noise, official_idn, sym
 from utils.memory import peak_gb
 
@@ -40,6 +40,7 @@ def plain_idn(labels, ratio, num_classes, pixels):
 
 def main():
     p = parser(__doc__)
+    add_repeats(p)
     p.add_argument("--n", type=int, default=50_000)
     p.add_argument("--num_classes", type=int, default=100)
     p.add_argument("--pixels", type=int, default=3 * 32 * 32)

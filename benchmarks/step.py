@@ -18,7 +18,7 @@ import torch
 import torch.nn as nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.common import in_turns, median, parser, report, settings, synchronize, synthetic
+from benchmarks.common import add_repeats, in_turns, median, parser, report, settings, synchronize, synthetic
 from benchmarks.published import plain
 from dataloader.loaders import EpochRandomness, make_loaders
 from methods.baselines import METHODS
@@ -195,6 +195,7 @@ def measure(row, ways, args, rates):
 
 def main():
     p = parser(__doc__)
+    add_repeats(p)
     p.add_argument("--num_classes", type=int, default=100)
     p.add_argument("--noise", type=float, default=0.4, help="part of each batch that phase 2 leaves out")
     p.add_argument("--steps", type=int, default=1, help="batches a round")

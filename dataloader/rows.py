@@ -101,10 +101,10 @@ def _metadata(folder: Path, cfg: SimpleNamespace) -> Path | None:
 
 def _read_folders(root: Path, cfg: SimpleNamespace, key: str) -> list[Row]:
     rows, empty, splits = [], [], _split_folders(root, cfg, key)
-    listed = {folder: _metadata(folder, cfg) for _, folder in splits}
-    loose, others = _loose_files({root, *listed} - {folder for folder, table in listed.items() if table})
-    for split, folder in splits:
-        if table := listed[folder]:
+    folders = {folder for _, folder, table in splits if not table}
+    loose, others = _loose_files(folders | {root} - {folder for _, folder, table in splits if table})
+    for split, folder, table in splits:
+        if table:
             rows += [replace(row, split=split) if folder != root else row for row in _read_table(table, cfg)]
             continue
         for class_folder in _folders(folder):
@@ -139,19 +139,22 @@ def _folders(root: Path) -> list[Path]:
     return sorted(d for d in root.iterdir() if d.is_dir() and not is_system(d.name))
 
 
-def _split_folders(root: Path, cfg: SimpleNamespace, key: str) -> list[tuple[str, Path]]:
-    """[(split, its folder)]: a folder is a split by its name, if it holds folders and no images, or a table of its images.
+def _split_folders(root: Path, cfg: SimpleNamespace, key: str) -> list[tuple[str, Path, Path | None]]:
+    """[(split, its folder, its table, if any)]. A folder is a split by its name, if it holds folders and no images, or a
+    table of its images.
 
     Without any, root itself holds the class folders, to train on. UserError where splits are there, but none to train on.
     """
     folders = _folders(root)
     splits: dict[str, list[Path]] = {}
+    tables: dict[Path, Path | None] = {}
     for folder in folders:
-        is_split = folder.name.lower() in SPLITS
-        if is_split and (_folders(folder) and not _holds_images(folder) or _metadata(folder, cfg)):
-            splits.setdefault(SPLITS[folder.name.lower()], []).append(folder)
+        if folder.name.lower() in SPLITS:
+            tables[folder] = _metadata(folder, cfg)
+            if tables[folder] or (_folders(folder) and not _holds_images(folder)):
+                splits.setdefault(SPLITS[folder.name.lower()], []).append(folder)
     if not splits:
-        return [("train", root)]
+        return [("train", root, _metadata(root, cfg))]
     for split, found in splits.items():
         if len(found) > 1:
             raise UserError(f"{key}: {found[0]} and {found[1]} are both a {split} split, expected one.")
@@ -161,7 +164,7 @@ def _split_folders(root: Path, cfg: SimpleNamespace, key: str) -> list[tuple[str
     beside = [folder for folder in folders if [folder] not in splits.values()]
     if beside:
         print(f"ignored folders beside the training split: {shortened(beside)}")
-    return [(split, folder) for split, (folder,) in splits.items()]
+    return [(split, folder, tables[folder]) for split, (folder,) in splits.items()]
 
 
 def _holds_images(folder: Path) -> bool:
