@@ -7,14 +7,17 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
 
+from dataloader.load import load_data
 from scripts import detector_table
-from utils.config import default_values, known_keys
+from tests.helpers import phase1
+from utils.config import UserError, default_values, known_keys, load_config
 
 PAGES = [Path("README.md"), Path("CONTRIBUTING.md"), Path("benchmarks/README.md"), *sorted(Path("docs").glob("*.md"))]
 
@@ -154,6 +157,23 @@ def test_tables_of_detectors_are_those_of_their_rows(name, tmp_path):
         rows = [tuple(row.values()) for row in csv.DictReader(file)]
     detector_table.write_tables(rows, table, tmp_path)
     assert (tmp_path / f"{table.file}.md").read_text() == Path(f"results/{table.file}.md").read_text()
+
+
+def test_rows_of_runs_that_trained(cell, monkeypatch):
+    """Rows of the detectors that train are those of their finished runs, and of no run on other images."""
+    monkeypatch.setattr(detector_table, "TRAINED", {"a": "deft", "gone": "gone-{}"})
+    cfg = load_config(phase1(cell[0]))
+    data = load_data(cfg)
+    ((name, found, seconds),) = detector_table.trained_rows(["a", "gone"], cfg, data)
+    measured = detector_table.measures(found, data.true_labels == data.train.labels)
+    of_run = cell[1]["deft"]
+    assert (name, seconds) == ("a", of_run["seconds"])
+    assert [measured[k] for k in ("f1", "auroc", "auprc_wrong")] == [
+        pytest.approx(of_run[k]) for k in ("f1", "auroc", "auprc_mislabelled")
+    ]
+    data.train = replace(data.train, images=data.train.images[::-1].copy())
+    with pytest.raises(UserError, match="deft: was made of other images"):
+        list(detector_table.trained_rows(["a"], cfg, data))
 
 
 def test_figures_of_the_photographs():
