@@ -62,7 +62,7 @@ def compare(
 
 def _text(value: object) -> str:
     """A figure with two digits; words, and settings such as 1e-05, as they are."""
-    return f"{value:.2f}" if isinstance(value, float) and value >= 0.1 else str(value)
+    return f"{value:.2f}" if isinstance(value, float) and (value >= 0.1 or value == 0) else str(value)
 
 
 def _cell(row: dict[str, Any], note: Callable[[str], str]) -> str:
@@ -130,6 +130,7 @@ def plot(rows: list[dict[str, Any]], kind: str, path: str | Path) -> None:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.patches import Patch
 
     rows = [row for row in rows if row["metric"] == rows[-1]["metric"]]
     methods = list(dict.fromkeys(row["method"] for row in rows))
@@ -144,21 +145,26 @@ def plot(rows: list[dict[str, Any]], kind: str, path: str | Path) -> None:
         drawn = [row for row in rows if row["dataset"] == dataset and row["ours"] is not None]
         for i, method in enumerate(methods):
             of_method = [row for row in drawn if row["method"] == method]
-            x, y = ([of_dataset.index(row["column"]) for row in of_method], [row["ours"] for row in of_method])
-            error = [row["sd"] or 0 for row in of_method]
-            if kind == "lines":
-                axis.errorbar(x, y, error, marker="o", markersize=4, linewidth=1, capsize=3, label=method)
-            else:
-                width = 0.8 / len(methods)
-                axis.bar([v + (i - (len(methods) - 1) / 2) * width for v in x], y, width, yerr=error, label=method)
+            # one line for each noise mode, the sym of sym_0.2
+            for _, of_mode in groupby(of_method, key=lambda row: row["column"].rpartition("_")[0]):
+                part = list(of_mode)
+                x, y = ([of_dataset.index(row["column"]) for row in part], [row["ours"] for row in part])
+                error = [row["sd"] or 0 for row in part] if any(row["sd"] for row in part) else None
+                if kind == "lines":
+                    axis.errorbar(x, y, error, color=f"C{i}", marker="o", markersize=4, linewidth=1, capsize=3)
+                else:
+                    width = 0.8 / len(methods)
+                    axis.bar([v + (i - (len(methods) - 1) / 2) * width for v in x], y, width, yerr=error, color=f"C{i}")
         if kind == "bars" and drawn:  # from below the lowest bar, so that differences show
             values = [row["ours"] for row in drawn]
             axis.set_ylim(max(0, min(values) - max(5, 0.3 * (max(values) - min(values)))), min(100, max(values) + 3))
         axis.set(title=dataset, xticks=range(len(of_dataset)), xlim=(-0.5, len(of_dataset) - 0.5))
         axis.set_xticklabels([column.replace("_", " ") for column in of_dataset], rotation=45 * (len(of_dataset) > 4))
         axis.grid(axis="y", alpha=0.3)
+        axis.set_axisbelow(True)
     axes[0].set_ylabel(f"test accuracy ({rows[0]['metric']}), %")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize="small")
+    handles = [Patch(color=f"C{i}", label=method) for i, method in enumerate(methods)]
+    figure.legend(handles=handles, loc="outside right center", fontsize="small")
     with write_whole(Path(path)) as file:
         figure.savefig(file, format="png", dpi=120)
     plt.close(figure)
