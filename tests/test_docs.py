@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -171,7 +170,7 @@ def test_rows_of_runs_that_trained(cell, monkeypatch):
     assert [measured[k] for k in ("f1", "auroc", "auprc_wrong")] == [
         pytest.approx(of_run[k]) for k in ("f1", "auroc", "auprc_mislabelled")
     ]
-    data.train = replace(data.train, images=data.train.images[::-1].copy())
+    data.train = data.train.take(np.arange(len(data.train.labels))[::-1])
     with pytest.raises(UserError, match="deft: was made of other images"):
         list(detector_table.trained_rows(["a"], cfg, data))
 
