@@ -101,11 +101,11 @@ def headings(content: dict[str, Any] | list[str]) -> dict[str, Any]:
 
 
 def column_flags(column: dict[str, Any] | str) -> dict[str, Any]:
-    """The flags of a column: sym_0.2 is noise_mode sym, noise_ratio 0.2; worse is noise_mode worse."""
+    """The flags of a column: sym_0.2 is noise_mode sym, noise_ratio 0.2."""
     if isinstance(column, dict):
         return column
-    mode, ratio = column.rsplit("_", 1) if "_" in column else (column, None)  # human labels have no ratio
-    return {"noise_mode": mode} | ({"noise_ratio": ratio} if ratio else {})
+    mode, ratio = column.rsplit("_", 1)
+    return {"noise_mode": mode, "noise_ratio": ratio}
 
 
 def make_step(command: str, dataset: dict[str, Any], flags: dict[str, Any], after: Step | None = None) -> Step:

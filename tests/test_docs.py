@@ -195,3 +195,37 @@ def test_figures_of_the_photographs():
     for name, *texts in ([cell.strip() for cell in line.split("|")[1:-1]] for line in short[2:]):
         assert texts == [cells.get((of.get(name, name.strip("`")), column), "not run") for column in columns]
     assert len(short) > 6
+
+
+def test_figures_of_few_photographs():
+    """The table of the README is of the rows in results/: F1 of the selection, accuracy of the last epoch."""
+    figures = {}
+    with open("results/detectors-few.csv", newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            figures.setdefault((row["detector"], row["dataset"], row["noise"], "F1"), []).append(100 * float(row["f1"]))
+    with open("results/label-noises-photos.csv", newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            if row["metric"] == "last" and row["ours"]:
+                place = (row["dataset"].removeprefix("photos_"), row["column"].replace("_", " "), "acc.")
+                figures[row["method"], *place] = [float(row["ours"])]
+    names = {
+        "`label-match`, zero-shot CLIP": ("label-match", "zero-shot CLIP"),
+        "DeFT, phases 1 and 2": ("deft", "DeFT, phase 2"),
+        "DeFT, `mask_by: margin`": ("deft, mask_by margin", ""),
+        "small-loss": ("small-loss, visual prompts", "small-loss, visual prompts"),
+        "GMM": ("gmm", "GMM"),
+        "fine-tuning on all labels (CE)": ("", "CE"),
+    }
+    head, _, *lines = (
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in Path("README.md").read_text(encoding="utf-8").split("Few photographs")[1].splitlines()
+        if line.startswith("|")
+    )
+    assert len(lines) == len(names) + 2
+    for name, *texts in lines:
+        selection, training = names.get(name, (name.strip("`"), ""))
+        for column, text in zip(head[1:], texts, strict=True):
+            dataset, *noise, measure = column.replace(",", "").split()
+            dataset = dataset.lower().replace("-10n", "-10").replace("-", "")
+            found = figures.get((selection if measure == "F1" else training, dataset, " ".join(noise), measure))
+            assert text == (f"{np.mean(found):.1f}" if found else ""), (name, column)

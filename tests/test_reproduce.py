@@ -141,7 +141,7 @@ def test_columns_of_each_data_set(toy, capsys):
     path = Path("config/tables.yaml")
     tables = yaml.safe_load(path.read_text())
     tables["datasets"]["other"] = {"yaml": "toy"}
-    own = {"toy": ["sym_0.2", "sym_0.4"], "other": ["sym_0.4", "worse"], "gone": []}
+    own = {"toy": ["sym_0.2", "sym_0.4"], "other": ["sym_0.4", "worse_0.4"], "gone": []}
     tables["tables"]["table1"] |= {"datasets": own, "methods": ["detector"]}
     path.write_text(yaml.safe_dump(tables, sort_keys=False))
     toy("--table", "1", "--dry_run")
@@ -150,12 +150,12 @@ def test_columns_of_each_data_set(toy, capsys):
         line.split("#")[0].split("toy.yaml ")[1].strip() for line in out.splitlines() if line.startswith("python")
     ]
     where = "--seed 0 --output_dir 'out dir'"
-    assert commands[2] == f"--noise_mode worse {where}"  # human labels have no ratio
+    assert commands[2] == f"--noise_mode worse --noise_ratio 0.4 {where}"
     assert [words.split("--seed")[0] for words in commands[:2]] == [
         f"--noise_mode sym --noise_ratio {r} " for r in (0.2, 0.4)
     ]
     head, _, toys, others = [[cell.strip() for cell in line.split("|")[3:-1]] for line in out.splitlines()[-4:]]
-    assert head == ["sym_0.2 precision", "sym_0.4 precision", "worse precision"]
+    assert head == ["sym_0.2 precision", "sym_0.4 precision", "worse_0.4 precision"]
     assert toys == ["not run / 50.00", "not run / 60", ""] and others == ["", "not run", "not run"]
 
 
