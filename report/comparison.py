@@ -133,13 +133,15 @@ def plot(rows: list[dict[str, Any]], kind: str, path: str | Path) -> None:
     from matplotlib.patches import Patch
 
     rows = [row for row in rows if row["metric"] == rows[-1]["metric"]]
-    methods = list(dict.fromkeys(row["method"] for row in rows))
+    methods = list(dict.fromkeys(row["method"] for row in rows if row["ours"] is not None))
     columns: dict[str, list[str]] = {}
     for row in rows:
         columns.setdefault(row["dataset"], []).append(row["column"])
     columns = {dataset: list(dict.fromkeys(of_rows)) for dataset, of_rows in columns.items()}
     widths = [1.4 + 0.55 * max(4, len(of_dataset)) for of_dataset in columns.values()]
-    figure = plt.figure(figsize=(sum(widths) + 0.6 + 0.075 * max(map(len, methods)), 4), layout="constrained")
+    figure = plt.figure(
+        figsize=(sum(widths) + 0.6 + 0.075 * max(map(len, methods), default=0), 4), layout="constrained"
+    )
     axes = figure.subplots(1, len(columns), squeeze=False, width_ratios=widths)[0]
     for axis, (dataset, of_dataset) in zip(axes, columns.items()):
         drawn = [row for row in rows if row["dataset"] == dataset and row["ours"] is not None]

@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from dataloader.load import load_data
+from dataloader.noise import HUMAN
 from scripts import detector_table
 from tests.helpers import phase1
 from utils.config import UserError, default_values, known_keys, load_config
@@ -206,7 +207,9 @@ def test_figures_of_few_photographs():
     with open("results/label-noises-photos.csv", newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
             if row["metric"] == "last" and row["ours"]:
-                place = (row["dataset"].removeprefix("photos_"), row["column"].replace("_", " "), "acc.")
+                mode, ratio = row["column"].split("_")
+                noise = mode if mode in HUMAN else f"{mode} {ratio}"
+                place = (row["dataset"].removeprefix("photos_"), noise, "acc.")
                 figures[row["method"], *place] = [float(row["ours"])]
     names = {
         "`label-match`, zero-shot CLIP": ("label-match", "zero-shot CLIP"),
@@ -218,7 +221,11 @@ def test_figures_of_few_photographs():
     }
     head, _, *lines = (
         [cell.strip() for cell in line.split("|")[1:-1]]
-        for line in Path("README.md").read_text(encoding="utf-8").split("Few photographs")[1].splitlines()
+        for line in Path("README.md")
+        .read_text(encoding="utf-8")
+        .split("Few photographs")[1]
+        .split("\n\n")[1]
+        .splitlines()
         if line.startswith("|")
     )
     assert len(lines) == len(names) + 2
