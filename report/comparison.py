@@ -135,9 +135,8 @@ def plot(rows: list[dict[str, Any]], kind: str, path: str | Path) -> None:
     rows = [row for row in rows if row["metric"] == rows[-1]["metric"]]
     methods = list(dict.fromkeys(row["method"] for row in rows if row["ours"] is not None))
     columns: dict[str, list[str]] = {}
-    for row in rows:
-        columns.setdefault(row["dataset"], []).append(row["column"])
-    columns = {dataset: list(dict.fromkeys(of_rows)) for dataset, of_rows in columns.items()}
+    for dataset, column in dict.fromkeys((row["dataset"], row["column"]) for row in rows):
+        columns.setdefault(dataset, []).append(column)
     widths = [1.4 + 0.55 * max(4, len(of_dataset)) for of_dataset in columns.values()]
     figure = plt.figure(
         figsize=(sum(widths) + 0.6 + 0.075 * max(map(len, methods), default=0), 4), layout="constrained"
