@@ -27,15 +27,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
-from utils.config import DEFAULTS, UserError, load_config, parse_flags, pick, read_yaml
+from utils.config import DEFAULTS, UserError, load_config, nearest, parse_flags, pick, read_yaml, whole_numbers
 from utils.files import slug
 from utils.start import run_main
-from utils.summaries import read_summary
+from utils.summaries import read_log, read_summary
 
 HERE = Path(__file__).resolve().parent
 NOISE_KEYS = ("noise_mode", "noise_ratio", "image_noise", "image_noise_level", "image_noise_on")  # named by the folder
+TABLE_KEYS = ("title", "datasets", "methods", "columns", "set", "flags_to", "metrics", "settings", "paper", "plot")
 NOT_COMPARED = (  # of two runs: time, place and machine
     "seconds",
     "images_per_second",
@@ -95,16 +97,43 @@ class Cell:
 # --- from a table's description to commands
 
 
+def read_tables(path: str | Path) -> dict[str, Any]:
+    """The content of a file of tables. Raises UserError for a table that lacks a key or has an unknown one."""
+    known = _yaml(path)
+    if lacks := [key for key in ("datasets", "methods", "tables") if not isinstance(known.get(key), dict)]:
+        raise UserError(f"{path}: has no {lacks[0]}.")
+    for name, table in known["tables"].items():
+        for key in table.keys() - set(TABLE_KEYS):
+            raise UserError(f"{path}: {name}: unknown key '{key}'.{nearest(key, TABLE_KEYS)}")
+        own_columns = isinstance(table.get("datasets"), dict)
+        for key in ("title", "datasets", "methods", *([] if own_columns else ["columns"])):
+            if key not in table:
+                raise UserError(f"{path}: {name}: has no {key}.")
+        if "metrics" not in table and "settings" not in table:
+            raise UserError(f"{path}: {name}: has neither metrics nor settings.")
+    return known
+
+
 def headings(content: dict[str, Any] | list[str]) -> dict[str, Any]:
     """{heading: what it stands for} of a table's methods or columns, where a list names them as they are."""
     return dict(zip(content, content)) if isinstance(content, list) else content
 
 
-def column_flags(column: dict[str, Any] | str) -> dict[str, Any]:
-    """The flags of a column: sym_0.2 is noise_mode sym, noise_ratio 0.2."""
-    if isinstance(column, dict):
-        return column
-    mode, ratio = column.rsplit("_", 1)
+def columns_of(table: dict[str, Any], dataset: str) -> dict[str, Any]:
+    """{heading: flags} of a table's columns for a data set: sym_0.2 is noise_mode sym, noise_ratio 0.2."""
+    own = isinstance(table["datasets"], dict)
+    return {
+        heading: column if isinstance(column, dict) else _noise_flags(column)
+        for heading, column in headings(table["datasets"][dataset] if own else table["columns"]).items()
+    }
+
+
+def _noise_flags(column: str) -> dict[str, Any]:
+    mode, _, ratio = column.rpartition("_")
+    if not mode:
+        raise UserError(
+            f"columns: {column} must be a noise mode and its ratio, e.g. sym_0.2, or have flags of its own."
+        )
     return {"noise_mode": mode, "noise_ratio": ratio}
 
 
@@ -154,17 +183,25 @@ def make_cells(
 ) -> list[Cell]:
     """The Cells of a table that match the flags."""
     datasets = [d for d in table["datasets"] if not profile or d in profile["datasets"]]
-    own_columns = isinstance(table["datasets"], dict)
-    names = {d: {d, profile.get("datasets", {}).get(d)} for d in datasets}
     return [
-        make_cell(table, known, profile, (dataset, method, column), column_flags(flags), seed)
+        make_cell(table, known, profile, (dataset, method, column), flags, seed)
         for dataset in datasets
-        if not args.dataset or names[dataset] & set(args.dataset)
+        if not args.dataset or {dataset, profile.get("datasets", {}).get(dataset)} & set(args.dataset)
         for method in headings(table["methods"])
-        for column, flags in headings(table["datasets"][dataset] if own_columns else table["columns"]).items()
+        for column, flags in columns_of(table, dataset).items()
         if not args.noise or column in args.noise
         for seed in args.seeds
     ]
+
+
+def check_names(tables: list[dict[str, Any]], profile: dict[str, Any], args: argparse.Namespace) -> None:
+    """UserError for a --dataset or --noise that none of the tables has."""
+    datasets = dict.fromkeys(dataset for table in tables for dataset in table["datasets"])
+    columns = dict.fromkeys(c for table in tables for dataset in table["datasets"] for c in columns_of(table, dataset))
+    stand_ins = dict.fromkeys(new for old, new in profile.get("datasets", {}).items() if old in datasets)
+    for key, names, there in (("dataset", args.dataset, datasets | stand_ins), ("noise", args.noise, columns)):
+        for name in names or []:
+            pick(there, name, f"--{key}")
 
 
 # --- what has been run
@@ -269,6 +306,9 @@ class Runner:
     def __init__(self, ledger: Ledger, args: argparse.Namespace) -> None:
         self.ledger, self.args, self.gpus = ledger, args, visible_gpus()
         self.jobs = args.jobs or max(1, len(self.gpus))
+        self.free: SimpleQueue[str | None] = SimpleQueue()  # a GPU, or none, for each of the jobs
+        for i in range(self.jobs):
+            self.free.put(self.gpus[i % len(self.gpus)] if self.gpus else None)
         self.children: set[subprocess.Popen[str]] = set()
 
     def data_path(self, step: Step) -> Path | None:
@@ -276,7 +316,8 @@ class Runner:
         if step.settings["data_path"] == _yaml(DEFAULTS)["data_path"]:
             return None
         path = Path(step.settings["data_path"])
-        return Path(self.args.data_root) / path.relative_to("data") if self.args.data_root else path
+        moved = self.args.data_root and path.is_relative_to("data")
+        return self.args.data_root / path.relative_to("data") if moved else path
 
     def command(self, step: Step) -> list[str]:
         """The words of the step's command, with where it runs."""
@@ -285,14 +326,14 @@ class Runner:
         return step.command(*where)
 
     def missing(self, steps: list[Step]) -> list[Step]:
-        """The steps without a summary, among these and those they depend on, in the order in which to run them."""
+        """The steps to run, of these and those they depend on, in order: without a summary, and without an invalid one."""
         chains = [step.chain() for step in steps]
         in_order = [chain[i] for i in range(max(map(len, chains), default=0)) for chain in chains if i < len(chain)]
-        return [step for step in dict.fromkeys(in_order) if not self.ledger.summary(step)]
+        return [s for s in dict.fromkeys(in_order) if not self.ledger.summary(s) and s not in self.ledger.reasons]
 
     def run_all(self, steps: list[Step]) -> None:
-        """Run the missing steps; a step starts when the steps whose masks it uses have finished."""
-        todo = [step for step in self.missing(steps) if step not in self.ledger.reasons]
+        """Run the missing steps: first those that need no mask, then those that use the masks of these, and so on."""
+        todo = self.missing(steps)
         for depth in range(1, 1 + max((len(step.chain()) for step in todo), default=0)):
             now = [(i, len(todo), step) for i, step in enumerate(todo, 1) if len(step.chain()) == depth]
             with ThreadPoolExecutor(self.jobs) as pool:
@@ -310,12 +351,14 @@ class Runner:
         reasons, path = self.ledger.reasons, self.data_path(step)
         if step.after and not self.ledger.summary(step.after):
             reasons[step] = reasons.get(step.after, "the run before it did not finish")
-        elif path and not path.is_dir():
-            reasons[step] = f"there is no folder {path}"
+        elif path and not path.exists():
+            reasons[step] = f"there is no {path}"
         else:
             start, settings, words = time.perf_counter(), step.settings, self.command(step)
             print(f"[{number}/{total}] python {shlex.join(words)}", file=sys.stderr, flush=True)
-            code, folder, last = self._watch(words, self.gpus[number % len(self.gpus)] if self.gpus else None)
+            gpu = self.free.get()
+            code, folder, last = self._watch(words, gpu)
+            self.free.put(gpu)
             if code:
                 reasons[step] = last.removeprefix("error: ") or f"{words[0]} ended with exit code {code}"
             elif not folder:
@@ -385,9 +428,10 @@ def verify(folder: str | Path) -> list[str]:
         print(f"python {shlex.join(words)}", file=sys.stderr)
         if subprocess.run([sys.executable, *words], cwd=HERE, stdout=sys.stderr).returncode:
             raise UserError(f"--verify: {script}.py fails with the settings of {folder}.")
-        return differences(
-            folder, next(p.parent for p in Path(out).rglob("summary.json") if p.parent.name == folder.name)
-        )
+        again = [p.parent for p in Path(out).rglob("summary.json") if read_summary(p)["name"] == before["name"]]
+        if not again:
+            raise UserError(f"--verify: {script}.py no longer makes a run of the name {before['name']}.")
+        return differences(folder, again[0])
 
 
 def differences(folder: Path, again: Path) -> list[str]:
@@ -399,15 +443,18 @@ def differences(folder: Path, again: Path) -> list[str]:
         return [f"{place}{key}: {old.get(key)} before, {new.get(key)} now" for key in keys]
 
     out = changed(read_summary(folder / "summary.json"), read_summary(again / "summary.json"))
-    logs = [f / "log.jsonl" for f in (folder, again)]
-    if logs[0].is_file():
-        for old, new in zip(*([json.loads(line) for line in log.read_text().splitlines()] for log in logs)):
-            out += changed(old, new, f"epoch {old['epoch']}, ")
+    for old, new in zip(read_log(folder), read_log(again)):
+        out += changed(old, new, f"epoch {old['epoch']}, ")
     masks = [f / "clean_mask.npz" for f in (folder, again)]
     if masks[0].is_file():
         old, new = (dict(np.load(mask, allow_pickle=False)) for mask in masks)
-        for key in [key for key in old if not np.array_equal(old[key], new[key])]:
-            out.append(f"clean_mask.npz, {key}: {np.sum(old[key] != new[key])} of {old[key].size} differ")
+        for key, array in old.items():
+            if key not in new:
+                out.append(f"clean_mask.npz, {key}: missing now")
+            elif array.shape != new[key].shape:
+                out.append(f"clean_mask.npz, {key}: of shape {array.shape} before, {new[key].shape} now")
+            elif differ := np.sum(array != new[key]):
+                out.append(f"clean_mask.npz, {key}: {differ} of {array.size} differ")
     return out
 
 
@@ -421,9 +468,10 @@ def list_commands(steps: list[Step], runner: Runner) -> None:
     for step in todo:
         print(f"python {shlex.join(runner.command(step))}  # {in_words(times[step])}")
     known = [seconds for seconds in times.values() if seconds is not None]
-    finished = len({s for step in steps for s in step.chain()}) - len(todo)
-    unknown = f" and {len(todo) - len(known)} of unknown length" if len(known) < len(todo) else ""
-    print(f"{len(todo)} commands to run, {finished} finished; expected: {in_words(sum(known) / runner.jobs)}{unknown}")
+    finished = len({s for step in steps for s in step.chain() if runner.ledger.summary(s)})
+    expected = in_words(sum(known) / runner.jobs if known or not todo else None)
+    expected += f", and {len(todo) - len(known)} of unknown length" if 0 < len(known) < len(todo) else ""
+    print(f"{len(todo)} commands to run, {finished} finished; expected: {expected}")
 
 
 def in_words(seconds: float | None) -> str:
@@ -442,7 +490,11 @@ def in_words(seconds: float | None) -> str:
 def results_of(
     cells: list[Cell], table: dict[str, Any], ledger: Ledger
 ) -> dict[tuple[str, str, str], list[dict[str, Any] | str]]:
-    """{place: [the summary of each seed, or why there is none]}; of a table of settings, the settings."""
+    """{place: [the summary of each seed, or why there is none]}; of a table of settings, the settings.
+
+    The runs of a data set and a column must have been made with the same images and true labels; the first is the measure.
+    """
+    first: dict[tuple[str, str], dict[str, Any]] = {}
     results: dict[tuple[str, str, str], list[dict[str, Any] | str]] = {}
     for cell in cells:
         if cell.step is None:
@@ -452,8 +504,16 @@ def results_of(
         else:
             reasons = [ledger.reasons[step] for step in cell.step.chain() if step in ledger.reasons]
             outcome = ledger.summary(cell.step) or (reasons or ["not run"])[0]
+            if isinstance(outcome, dict):
+                like = first.setdefault((cell.place[0], cell.place[2]), outcome)
+                if outcome.get("source") != like.get("source"):
+                    outcome = f"{_place(outcome)}: was made with other images or labels than {_place(like)}"
         results.setdefault(cell.place, []).append(outcome)
     return results
+
+
+def _place(summary: dict[str, Any]) -> str:
+    return f"{summary['dataset']}/{summary['noise']}/seed{summary['seed']}/{summary['name']}"
 
 
 def read_flags(argv: list[str] | None) -> argparse.Namespace:
@@ -461,55 +521,63 @@ def read_flags(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--table", nargs="+", default=[], help="1 to 11, another name in the file of tables, or all")
     parser.add_argument("--dataset", nargs="+", help="only these data sets")
     parser.add_argument("--noise", nargs="+", help="only these columns, e.g. sym_0.2")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="default 0")
+    parser.add_argument("--seeds", nargs="+", default=["0"], help="default 0")
     parser.add_argument("--profile", help="the tables on other data: a profile of the file of tables, e.g. digits")
     parser.add_argument(
-        "--jobs", type=int, default=0, help="number of commands to run at once (default: one per GPU, else one)"
+        "--jobs", default="0", help="number of commands to run at once (default: one per GPU, else one)"
     )
     parser.add_argument("--dry_run", action="store_true", help="list the commands and the results so far")
     parser.add_argument("--format", default="markdown", help="markdown, csv or latex")
     parser.add_argument("--plots", help="folder for the pictures of figures")
-    parser.add_argument("--output_dir", default="runs", help="folder of the runs (default: runs)")
-    parser.add_argument("--data_root", help="where the data sets are, instead of ./data")
+    parser.add_argument("--output_dir", type=Path, default="runs", help="folder of the runs (default: runs)")
+    parser.add_argument("--data_root", type=Path, help="where the data sets are, instead of ./data")
     parser.add_argument("--tables", default=str(HERE / "config" / "tables.yaml"), help="file of tables")
     parser.add_argument("--verify", metavar="RUN", help="repeat a finished run and compare the results")
-    return parse_flags(parser, argv)
+    args = parse_flags(parser, argv)
+    args.seeds = list(dict.fromkeys(whole_numbers(args.seeds, "--seeds")))  # a seed given twice counts once
+    (args.jobs,) = whole_numbers([args.jobs], "--jobs")
+    return args
 
 
 def main(argv: list[str] | None = None) -> dict[str, list[dict[str, Any]]]:
     """Run and print the tables that the flags name; returns {table: its rows, see report.comparison.compare}."""
     args = read_flags(argv)
+    if Path.cwd() != HERE.resolve():
+        raise UserError(f"reproduce.py: run it in {HERE}, where its scripts find config/ and ./data.")
     if args.verify:
         found = verify(args.verify)
         print("\n".join(found) if found else f"{args.verify}: the same again")
         sys.exit(1 if found else 0)
     from report.comparison import FORMATS, compare, plot
 
-    known, show = _yaml(args.tables), pick(FORMATS, args.format, "--format")
-    profile = pick(known["profiles"], args.profile, "--profile") if args.profile else {}
+    known, show = read_tables(args.tables), pick(FORMATS, args.format, "--format")
+    profile = pick(known.get("profiles", {}), args.profile, "--profile") if args.profile else {}
     paper = {} if profile else _yaml(HERE / "config" / "paper.yaml")
     names = list(known["tables"]) if "all" in args.table else [f"table{t}" if t.isdigit() else t for t in args.table]
     if not names:
         raise UserError(f"--table: expected some of {', '.join(known['tables'])}, or all.")
     tables = {name: pick(known["tables"], name, "--table") for name in names}
+    check_names(list(tables.values()), profile, args)
     cells = {name: make_cells(table, known, profile, args) for name, table in tables.items()}
     steps = [c.step for name, table in tables.items() if "settings" not in table for c in cells[name] if c.step]
     ledger = Ledger(args.output_dir)
     if args.dry_run:
         list_commands(steps, Runner(ledger, args))
+        print()
     elif steps:
         with only_one(args.output_dir):
             Runner(ledger, args).run_all(steps)
     out = {}
     for name, table in tables.items():
         if not cells[name]:
-            print(f"\n{name}: no run matches the flags")
+            print(f"{name}: no run matches the flags", file=sys.stderr)
             continue
         metrics = table.get("metrics") or table["settings"]
         out[name] = compare(results_of(cells[name], table, ledger), metrics, paper.get(name), table.get("paper"))
-        print("\n" + show(f"{name}: {table['title']}", out[name]))
         if args.plots and "plot" in table:
             plot(out[name], table["plot"], Path(args.plots) / f"{name}.png")
+    if out:
+        print(show({f"{name}: {tables[name]['title']}": rows for name, rows in out.items()}))
     return out
 
 

@@ -8,10 +8,10 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from report.tables import format_table, mean_std
+from report.tables import COLUMNS, format_table, mean_std
 from utils.files import write_whole
 
-FRACTIONS = ("precision", "recall", "f1", "auroc", "auprc_mislabelled")  # of a summary; per cent in tables
+FRACTIONS = {key for key, factor, _ in COLUMNS.values() if factor == 100}  # of a summary; per cent in tables
 PLACE = ("dataset", "method", "column", "metric")  # of a figure in a table
 
 
@@ -46,9 +46,12 @@ def compare(
                 else:
                     found.append(100 * value if key in FRACTIONS else value)
             where = dict(zip(PLACE, (*place, metric)))
-            ours, sd = found[0] if found else None, None
-            if isinstance(ours, float):
+            ours: float | str | None = None
+            sd = None
+            if found and all(isinstance(value, (int, float)) for value in found):
                 ours, sd = mean_std(found)
+            elif found:
+                ours = ", ".join(dict.fromkeys(map(str, found)))
             # a column may lie deeper: visual_prompt_length/10
             paper = paper_figure(figures, [key for part in path for key in where[part].split("/")]) if path else None
             difference = ours - paper if isinstance(ours, float) and paper is not None else None
@@ -60,9 +63,12 @@ def compare(
     return rows
 
 
-def _text(value: object) -> str:
-    """A figure with two digits; words, and settings such as 1e-05, as they are."""
-    return f"{value:.2f}" if isinstance(value, float) and (value >= 0.1 or value == 0) else str(value)
+def _text(value: float | str, sign: str = "") -> str:
+    """A number with two decimals, a small one such as 1e-05 with three digits; words as they are."""
+    if isinstance(value, str):
+        return value
+    value = round(value, 9)  # of a difference: what floats leave of 0
+    return f"{value:{sign}{'.2f' if abs(value) >= 0.1 or value == 0 else '.3g'}}"
 
 
 def _cell(row: dict[str, Any], note: Callable[[str], str]) -> str:
@@ -72,7 +78,7 @@ def _cell(row: dict[str, Any], note: Callable[[str], str]) -> str:
         ours = _text(row["ours"]) + ("" if row["sd"] is None else f" ± {row['sd']:.2f}") + f" ({row['n']})"
     parts = [ours + note(row["missing"])]
     parts += [] if row["paper"] is None else [_text(row["paper"])]
-    parts += [] if row["difference"] is None else [f"{row['difference']:+.2f}"]
+    parts += [] if row["difference"] is None else [_text(row["difference"], "+")]
     return " / ".join(parts)
 
 
@@ -95,29 +101,44 @@ def wide(rows: list[dict[str, Any]]) -> tuple[list[list[str]], list[str]]:
     return out, [f"[{i}] {reason}" for i, reason in enumerate(notes, 1)]
 
 
-def as_markdown(title: str, rows: list[dict[str, Any]]) -> str:
-    table, notes = wide(rows)
+def _legend(title: str, rows: list[dict[str, Any]]) -> str:
     legend = "mean ± standard deviation (seeds)"
-    legend += " / paper / difference" if any(row["paper"] is not None for row in rows) else ""
-    return "\n".join([f"**{title}**: {legend}", "", format_table(table, words=2), *([""] if notes else []), *notes])
+    return f"{title}: {legend}" + (" / paper / difference" if any(row["paper"] is not None for row in rows) else "")
 
 
-def as_latex(title: str, rows: list[dict[str, Any]]) -> str:
-    table, notes = wide(rows)
+def as_markdown(tables: dict[str, list[dict[str, Any]]]) -> str:
+    """Markdown of {title: rows}, see compare."""
+
+    def text(title: str, rows: list[dict[str, Any]]) -> str:
+        table, notes = wide(rows)
+        legend = _legend(f"**{title}**", rows)
+        return "\n".join([legend, "", format_table(table, words=2), *([""] if notes else []), *notes])
+
+    return "\n\n".join(text(title, rows) for title, rows in tables.items())
+
+
+def as_latex(tables: dict[str, list[dict[str, Any]]]) -> str:
+    """LaTeX of {title: rows}, see compare; needs booktabs."""
 
     def line(cells: list[str]) -> str:
         return re.sub(r"([%_#&])", r"\\\1", "\0".join(cells)).replace("\0", " & ").replace("±", r"$\pm$") + r" \\"
 
-    lines = [f"% {text}" for text in (title, *notes)]
-    lines += [rf"\begin{{tabular}}{{ll{'r' * (len(table[0]) - 2)}}}", r"\toprule", line(table[0]), r"\midrule"]
-    return "\n".join([*lines, *map(line, table[1:]), r"\bottomrule", r"\end{tabular}"])
+    def text(title: str, rows: list[dict[str, Any]]) -> str:
+        table, notes = wide(rows)
+        lines = [f"% {text}" for text in (_legend(title, rows), *notes)]
+        lines += [rf"\begin{{tabular}}{{ll{'r' * (len(table[0]) - 2)}}}", r"\toprule", line(table[0]), r"\midrule"]
+        return "\n".join([*lines, *map(line, table[1:]), r"\bottomrule", r"\end{tabular}"])
+
+    return "\n\n".join(text(title, rows) for title, rows in tables.items())
 
 
-def as_csv(title: str, rows: list[dict[str, Any]]) -> str:
+def as_csv(tables: dict[str, list[dict[str, Any]]]) -> str:
+    """CSV of {title: rows}, see compare: a line for each figure."""
+    lines = [{"table": title, **row} for title, rows in tables.items() for row in rows]
     text = io.StringIO()
-    writer = csv.DictWriter(text, ["table", *rows[0]], lineterminator="\n")
+    writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows({"table": title, **row} for row in rows)
+    writer.writerows(lines)
     return text.getvalue().rstrip("\n")
 
 

@@ -4,14 +4,17 @@ import csv
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import yaml
 
@@ -50,7 +53,7 @@ if not (folder / "summary.json").is_file():
     for epoch in range(int(flags["epochs"]) if "epochs" in flags else 3):
         time.sleep(0.02)
     value = 50 + 10 * float(flags["noise_ratio"]) + int(flags["seed"])
-    summary = {summary!r} | {{"name": name, "precision": value / 100, "acc_last": value}}
+    summary = {summary!r} | {{"name": name, "seed": int(flags["seed"]), "precision": value / 100, "acc_last": value}}
     write_summary(folder / "summary.json", with_checksum(summary))
 print(f"results: {{folder}}")
 """
@@ -96,7 +99,7 @@ def toy(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     def run(*flags):
-        return reproduce.main([*flags, "--tables", "config/tables.yaml", "--output_dir", "out dir"])
+        return reproduce.main(["--tables", "config/tables.yaml", "--output_dir", "out dir", *flags])
 
     return run
 
@@ -113,7 +116,7 @@ def test_runs_once_and_compares(toy, capsys):
     assert first["paper"] == 50 and first["difference"] == pytest.approx(2.5)
     assert starts() == ["deft"] * 4 + ["phase2-deft"] * 4  # phase 1 is shared by the two methods
     out = capsys.readouterr().out
-    assert "52.50 ± 0.71 (2) / 50.00 / +2.50" in out and "there is no folder data/gone" in out and "not run [1]" in out
+    assert "52.50 ± 0.71 (2) / 50.00 / +2.50" in out and "there is no data/gone" in out and "not run [1]" in out
     assert toy("--table", "1", "--seeds", "0", "1")["table1"] == rows and len(starts()) == 8  # nothing runs twice
     ledger = Path("out dir/reproduce.jsonl")
     ledger.write_text(ledger.read_text().replace('"csc": false, ', ""))  # as of a version without this key
@@ -137,6 +140,70 @@ def test_failures_and_variants_in_the_table(toy, capsys):
     assert "[1] lnl_methods: it is broken" in capsys.readouterr().out
 
 
+def test_a_seed_counts_once(toy):
+    row = toy("--table", "1", "--dataset", "toy", "--noise", "sym_0.2", "--seeds", "0", "1", "0")["table1"][0]
+    assert (row["ours"], row["n"]) == (52.5, 2)
+
+
+def test_the_folder_of_runs_may_be_written_in_any_way(toy):
+    for folder in ("out/", "./other"):
+        rows = toy("--table", "1", "--dataset", "toy", "--noise", "sym_0.2", "--output_dir", folder)["table1"]
+        assert [row["missing"] for row in rows] == ["", ""], folder
+
+
+def test_seeds_of_other_data_are_not_averaged(toy):
+    flags = "--table", "1", "--dataset", "toy", "--noise", "sym_0.2", "--seeds", "0", "1"
+    toy(*flags)
+    path = Path("out dir/toy/sym-0.2/seed1/deft/summary.json")
+    summary = read_summary(path)
+    del summary["checksum"]
+    write_summary(path, with_checksum(summary | {"source": "other"}))
+    first, second = toy(*flags)["table1"]
+    assert (first["ours"], first["n"]) == (52, 1) and "seed1/deft: was made with other images or labels" in first[
+        "missing"
+    ]
+    assert second["n"] == 2  # phase 2 of the toy knows nothing of it
+
+
+def test_every_gpu_has_one_command_at_a_time(toy, monkeypatch):
+    """Also where the commands take unequal times."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    busy, together, lock = [], [], threading.Lock()
+
+    def watch(self, words, gpu):
+        with lock:
+            busy.append(gpu)
+            together.append(sorted(busy))
+        time.sleep(0.3 if "--epochs" not in words else 0.02)
+        with lock:
+            busy.remove(gpu)
+        return 1, None, "error: x"
+
+    monkeypatch.setattr(reproduce.Runner, "_watch", watch)
+    path = Path("config/tables.yaml")
+    tables = yaml.safe_load(path.read_text())
+    noise = {"noise_mode": "sym", "noise_ratio": 0.2}
+    tables["tables"]["table2"] |= {
+        "columns": {"slow": noise} | {f"fast{i}": noise | {"epochs": i} for i in range(1, 6)}
+    }
+    tables["tables"]["table2"] |= {"methods": ["detector"]}
+    path.write_text(yaml.safe_dump(tables, sort_keys=False))
+    toy("--table", "2")
+    assert ["3", "5"] in together and ["3", "3"] not in together and ["5", "5"] not in together
+
+
+def test_data_in_another_place(toy, tmp_path):
+    """--data_root stands for ./data; a YAML that names a folder elsewhere, or a file, is taken at its word."""
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "table.csv").touch()
+    Path("config/PEFT/gone.yaml").write_text(f"data_path: {tmp_path / 'elsewhere' / 'table.csv'}")
+    rows = toy("--table", "1", "--dataset", "gone", "--noise", "sym_0.2", "--data_root", "few/")["table1"]
+    assert rows[0]["ours"] == 52
+    Path("config/PEFT/gone.yaml").write_text("data_path: ./data/gone")
+    rows = toy("--table", "1", "--dataset", "gone", "--noise", "sym_0.4", "--data_root", "few/")["table1"]
+    assert rows[0]["missing"] == "there is no few/gone"
+
+
 def test_columns_of_each_data_set(toy, capsys):
     path = Path("config/tables.yaml")
     tables = yaml.safe_load(path.read_text())
@@ -156,7 +223,7 @@ def test_columns_of_each_data_set(toy, capsys):
     ]
     head, _, toys, others = [[cell.strip() for cell in line.split("|")[3:-1]] for line in out.splitlines()[-4:]]
     assert head == ["sym_0.2 precision", "sym_0.4 precision", "worse_0.4 precision"]
-    assert toys == ["not run / 50.00", "not run / 60", ""] and others == ["", "not run", "not run"]
+    assert toys == ["not run / 50.00", "not run / 60.00", ""] and others == ["", "not run", "not run"]
 
 
 def test_dry_run(toy, capsys):
@@ -219,10 +286,42 @@ def test_unknown_names():
         (["--table", "1", "--profile", "digit"], "unknown name 'digit'.*Did you mean digits"),
         (["--table", "1", "--format", "html"], "unknown name 'html'"),
         ([], "--table: expected some of table1"),
+        (["--table", "1", "--noise", "sym_0.2", "sym_02"], "--noise: unknown name 'sym_02'.*Did you mean sym_0.2"),
+        (["--table", "1", "--dataset", "cifar_100", "cub200"], "--dataset: unknown name 'cifar_100'.*mean cifar100"),
+        (["--table", "1", "--dataset", "digits"], "--dataset: unknown name 'digits'"),
+        (["--table", "1", "--seeds", "-1"], "--seeds: must be whole numbers, not -1"),
+        (["--table", "1", "--jobs", "-1"], "--jobs: must be whole numbers, not -1"),
         (["--verify", "nowhere"], "no finished run"),
     ):
         with pytest.raises(UserError, match=message):
             reproduce.main(flags)
+
+
+def test_run_from_elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=f"run it in {re.escape(str(reproduce.HERE))}"):
+        reproduce.main(["--table", "1", "--dry_run"])
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"flag_to": "last"}, "table1: unknown key 'flag_to'.*Did you mean flags_to"),
+        ({"metrics": None}, "table1: has neither metrics nor settings"),
+        ({"columns": None}, "table1: has no columns"),
+        ({"methods": None}, "table1: has no methods"),
+        ({"columns": ["sym"]}, "columns: sym must be a noise mode and its ratio, e.g. sym_0.2"),
+        ({"methods": ["deft"]}, "methods: unknown name 'deft'"),
+    ],
+)
+def test_mistakes_in_the_file_of_tables(toy, change, message):
+    path = Path("config/tables.yaml")
+    tables = yaml.safe_load(path.read_text())
+    table = tables["tables"]["table1"] | change
+    tables["tables"]["table1"] = {key: value for key, value in table.items() if value}
+    path.write_text(yaml.safe_dump(tables, sort_keys=False))
+    with pytest.raises(UserError, match=message):
+        toy("--table", "1", "--dry_run")
 
 
 # --- the tables as they are
@@ -334,17 +433,32 @@ ROWS = compare(
 
 
 def test_formats():
-    markdown, latex, text = (FORMATS[name]("t", ROWS) for name in ("markdown", "latex", "csv"))
-    assert (
-        "85.00 ± 7.07 (2) / 84.00 / +1.00" in markdown
-        and "not run [1]" in markdown
-        and markdown.endswith("[1] not run; no data")
-    )
+    markdown, latex, text = (FORMATS[name]({"t": ROWS, "u": ROWS[:1]}) for name in ("markdown", "latex", "csv"))
+    assert "85.00 ± 7.07 (2) / 84.00 / +1.00" in markdown and "not run [1]" in markdown
+    assert "[1] not run; no data\n\n**u**: " in markdown
     assert r"cifar\_x & ours \& co & 85.00 $\pm$ 7.07 (2) / 84.00 / +1.00 & not run [1] \\" in latex
-    (first, second) = csv.DictReader(io.StringIO(text))
+    for legend in (markdown, latex):
+        assert "mean ± standard deviation (seeds) / paper / difference" in legend
+    first, second, third = csv.DictReader(io.StringIO(text))  # one heading for all tables
+    assert (first["table"], third["table"], first["ours"]) == ("t", "u", third["ours"])
     assert (
         float(first["ours"]) == pytest.approx(85) and second["ours"] == "" and second["missing"] == "not run; no data"
     )
+
+
+def test_what_is_averaged():
+    """Numbers, whole ones as well; words that differ are all said."""
+    seeds = [{"n": 3, "kept": 0.5, "level": "usable"}, {"n": 4, "kept": 0.7, "level": "doubtful"}]
+    metrics = {"n": "n", "kept %": "selected", "verdict": "level"}
+    count, kept, level = compare({("a", "b", "c"): [s | {"selected": s["kept"]} for s in seeds]}, metrics, None, None)
+    assert (count["ours"], count["n"]) == (3.5, 2) and kept["ours"] == pytest.approx(60)
+    assert (level["ours"], level["sd"], level["n"]) == ("usable, doubtful", None, 2)
+
+
+def test_small_differences_show():
+    figures = {"a": {"b": {"c": 0.001}}}
+    rows = compare({("a", "b", "c"): [{"lr": 1e-4}]}, {"lr": "lr"}, figures, ["dataset", "method", "column"])
+    assert "0.0001 (1) / 0.001 / -0.0009 |" in FORMATS["markdown"]({"t": rows})
 
 
 @pytest.mark.parametrize("kind", ["lines", "bars"])
@@ -432,3 +546,29 @@ def test_verify(cell, monkeypatch, capsys):
     assert ended.value.code == 1 and "noise_rate: " in text and "clean_mask.npz, labels: " in text
     assert phase1(out)  # the record itself is as it was
     assert read_summary(run / "summary.json") == summaries["label-match"]
+
+
+def test_verify_of_other_data(tmp_path):
+    """Images that were added, arrays of another version: said, not a traceback."""
+    for name, arrays in (("old", {"p": np.zeros(3), "lost": np.zeros(2)}), ("new", {"p": np.zeros(4)})):
+        (tmp_path / name).mkdir()
+        np.savez(tmp_path / name / "clean_mask.npz", **arrays)
+        write_summary(tmp_path / name / "summary.json", with_checksum(SUMMARY))
+    assert reproduce.differences(tmp_path / "old", tmp_path / "new") == [
+        "clean_mask.npz, p: of shape (3,) before, (4,) now",
+        "clean_mask.npz, lost: missing now",
+    ]
+
+
+def test_verify_of_a_renamed_folder(tmp_path, monkeypatch, capsys):
+    write_summary(tmp_path / "kept" / "summary.json", with_checksum(SUMMARY | {"script": "main_phase1"}))
+
+    def again(words, **_):
+        out = Path(words[words.index("--output_dir") + 1])
+        write_summary(
+            out / "toy" / "none" / "seed0" / "x" / "summary.json", with_checksum(SUMMARY | {"script": "main_phase1"})
+        )
+        return subprocess.CompletedProcess(words, 0)
+
+    monkeypatch.setattr(reproduce, "subprocess", SimpleNamespace(run=again))
+    assert reproduce.verify(tmp_path / "kept") == []

@@ -69,7 +69,7 @@ def pick(table: Mapping[str, T], name: str, key: str) -> T:
 
 def whole_numbers(words: list[str], key: str) -> list[int]:
     """The words as integers. Raises UserError if one is not a whole number."""
-    if not all(word.strip().isdigit() for word in words):
+    if not all(word.strip().isdecimal() for word in words):
         raise UserError(f"{key}: must be whole numbers, not {', '.join(words)}.")
     return [int(word) for word in words]
 
