@@ -348,4 +348,5 @@ def written_by_report(source: str | Path) -> bool:
 def shortened(words: Sequence[object], count: int = 12) -> str:
     """The first words of a list with commas, and how many there are in all."""
     rest = f" … ({len(words)} in all)" if len(words) > count else ""
-    return ", ".join(map(as_text, words[:count])) + rest
+    texts = map(as_text, words[:count])
+    return ", ".join(f"'{text}'" if "," in text else text for text in texts) + rest

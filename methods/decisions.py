@@ -38,6 +38,11 @@ class Decision:
         """What identifies the image within its data set, as text."""
         return f"id {self.id}" if self.id else f"path {self.path}" if self.path else f"content {self.content}"
 
+    @property
+    def contradicts_itself(self) -> bool:
+        """Whether it calls the given label right and names another, or wrong and names the given one."""
+        return bool(self.new_label) and (self.decision == "right") != (self.new_label == self.given_label)
+
 
 class Images:
     """The training images of a Dataset, found by what a Decision knows of them."""
@@ -90,7 +95,7 @@ def read_decisions(path: str | Path, classes: list[str]) -> list[Decision]:
             )
         if row.new_label and row.new_label not in classes:
             raise UserError(f"{where}: the new_label '{row.new_label}' is no class.{nearest(row.new_label, classes)}")
-        if row.new_label and (row.decision == "right") != (row.new_label == row.given_label):
+        if row.contradicts_itself:
             raise UserError(
                 f"{where} calls the label '{row.given_label}' {row.decision} and the new_label is '{row.new_label}'."
             )

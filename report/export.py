@@ -80,10 +80,10 @@ def _check_source(to: Path, data: "Dataset", data_path: str) -> None:
         raise UserError(f"--to: {to} is no folder.")
 
 
-def _is_whole(to: Path, metadata: list[tuple[str, ...]]) -> bool:
-    """Whether `to` holds the files that `metadata` lists, no others, and the same metadata."""
-    there = {path.relative_to(to).as_posix() for path in to.rglob("*") if not path.is_dir()}
-    whole = there == {METADATA, *(row[0] for row in metadata[1:])}
+def _is_whole(to: Path, metadata: list[tuple[str, ...]], link: bool) -> bool:
+    """Whether `to` holds the files that `metadata` lists, as links or as copies, no others, and the same metadata."""
+    there = {path.relative_to(to).as_posix(): path.is_symlink() for path in to.rglob("*") if not path.is_dir()}
+    whole = there == {METADATA: False, **{row[0]: link for row in metadata[1:]}}
     return whole and (to / METADATA).read_bytes() == csv_text(metadata).encode()
 
 
@@ -163,7 +163,7 @@ def export(
     _check_source(to, data, data_path)
     try:
         with _alone(to):
-            if _is_whole(to, metadata):
+            if _is_whole(to, metadata, link and bool(data.root)):
                 return len(samples)
             _check_empty(to, wanted)
             write_text(to / UNFINISHED, wanted)

@@ -23,7 +23,7 @@ def main(argv: list[str] | None = None) -> None:
     add_run_flags(parser)
     args = parse_flags(parser, argv)
     from report.pictures import draw_suspects
-    from report.render import all_sections, heading, page_html
+    from report.render import heading, label_sections, other_sections, page_html
     from report.similar import find_features
     from report.suspects import read_run, write_labels, write_suspects
     from utils.files import write_text
@@ -31,7 +31,8 @@ def main(argv: list[str] | None = None) -> None:
     cfg, arrays, data, summary = read_run(args.run, args.data_path, args.decisions)
     folder = Path(args.run)
     features = find_features(folder, data)
-    sections = all_sections(folder, cfg, data, arrays, summary, args.relabel_above, features)
+    sections = label_sections(data, arrays, args.relabel_above)
+    sections += other_sections(folder, cfg, data, arrays, summary, features)
     write_suspects(folder, data, arrays)
     write_labels(folder, data, arrays, args.relabel_above)
     draw_suspects(data, arrays, folder / "suspects.png", heading(summary, arrays["mask"]))

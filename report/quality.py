@@ -118,7 +118,7 @@ def write_issues(
 
 
 def quality_sections(folder: str | Path, data: "Dataset", arrays: dict[str, np.ndarray]) -> "list[Section]":
-    """The section of image_issues.csv, as all_sections has them; [] where there is no such file."""
+    """The section of image_issues.csv, as other_sections has them; [] where there is no such file."""
     from dataloader.rows import read_csv
     from report.sections import figures, section
 

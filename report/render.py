@@ -109,21 +109,24 @@ def _pieces(data: Dataset, order: np.ndarray, nearest: list[str]) -> str:
     )
 
 
-def all_sections(
+def label_sections(data: Dataset, arrays: dict[str, np.ndarray], relabel_above: float) -> list[Section]:
+    """The first sections of the page, (name, title, HTML) of each: what follows from the mask and from decisions."""
+    sections = [overview(data, arrays, relabel_above)]
+    sections += [against_truth(data, arrays, relabel_above)] if data.true_labels is not None else []
+    return [*sections, by_class(data, arrays), confusions(data, arrays)]
+
+
+def other_sections(
     folder: str | Path,
     cfg: SimpleNamespace,
     data: Dataset,
     arrays: dict[str, np.ndarray],
     summary: dict[str, Any],
-    relabel_above: float,
     features: np.ndarray | None = None,
 ) -> list[Section]:
-    """The sections of the page but the review: (name, title, HTML) of each. features (N, D): see find_features."""
+    """The sections behind them, which decisions do not change. features (N, D): see find_features."""
     history = read_log(folder)
-    sections = [overview(data, arrays, relabel_above)]
-    sections += [against_truth(data, arrays, relabel_above)] if data.true_labels is not None else []
-    sections += [by_class(data, arrays), confusions(data, arrays)]
-    sections += [training(history)] if history else []
+    sections = [training(history)] if history else []
     sections += [*similar_sections(folder, data, arrays, features), *quality_sections(folder, data, arrays)]
     return [*sections, settings(cfg, summary)]
 

@@ -10,7 +10,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from methods.decisions import Images, Log, as_arrays, by_image
 from report.pictures import THUMBNAIL, thumbnail
-from report.render import all_sections, page_html
+from report.render import label_sections, other_sections, page_html
 from report.similar import find_features, nearest_of_classes
 from report.suspects import follow, read_run
 from utils.config import UserError
@@ -30,10 +30,8 @@ class Review:
     ) -> None:
         self.folder = folder
         self.cfg, self.arrays, self.data, self.summary = read_run(folder, data_path, decisions)
-        self.features = find_features(folder, self.data)
-        self.sections = all_sections(
-            folder, self.cfg, self.data, self.arrays, self.summary, relabel_above, self.features
-        )
+        self.features, self.relabel_above = find_features(folder, self.data), relabel_above
+        self.sections = other_sections(folder, self.cfg, self.data, self.arrays, self.summary, self.features)
         self.images, self.log, self.lock = Images(self.data), Log(folder), threading.Lock()
         self.index = {self.images.row(i).image: i for i in range(len(self.data.train.labels))}
 
@@ -42,7 +40,8 @@ class Review:
         with self.lock:
             decided, _ = by_image(self.log.rows(self.data.label_names), self.images, last_counts=True)
             follow(self.arrays, *as_arrays(decided, self.data))
-            return page_html(self.folder, self.data, self.arrays, self.summary, self.sections, server=True)
+            sections = [*label_sections(self.data, self.arrays, self.relabel_above), *self.sections]
+            return page_html(self.folder, self.data, self.arrays, self.summary, sections, server=True)
 
     def picture(self, image: str, size: int) -> tuple[str, bytes]:
         """An image as the bytes of a JPEG, or of a PNG where it is small; KeyError for one that is not of the run."""
@@ -62,8 +61,11 @@ class Review:
         """Add a decision, `right`, `wrong` or "", to the log; ValueError or KeyError for one that cannot be."""
         if decision not in ("right", "wrong", "") or new_label not in ("", *self.data.label_names):
             raise ValueError(f"no such decision: {decision!r}, {new_label!r}")
+        row = self.images.row(self.index[image], decision, new_label)
+        if row.contradicts_itself:  # a log with such a line cannot be read
+            raise ValueError(f"the label {row.given_label!r} is {decision}, but the new label is {new_label!r}")
         with self.lock:
-            self.log.add([self.images.row(self.index[image], decision, new_label)])
+            self.log.add([row])
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -87,7 +89,9 @@ class Handler(BaseHTTPRequestHandler):
                 return self._answer(200, f"image/{kind}", content, keep=True)
             if url.path == f"/{self.token}/near":
                 return self._answer(200, "application/json", json.dumps(self.review.nearest(query["of"][0])).encode())
-        except (KeyError, UserError):
+        except UserError as error:  # such as a log that cannot be read
+            return self._answer(500, "text/plain; charset=utf-8", str(error).encode())
+        except KeyError:
             pass
         return self._answer(404, "text/plain", b"not found")
 

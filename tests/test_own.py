@@ -21,7 +21,7 @@ from dataloader.files import HEIF, below, inspect_file, inspect_files
 from dataloader.listings import class_folders
 from dataloader.load import load_data
 from dataloader.loaders import Loader
-from dataloader.rows import tidy_names
+from dataloader.rows import shortened, tidy_names
 from dataloader.transforms import Pixels, decode, open_image
 from methods.decisions import UNDECIDED
 from methods.masks import load_mask
@@ -385,6 +385,7 @@ def test_what_clip_reads(tmp_path, capsys):
     assert tidy_names(["3_series", "5_series"]) == ["3 series", "5 series"]  # they would be the same without
     assert tidy_names(["7 up", "1 007"]) == ["7 up", "1 007"]
     assert tidy_names(["cafe\u0301"]) == ["caf\u00e9"]
+    assert shortened(["plain, with comma", "dog"]) == "'plain, with comma', dog"
     data = load(table(tmp_path, SIX.replace("x", "hot_dog").replace("y", "Hot dog")), *NO_TEST)
     assert data.num_classes == 2
     assert "the classes 'Hot dog' and 'hot_dog' have the same name for CLIP, 'hot dog'" in capsys.readouterr().out

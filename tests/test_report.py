@@ -189,7 +189,7 @@ def test_nothing_or_everything_may_be_suspect(digits_run, tmp_path, monkeypatch,
     summary["verdict"] = {"level": "usable", "why": "", "instead": ""}
     monkeypatch.setattr(render, "GALLERY", 300)
     pictures.draw_suspects(data, arrays, tmp_path / "suspects.png", "0 labels look wrong")
-    parts = render.all_sections(digits_run, cfg, data, arrays, summary, 0.9)
+    parts = [*render.label_sections(data, arrays, 0.9), *render.other_sections(digits_run, cfg, data, arrays, summary)]
     page = Page(render.page_html(digits_run, data, arrays, summary, parts))
     assert len(page.rows["rows"]) == len(page.images) == (0 if trusted else 300)
     assert any("the server also has the other 59" in text for text in page.texts) == (not trusted)
@@ -260,6 +260,8 @@ def test_export_copies_what_is_trusted(nasty_run, tmp_path, capsys):
             export.main([str(nasty_run), "--to", str(to)])
     export.main([str(nasty_run), "--to", str(tmp_path / "clean")])  # whole already
     assert tree(tmp_path / "clean") == copied
+    with pytest.raises(UserError, match="--to: .*clean is not empty; name a new folder"):
+        export.main([str(nasty_run), "--to", str(tmp_path / "clean"), "--link"])  # which would stay copies
     (tmp_path / "clean" / "mine.txt").touch()
     with pytest.raises(UserError, match="--to: .*clean is not empty; name a new folder"):
         export.main([str(nasty_run), "--to", str(tmp_path / "clean")])

@@ -308,6 +308,23 @@ def test_a_review_on_the_server(browser, nasty_run, tmp_path):
     assert len(rows_of(run / "suspects.csv")) == len(suspects) - 1
 
 
+def test_a_served_page_counts_the_decisions_so_far(nasty_run, tmp_path):
+    """A log that cannot be read is named."""
+    run = Path(shutil.copytree(nasty_run, tmp_path / "run"))
+    server, address = opened(Review(run))
+    first, *others = rows_of(run / "suspects.csv")
+    decide(address, image=f"path {first['path']}", decision="right", new_label="")
+    page = urllib.request.urlopen(address).read().decode()
+    assert f"<dt>suspects</dt><dd>{len(others)}</dd>" in page
+    assert "<dt>reviewed: label is right</dt><dd>1</dd>" in page
+    (run / "decisions.jsonl").write_text("no JSON\n")
+    with pytest.raises(urllib.error.HTTPError, match="500") as answer:
+        urllib.request.urlopen(address)
+    assert "decisions.jsonl: not a log of decisions" in answer.value.read().decode()
+    server.shutdown()
+    server.server_close()
+
+
 def test_a_kill_loses_no_decision(nasty_run, tmp_path):
     run = Path(shutil.copytree(nasty_run, tmp_path / "run"))
     command = [sys.executable, "-m", "report.review", str(run)]
@@ -337,7 +354,14 @@ def test_the_server_answers_this_machine_and_the_token_only(nasty_run, tmp_path)
         assert status(wrong) == 404
     assert status(address, Host="elsewhere.example") == 404
     assert status(address + "image?of=path%20/etc/passwd") == 404
-    for body in ({"image": image, "decision": "maybe", "new_label": ""}, {"image": image}, {"image": "no"}):
+    given, other = (review.data.label_names[k] for k in (review.data.train.labels[0], review.data.train.labels[-1]))
+    for body in (
+        {"image": image, "decision": "maybe", "new_label": ""},
+        {"image": image},
+        {"image": "no"},
+        {"image": image, "decision": "right", "new_label": other},
+        {"image": image, "decision": "wrong", "new_label": given},
+    ):
         with pytest.raises(urllib.error.HTTPError, match="400"):
             decide(address, **{"decision": "wrong", **body} if "no" in body.values() else body)
     with pytest.raises(urllib.error.HTTPError, match="404"):
