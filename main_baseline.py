@@ -3,7 +3,6 @@
 python main_baseline.py --cfg config/FFT/cifar100.yaml --noise_mode sym --noise_ratio 0.2 --lnl_methods CE
 """
 
-from dataclasses import replace
 from typing import Any
 
 from utils.config import UserError, load_config, pick, settle_epochs
@@ -32,7 +31,7 @@ def main(
     numbers: dict[str, Any] = {}
     if build.takes_mask:
         path, mask, labels = trusted_samples(cfg, data, seed_folder(cfg, data.place))
-        data.train = replace(data.train, labels=labels)
+        data.train = data.train.relabelled(labels)
         name, identity, numbers = (
             [*name, mask_name(cfg.mask)],
             {**data.identity, "mask": label_hash(mask)},

@@ -3,7 +3,6 @@
 python main_phase2.py --cfg config/FFT/cifar100.yaml --noise_mode sym --noise_ratio 0.2
 """
 
-from dataclasses import replace
 from typing import Any
 
 from utils.config import UserError, load_config, settle_epochs
@@ -30,7 +29,7 @@ def main(argv: list[str] | None = None, description: str | None = __doc__, **set
     data = load_data(cfg)
     settle_epochs(cfg, len(data.train.labels))
     path, mask, labels = trusted_samples(cfg, data, seed_folder(cfg, data.place))
-    data.train = replace(data.train, labels=labels)
+    data.train = data.train.relabelled(labels)
     others = "" if cfg.noisy_samples == "discard" or path is None else cfg.noisy_samples + "-soft" * cfg.soft_labels
     if others and cfg.phase2_loss != "CE":
         raise UserError(

@@ -58,6 +58,13 @@ class Split:
         taken |= {name: x[index] for name, x in columns.items() if isinstance(x, np.ndarray)}
         return replace(self, **taken)
 
+    def relabelled(self, labels: np.ndarray) -> "Split":
+        """The same with other given labels (N,); whether those that changed were right no longer counts."""
+        verified = self.verified
+        if verified is not None:
+            verified = np.where(labels == self.labels, verified, -1).astype(np.int8)
+        return replace(self, labels=labels, verified=verified)
+
 
 @dataclass
 class Dataset:
@@ -144,8 +151,17 @@ class Dataset:
 
     @property
     def identity(self) -> dict[str, str]:
-        """What identifies these images and labels, for utils.runs.Run."""
-        return {"images": self.fingerprint, "labels": label_hash(self.train.labels)}
+        """What a result on these data depends on, {what: hash}, for utils.runs.Run."""
+        names = "\n".join(map(str, [*self.classnames, *self.label_names])).encode("utf-8", "backslashreplace")
+        found = {
+            "images": self.fingerprint,
+            "labels": label_hash(self.train.labels),
+            "class names": hashlib.sha256(names).hexdigest()[:8],
+        }
+        if tests := [split.labels for split in self.tests.values()]:
+            found["test labels"] = label_hash(np.concatenate(tests))
+        truth = self.train.verified if self.true_labels is None else self.true_labels
+        return found if truth is None else found | {"true labels": label_hash(truth)}
 
     def known(self) -> tuple[np.ndarray, np.ndarray] | None:
         """The training labels known to be right or wrong: their index (M,), and whether each is right, (M,) bool.

@@ -51,11 +51,7 @@ class Images:
         self.data, self.paths = data, [data.path(i) for i in range(len(data.train.labels))]
         self.contents = data.digests or [""] * len(self.paths)
         self.by_id = {name: [i] for i, name in enumerate(data.ids or []) if name}
-        self.by_path = {path: [i] for i, path in enumerate(self.paths) if path}
-        self.by_content: dict[str, list[int]] = {}
-        for i, content in enumerate(self.contents):
-            if content:
-                self.by_content.setdefault(content, []).append(i)
+        self.by_path, self.by_content = _places(self.paths), _places(self.contents)
 
     def row(self, i: int, decision: str = "", new_label: str = "") -> Decision:
         """The Decision about image i."""
@@ -65,7 +61,7 @@ class Images:
     def find(self, row: Decision) -> tuple[list[int], str]:
         """(indices, "") of the images that a Decision is about, or ([], why there is none).
 
-        Files are one image each; identical images of an array with the same label share a decision.
+        Rows of one file, or identical images of an array, share a decision where they have the same label.
         """
         found = self.by_id.get(row.id) or self.by_path.get(row.path)
         if found and row.content and self.contents[found[0]] not in ("", row.content):
@@ -73,6 +69,15 @@ class Images:
         found = found or self.by_content.get(row.content) or []
         same = [i for i in found if self.data.label_names[self.data.train.labels[i]] == row.given_label]
         return same, "" if same else "has another label now" if found else "is gone"
+
+
+def _places(names: list[str]) -> dict[str, list[int]]:
+    """{name: its indices}, without ""."""
+    places: dict[str, list[int]] = {}
+    for i, name in enumerate(names):
+        if name:
+            places.setdefault(name, []).append(i)
+    return places
 
 
 def read_decisions(path: str | Path, classes: list[str]) -> list[Decision]:

@@ -10,6 +10,7 @@ import pytest
 import main_detect
 import main_real_phase2
 import report.page as report
+from dataloader.dataset import Dataset, Split, View
 from dataloader.load import load_data
 from methods.decisions import LOG, Images, Log, read_decisions
 from methods.masks import default_mask
@@ -132,6 +133,15 @@ def test_images_of_an_array_are_known_by_their_pixels(cell, tmp_path):
     _, arrays, data, _ = read_run(folder, decisions=ticks)
     assert [data.digests[i] for i in np.flatnonzero(arrays["decision"])] == [suspect["content"]]
     assert arrays["mask"][int(suspect["index"])]
+
+
+def test_a_file_in_several_rows_of_a_table(tmp_path):
+    """As of several annotators: a decision is of one label, and of all rows that give it."""
+    write_digits(tmp_path / "data", 0, every=200, table=True)
+    path = tmp_path / "data" / "twice.csv"
+    path.write_text("path,label\nimg/0.png,x\nimg/0.png,y\nimg/1.png,y\nimg/1.png,y\nimg/2.png,x\n")
+    images = Images(load_data(load_config([*OWN, "--data_path", str(path)])))
+    assert [images.find(images.row(i))[0] for i in range(5)] == [[0], [1], [2, 3], [2, 3], [4]]
 
 
 def test_rows_that_contradict_each_other(run, tmp_path):
@@ -300,6 +310,15 @@ def test_training_follows_decisions_by_the_runs_mask(root, run, tmp_path, monkey
 
 
 FAILED = {"level": "not usable", "why": "it guesses", "instead": "look"}
+
+
+def test_a_corrected_label_is_not_known_to_be_wrong():
+    """People said so of the label that was there before (Food-101N, red mini-ImageNet)."""
+    images, verified = np.zeros((4, 2, 2, 3), np.uint8), np.array([0, 0, 1, -1], dtype=np.int8)
+    split = Split(images, np.array([0, 0, 1, 1]), verified=verified).relabelled(np.array([1, 0, 1, 1]))
+    assert split.verified.tolist() == [-1, 0, 1, -1] and split.labels.tolist() == [1, 0, 1, 1]
+    data = Dataset("x", split, None, ["a", "b"], View())
+    assert data.known()[0].tolist() == [1, 2]
 
 
 def test_training_on_corrected_labels_without_a_mask(root, run, tmp_path, capsys):

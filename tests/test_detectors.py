@@ -245,6 +245,8 @@ def test_a_kept_run_of_a_notebook_is_reported(tmp_path, kind):
     settings = {"backbone": "tiny-clip-digits", "device": "cpu", "output_dir": out, "classnames": DIGITS}
     p_clean, suggested = detect(images, labels, **settings)
     assert np.array_equal(detect(images, labels, **settings)[0], p_clean)  # the kept run
+    with pytest.raises(UserError, match="used other class names"):
+        detect(images, labels, **settings | {"classnames": DIGITS[::-1]})
     (run,) = [path.parent for path in out.rglob("clean_mask.npz")]
     page.main([str(run)])
     rows = list(csv.DictReader((run / "labels_clean.csv").open()))

@@ -306,6 +306,9 @@ def test_a_run_with_descriptions(tmp_path):
     plain = main_detect.main(flags)
     described = main_detect.main([*flags, "--descriptions", str(path), "--tag", "described"])
     assert plain["auroc"] > 0.95 and described["auroc"] > 0.9 and plain["auroc"] != described["auroc"]
+    path.write_text("zero: [like a ring]\n")
+    with pytest.raises(UserError, match="used other descriptions. To keep it"):
+        main_detect.main([*flags, "--descriptions", str(path), "--tag", "described"])
     path.write_text("zerro: [with a hole]\n")
     with pytest.raises(UserError, match="there is no class 'zerro'. Did you mean zero"):
         main_detect.main([*flags, "--descriptions", str(path), "--tag", "wrong"])

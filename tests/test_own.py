@@ -713,6 +713,41 @@ def test_an_image_that_changed_under_its_name_is_another(tmp_path):
     assert main_detect.main([*run, "--name", "second"])["dataset"] == "own-second"
 
 
+def test_what_a_finished_run_rests_on_has_changed(tmp_path):
+    """The same images and numbers of labels, but other class names or another truth: never the figures from before."""
+    text = "path,label,true_label,split\n" + "".join(
+        f"{name}.png,{label},{label},{split}\n"
+        for name, label, split in zip("abcdef", "xxxyyy", ["train", "train", "test"] * 2)
+    )
+    path, names = table(tmp_path, text), tmp_path / "names.txt"
+    names.write_text("zero\none\n")
+    run = ["--cfg", "config/PEFT/own.yaml", *flags(path, tmp_path / "runs", "--classnames", str(names))]
+    summary = main_detect.main(run)
+    assert main_detect.main(run) == summary
+    names.write_text("zero\ntwo\n")
+    with pytest.raises(UserError, match="used other class names. To keep it"):
+        main_detect.main(run)
+    names.write_text("zero\none\n")
+    path.write_text(text.replace("y,", "z,"))  # the labels' own names, in the same order
+    with pytest.raises(UserError, match="used other class names"):
+        main_detect.main(run)
+    path.write_text(text.replace("c.png,x,x", "c.png,x,y"))
+    with pytest.raises(UserError, match="used other test labels"):
+        main_detect.main(run)
+    path.write_text(text.replace("a.png,x,x", "a.png,x,y"))
+    with pytest.raises(UserError, match="used other true labels"):
+        main_detect.main(run)
+    path.write_text(text.replace(",true_label", ",").replace("y,y,", "y,,").replace("x,x,", "x,,"))
+    assert main_detect.main(run) == summary  # without a truth there is nothing to compare
+    path.write_text(text)
+    (record,) = tmp_path.rglob("summary.json")
+    older = json.loads(record.read_text())
+    older["identity"] = {key: older["identity"][key] for key in ("images", "labels")}
+    del older["checksum"]
+    record.write_text(json.dumps(older))
+    assert main_detect.main(run) == older  # of a version that recorded no more
+
+
 def test_every_label_is_judged_and_the_mask_fits_those_that_are_trained_on(tmp_path, capsys):
     write_folder(tmp_path / "data", {"a": 10, "b": 10})
     run = flags(tmp_path / "data", tmp_path / "runs")

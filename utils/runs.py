@@ -1,5 +1,6 @@
 """A run and its folder, <output_dir>/<dataset>/<noise>/seed<k>/<name>/ (settings, log, summary, checkpoint)."""
 
+import hashlib
 import json
 import math
 import os
@@ -48,6 +49,8 @@ FREE_KEYS = {
     "tensorboard",
     "script",
 }
+# in a run's identity where they are known; runs of older versions have none of them
+IF_KNOWN = ("class names", "test labels", "true labels", "descriptions")
 # how numbers are printed; fractions are printed in per cent, as in the tables
 FRACTIONS = ("noise_rate", "precision", "recall", "f1", "auroc", "auprc_mislabelled", "selected")
 WORDS = {
@@ -64,6 +67,16 @@ WORDS = {
     "acc_best": "{:.2f} % after the best",
     "seconds": "{:.1f} s",
 }
+
+
+def _descriptions(cfg: SimpleNamespace) -> dict[str, str]:
+    """For a run's identity: a hash of the file that `descriptions` names, if any."""
+    path = getattr(cfg, "descriptions", "")
+    return (
+        {"descriptions": hashlib.sha256(Path(path).read_bytes()).hexdigest()[:8]}
+        if path and Path(path).is_file()
+        else {}
+    )
 
 
 def backbone_name(cfg: SimpleNamespace) -> str:
@@ -132,7 +145,7 @@ class Run:
         if not (there.is_dir() and os.access(there, os.W_OK)):
             raise UserError(f"output_dir: {there} is not writable.")
         self.history: list[dict[str, Any]] = []
-        self.identity, self.events, self.lock = identity, None, None
+        self.identity, self.events, self.lock = {**identity, **_descriptions(cfg)}, None, None
         self.began = time.monotonic()  # of the epoch that is running
         if cfg.tensorboard:
             summary_writer()  # fail before training and not after the first epoch
@@ -150,7 +163,7 @@ class Run:
 
     def _check_same_data(self, before: Mapping[str, str]) -> None:
         for what, value in self.identity.items():
-            if before.get(what) == value:
+            if before.get(what) == value or (what in IF_KNOWN and what not in before):
                 continue
             changes = ""
             if what == "images":
@@ -161,7 +174,7 @@ class Run:
                     f"score: {self.folder} holds scores of other {what}{changes}. Delete it to score these."
                 )
             where = f"used {'another mask' if what == 'mask' else f'other {what}'}{changes}"
-            if what != "images" and "mask" in self.identity:
+            if what in ("labels", "mask") and "mask" in self.identity:
                 where += ", or was made before other decisions"
             other_data = f"{'--name NAME' if self.cfg.dataset == 'own' else '--output_dir DIR'} for other data or "
             raise UserError(
