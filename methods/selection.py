@@ -16,12 +16,12 @@ def select_clean(p_yes: Tensor, labels: Tensor, require_agreement: bool = False)
 
     p_yes (B, K) is the probability that the positive rather than the negative prompt of a class fits the image.
     Clean: p_clean > 0.5, i.e. sim(I, T+_y) > sim(I, T-_y) (DeFT, section 3). With `require_agreement` (real-world
-    noise) the label must also be the class of the largest p_yes.
+    noise) the label must also be the class of the largest p_yes, or one of them: several may round to 1.
     """
     p_clean = p_yes.gather(1, labels[:, None])[:, 0]
     selected = p_clean > 0.5
     if require_agreement:
-        selected &= p_yes.argmax(1) == labels
+        selected &= p_clean == p_yes.amax(1)
     return selected, p_clean
 
 

@@ -13,7 +13,7 @@ import main_phase1
 from methods import deft
 from methods.deft import agreement, final_selection
 from methods.detectors import DETECTORS, discriminant_margin, text_tells
-from methods.selection import two_groups
+from methods.selection import clean_probability, select_clean, two_groups
 from tests.helpers import detection, phase1
 from tests.test_neighbours import clusters, make_inputs, unit
 from utils.config import UserError
@@ -22,6 +22,13 @@ from utils.config import UserError
 def by_rule(records, labels, **settings):
     default = {"mask_by": "pair", "require_agreement": False, "seed": 0}
     return final_selection(records, labels, SimpleNamespace(**default | settings))
+
+
+def test_agreement_where_several_p_yes_round_to_1():
+    """With a logit scale of 100 the pair may lie 20 apart: the label is not refused for its number."""
+    logits = torch.tensor([[18.0, 25.0, 0.0], [25.0, 4.0, 0.0], [4.0, 5.0, 0.0]])
+    selected, _ = select_clean(clean_probability(logits, torch.zeros(3, 3)), torch.tensor([1, 1, 0]), True)
+    assert selected.tolist() == [True, False, False]
 
 
 def test_rules_of_the_final_mask():
