@@ -149,6 +149,35 @@ def test_figures_of_the_detectors():
         assert np.mean(values) - np.mean(auto) <= max(np.std(values, ddof=1), np.std(auto, ddof=1))
 
 
+def test_figures_of_the_methods():
+    """The accuracies on the digits in the README and docs/reproducing.md are those of results/methods-digits.md."""
+
+    def cells(line):
+        return [cell.strip() for cell in line.split("|")[1:-1]]
+
+    head, _, *lines = (line for line in Path("results/methods-digits.md").read_text().splitlines() if line[:1] == "|")
+    found = {}
+    for _, method, *texts in map(cells, lines):
+        found |= {(method, column): text.removesuffix(" (3)") for column, text in zip(cells(head)[2:], texts)}
+    head, _, *lines = (
+        Path("docs/reproducing.md").read_text().split("\n| last accuracy ")[1].split("\n\n")[0].splitlines()
+    )
+    assert len(lines) == len({method for method, _ in found})
+    for method, *texts in map(cells, lines):
+        for column, text in zip(cells(head), texts, strict=True):
+            exact = found[method, f"{column.replace(' ', '_')} last"]
+            for shown, value in zip(text.split(" ± "), exact.split(" ± "), strict=True):
+                assert abs(float(shown) - float(value)) < 0.0501, (method, column)
+    names = {"DeFT, phase 1": "DeFT, phase 1's text classifier", "label-match": "zero-shot CLIP"}
+    names |= {"CE on all labels": "CE", "DeFT, phase 2": "DeFT, phase 2"}
+    _, *lines = Path("README.md").read_text().split("\n| noise | run ")[1].split("\n\n")[0].splitlines()[1:]
+    assert len(lines) == 8
+    noise = ""
+    for given, run, *_, best, last in map(cells, lines):
+        noise = given.replace(" ", "_") or noise
+        assert [best, last.strip("*")] == [found[names[run], f"{noise} {metric}"] for metric in ("best", "last")]
+
+
 @pytest.mark.parametrize("name", detector_table.TABLES)
 def test_tables_of_detectors_are_those_of_their_rows(name, tmp_path):
     """results/detectors*.md is what scripts/detector_table.py writes of the CSV beside it."""
