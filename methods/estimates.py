@@ -72,6 +72,12 @@ class Estimate:
         )
 
 
+def spread(p_clean: np.ndarray, n: int = 100) -> np.ndarray:
+    """Indices (n,), or all, of labels at equal distances in the list, the lowest p_clean (N,) first: those worth checking."""
+    order = np.argsort(p_clean, kind="stable")
+    return order[np.linspace(0, len(order) - 1, min(n, len(order))).astype(int)]
+
+
 def estimate(p_clean: np.ndarray, checked: dict[int, bool] | None = None, seed: int = 0) -> Estimate:
     """The Estimate of p_clean (N,), and {index: whether the label is wrong} of labels that a person checked."""
     rng, N = np.random.default_rng(seed), len(p_clean)

@@ -13,6 +13,7 @@ import numpy as np
 
 from dataloader.dataset import Dataset, label_hash
 from methods.decisions import RIGHT, UNDECIDED, Images
+from methods.estimates import spread
 from report.pictures import thumbnails
 from report.quality import quality_sections
 from report.sections import Section, against_truth, by_class, confusions, overview, settings, training
@@ -33,10 +34,15 @@ KEPT = {
 
 
 def to_show(arrays: dict[str, np.ndarray], limit: int | None = None) -> np.ndarray:
-    """Indices of the images in the page: the `limit` worst suspects to review, the worst first, then all reviewed."""
+    """Indices of the images in the page: the `limit` worst suspects to review, what the sample adds to them, all reviewed.
+
+    The sample (methods/estimates.py, spread) has labels that the detector keeps, too.
+    """
+    suspects, sampled = to_review(arrays)[:limit], spread(arrays["p_clean"])
+    decided, there = arrays["decision"] != UNDECIDED, arrays["there"]
+    more = sampled[(there & ~decided)[sampled] & ~np.isin(sampled, suspects)]
     reviewed = ranking(arrays["p_clean"], arrays["mask"])
-    reviewed = reviewed[((arrays["decision"] != UNDECIDED) & arrays["there"])[reviewed]]
-    return np.concatenate([to_review(arrays)[:limit], reviewed])
+    return np.concatenate([suspects, more, reviewed[(there & decided)[reviewed]]])
 
 
 def run_name(folder: str | Path, summary: dict[str, Any]) -> str:
@@ -71,7 +77,7 @@ def _rows(
     near: dict[str, dict[str, list[int]]],
     server: bool,
 ) -> str:
-    """What the page's script reads, as JSON: the rows of suspects.csv, what was decided, and where images are."""
+    """What the page's script reads, as JSON: the rows of suspects.csv and of the sample, decisions, where images are."""
     header, *rows = score_rows(data, arrays, order)
     name, images, names = run_name(folder, summary), Images(data), [*data.label_names, ""]
     known_by = [summary["identity"]["images"], *images.contents, *names, label_hash(data.train.labels)]
@@ -91,6 +97,7 @@ def _rows(
         "header": header,
         "rows": rows,
         "decisions": decisions,
+        "sample": [images.row(i).image for i in spread(arrays["p_clean"])],
         "near": near,
         "server": server,
         "piece": PIECE,

@@ -10,9 +10,11 @@ const suspects = page.rows.map((row, at) => {
   return {
     row, at, image, given: get("given_label"), suggested: get("predicted_label"), truth: get("true_label"),
     p: Number(get("label_score")), sure: Number(get("predicted_probability")),
+    kept: get("is_label_issue") === "False" && !(image in page.decisions),  // in the sample alone
     path: get("path"), name: get("id") || get("path").split("/").pop() || "image " + get("index"),
   };
 });
+const sample = new Set(page.sample);  // images at equal distances in the list of all labels
 const none = {decision: "", new_label: ""};
 const PIECE = 60;  // cards added at a time
 
@@ -20,6 +22,7 @@ const PIECE = 60;  // cards added at a time
 
 const decided = new Map(Object.entries(page.decisions));
 const decisionOf = (suspect) => decided.get(suspect.image) ?? none;
+const isReviewed = (suspect) => Boolean(decisionOf(suspect).decision);
 const same = (a, b) => a.decision === b.decision && a.new_label === b.new_label;
 let storage = null;
 try { storage = page.server ? null : window.localStorage; } catch { /* a browser that keeps nothing for local files */ }
@@ -63,8 +66,9 @@ function decide(suspect, decision, new_label = "") {
 addEventListener("beforeunload", (event) => { if (unsaved) event.preventDefault(); });
 
 // "given → suggestion", or that the label is a suspect although no other class fits better
-function pairOf({given, suggested}) {
-  return given === suggested ? given + " (no class fits better)" : given + " → " + suggested;
+function pairOf({given, suggested, kept}) {
+  if (given === suggested) return kept ? given : given + " (no class fits better)";
+  return given + " → " + suggested;
 }
 function inWords(suspect) {
   const {decision, new_label} = decisionOf(suspect);
@@ -103,10 +107,16 @@ const orders = {
   pair: (a, b) => pairs.get(b.given + "\n" + b.suggested) - pairs.get(a.given + "\n" + a.suggested)
     || byText(a.given, b.given) || byText(a.suggested, b.suggested),
 };
+const lists = {
+  all: (s) => !s.kept || isReviewed(s),
+  open: (s) => !s.kept && !isReviewed(s),
+  sample: (s) => sample.has(s.image) && !isReviewed(s),
+  reviewed: isReviewed,
+};
 function list() {
   const [given, suggested, which] = ["given", "suggested", "which"].map((id) => find(id).value);
   shown = suspects.filter((s) => (!given || s.given === given.slice(1)) && (!suggested || s.suggested === suggested.slice(1))
-    && (which === "all" || (which === "reviewed") === Boolean(decisionOf(s).decision)));
+    && lists[which](s));
   shown.sort((a, b) => orders[find("order").value](a, b) || a.at - b.at);
   find("cards").replaceChildren();
   more();
@@ -150,11 +160,12 @@ function mark(card, suspect = shown[card.dataset.at]) {
   card.querySelector(".said").textContent = inWords(suspect);
 }
 function count() {
-  const done = suspects.filter((s) => decisionOf(s).decision);
+  const all = suspects.filter(find("which").value === "sample" ? (s) => sample.has(s.image) : lists.all);
+  const done = all.filter(isReviewed);
   const wrong = done.filter((s) => decisionOf(s).decision === "wrong").length;
-  find("count").textContent = `${shown.length} shown; reviewed: ${done.length} of ${suspects.length}, `
+  find("count").textContent = `${shown.length} shown; reviewed: ${done.length} of ${all.length}, `
     + `${wrong} wrong, ${done.length - wrong} right`;
-  find("export").disabled = !done.length;
+  find("export").disabled = !suspects.some(isReviewed);
   find("start").disabled = !shown.length;
 }
 find("cards").addEventListener("click", ({target}) => {
@@ -171,7 +182,7 @@ function choose(suspect, value) {
 }
 for (const side of ["given", "suggested"]) {
   const numbers = new Map();
-  for (const suspect of suspects) numbers.set(suspect[side], (numbers.get(suspect[side]) ?? 0) + 1);
+  for (const suspect of suspects.filter(lists.all)) numbers.set(suspect[side], (numbers.get(suspect[side]) ?? 0) + 1);
   for (const name of [...numbers.keys()].sort(byText))
     find(side).append(element("option", {value: "=" + name, textContent: `${name} (${numbers.get(name)})`}));
 }
@@ -179,7 +190,7 @@ for (const id of ["given", "suggested", "which", "order"]) find(id).addEventList
 
 find("export").addEventListener("click", () => {
   const quote = (field) => /[",\r\n]/.test(field) ? '"' + field.replaceAll('"', '""') + '"' : field;
-  const lines = suspects.filter((s) => decisionOf(s).decision)
+  const lines = suspects.filter(isReviewed)
     .map((s) => [...s.row, decisionOf(s).decision, decisionOf(s).new_label]);
   const text = [[...page.header, "decision", "new_label"], ...lines].map((line) => line.map(quote).join(",") + "\n").join("");
   const link = element("a", {href: URL.createObjectURL(new Blob([text], {type: "text/csv"})), download: page.name});

@@ -89,7 +89,8 @@ def overview(data: Dataset, arrays: dict[str, np.ndarray], relabel_above: float)
         "<p class=soft>The 95 % interval (Wilson) covers sampling only: how much the share of suspects would vary "
         "between sets of images like this one. It ignores the detector’s errors: some suspects have right labels, and "
         "some labels that are kept are wrong. The interval of the share of wrong labels accounts for these. From the "
-        "scores alone it is rough; reviewing labels from all over the list makes it narrower.</p>"
+        "scores alone it is rough and can miss the truth; reviewing the sample of all labels (see Review, Show) mends "
+        "that.</p>"
     )
     return section(
         "overview", "Overview", f"<div class=pair><div>{_tiles(tiles)}{text}</div>{plot_scores(arrays)}</div>"

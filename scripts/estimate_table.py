@@ -21,7 +21,7 @@ import torch
 
 from dataloader.load import load_data
 from methods.detectors import DETECTORS
-from methods.estimates import calibration, estimate
+from methods.estimates import calibration, estimate, spread
 from methods.inputs import load_inputs
 from report.tables import format_table
 from scripts.detector_table import NOISES, deft_rows
@@ -77,8 +77,7 @@ def scores(names, mode, ratio, seed, runs):
 
 def checked_labels(p_clean, wrong, which, n=100):
     """{index: whether wrong} of n labels that a person would have checked."""
-    order = np.argsort(p_clean, kind="stable")
-    index = order[np.linspace(0, len(order) - 1, n).astype(int)] if which == "spread" else order[:n]
+    index = spread(p_clean, n) if which == "spread" else np.argsort(p_clean, kind="stable")[:n]
     return {int(i): bool(wrong[i]) for i in index} if which else {}
 
 

@@ -145,7 +145,10 @@ def test_the_page_holds_everything_and_loads_nothing(digits_run, cell):
     assert summary["verdict"]["level"] == "not usable"  # after two epochs the accuracy has fallen
     assert "Not usable: the detector failed" in page.texts and f"{suspects}" in page.texts
     assert "share of wrong labels, 90 % interval, from the scores alone" in page.texts
-    assert len(page.rows["rows"]) == suspects == len(page.images) and page.tags.count("svg") == 5
+    issue = [row[page.rows["header"].index("is_label_issue")] for row in page.rows["rows"]]
+    assert issue == ["True"] * suspects + ["False"] * (len(issue) - suspects)  # those of the sample
+    assert len(page.rows["sample"]) == 100 > len(issue) - suspects > 0
+    assert len(issue) == len(page.images) and page.tags.count("svg") == 5
     assert all(uri.startswith("data:image/png;base64,") for uri in page.images)
     assert all(link.startswith(("data:", "#")) for link in page.links)
     for what in (
@@ -166,9 +169,7 @@ def test_names_are_text_and_not_markup(nasty_run):
     page = Page(nasty_run / "report.html")
     assert page.tags.count("script") == 4  # the page's own: its rows, its images, the nearest ones, its code
     suspects = rows_of(nasty_run / "suspects.csv")
-    assert len(page.rows["rows"]) == len(suspects) == len(page.images) and any(
-        "</script>" in row["path"] for row in suspects
-    )
+    assert len(page.rows["rows"]) == 30 == len(page.images) and any("</script>" in row["path"] for row in suspects)
     for name in NASTY:
         assert name in page.texts
     assert "Training" not in page.texts and "Against the truth" not in page.texts  # neither is there
@@ -191,7 +192,9 @@ def test_nothing_or_everything_may_be_suspect(digits_run, tmp_path, monkeypatch,
     pictures.draw_suspects(data, arrays, tmp_path / "suspects.png", "0 labels look wrong")
     parts = [*render.label_sections(data, arrays, 0.9), *render.other_sections(digits_run, cfg, data, arrays, summary)]
     page = Page(render.page_html(digits_run, data, arrays, summary, parts))
-    assert len(page.rows["rows"]) == len(page.images) == (0 if trusted else 300)
+    rows = page.rows["rows"]
+    assert len(rows) == len(page.images) and 300 < len(rows) + 300 * trusted < 400 + trusted  # with the sample's, 100
+    assert {row[page.rows["header"].index("is_label_issue")] for row in rows} == {str(not trusted)}
     assert any("the server also has the other 59" in text for text in page.texts) == (not trusted)
     assert f"{0 if trusted else 359} of 359 labels look wrong" in page.texts
 

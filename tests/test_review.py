@@ -13,6 +13,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import report.page as report
@@ -213,6 +214,32 @@ def test_decisions_by_mouse_and_keyboard_end_in_a_file(browser, nasty_run, tmp_p
     assert f"reviewed: 5 of {len(suspects)}, 3 wrong, 2 right" in text(browser, "count")
 
 
+def test_a_sample_of_all_labels(browser, nasty_run, tmp_path):
+    """Labels of the whole list, kept ones too, by p_clean alone; what is decided there counts like any other decision."""
+    run = Path(shutil.copytree(nasty_run, tmp_path / "sampled"))
+    _, arrays, data, _ = read_run(run)
+    i = int(np.flatnonzero(arrays["mask"])[0])  # a label that the detector keeps
+    p_clean, all_true = np.linspace(1, 0, 1000), np.ones(1000, dtype=bool)
+    many = {"mask": all_true, "there": all_true, "p_clean": p_clean, "decision": np.zeros(1000, dtype=np.int8)}
+    shown = render.to_show(many)
+    assert len(shown) == 100 and shown[0] == 999 and shown[-1] == 0 and set(np.diff(shown)) == {-10, -11}
+    report.main([str(run)])
+    show(browser, run / "report.html")
+    suspects = rows_of(run / "suspects.csv")
+    assert len(cards(browser)) == len(suspects) < len(data.train.labels) < 100
+    choose(browser, "which", "sample")
+    assert len(cards(browser)) == len(data.train.labels)
+    name = f"{Path(data.path(i)).name}: {data.label_names[data.train.labels[i]]}"
+    cards(browser)[names(browser).index(name)].find_element(By.CSS_SELECTOR, "button[value=wrong]").click()
+    assert f"reviewed: 1 of {len(data.train.labels)}, 1 wrong" in text(browser, "count")
+    choose(browser, "which", "all")
+    assert f"reviewed: 1 of {len(suspects) + 1}, 1 wrong" in text(browser, "count")
+    report.main([str(run), "--decisions", str(saved_csv(browser))])
+    _, arrays, _, _ = read_run(run)
+    assert not arrays["mask"][i] and arrays["decision"].nonzero()[0].tolist() == [i]
+    assert browser.get_log("browser") == []
+
+
 def test_decisions_of_one_run_do_not_show_in_another(browser, nasty_run, tmp_path):
     """The same name, labels and places: but other images."""
     run = Path(shutil.copytree(nasty_run, tmp_path / "a" / "run"))
@@ -236,7 +263,8 @@ def test_images_come_as_they_are_needed(browser, nasty_run, tmp_path):
     order = render.to_show(arrays)
     html = render.page_html(run, data, arrays, summary, [("overview", "", "")])
     rows = json.loads(html.split('id="rows">')[1].split("</script>")[0])
-    many = 3000
+    many, issue = 3000, rows["header"].index("is_label_issue")
+    rows["rows"] = [row for row in rows["rows"] if row[issue] == "True"]
     rows["rows"] = [[*row[:3], f"{k}/{row[3]}", *row[4:]] for k, row in enumerate((rows["rows"] * many)[:many])]
     uris = [uri for uri in html.split() if uri.startswith("data:image")]
     piece = (uris * render.PIECE)[: render.PIECE]
