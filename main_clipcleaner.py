@@ -29,15 +29,16 @@ def main(argv: list[str] | None = None, **settings: Any) -> dict[str, Any]:
     from dataloader.dataset import label_hash
     from dataloader.load import load_data
     from methods.fine_tuning import fine_tune
-    from methods.masks import load_mask
+    from methods.masks import trusted_samples
     from methods.mixfix import MixFix
     from report.record import finish
-    from utils.runs import Run, backbone_name
+    from utils.runs import Run, backbone_name, seed_folder
 
     data = load_data(cfg)
     settle_epochs(cfg, len(data.train.labels))
-    path = select(cfg, data)
-    mask = load_mask(path, data, cfg.seed)
+    selected_by = SimpleNamespace(**vars(cfg) | {"mask": str(select(cfg, data))})
+    path, mask, labels = trusted_samples(selected_by, data, seed_folder(cfg, data.place))
+    data.train = data.train.relabelled(labels)
     name = f"mixfix-{cfg.detector}-{backbone_name(cfg)}"
     run = Run(cfg, data.place, name, {**data.identity, "mask": label_hash(mask)})
     if not run.summary:

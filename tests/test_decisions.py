@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import main_clipcleaner
 import main_detect
 import main_real_phase2
 import report.page as report
@@ -16,7 +17,7 @@ from methods.decisions import LOG, Images, Log, read_decisions
 from methods.masks import default_mask
 from report import export
 from report.suspects import fixed_labels, read_run, to_review
-from tests.helpers import write_digits
+from tests.helpers import DIGITS, write_digits
 from utils.config import UserError, load_config
 from utils.summaries import read_summary, with_checksum, write_summary
 
@@ -307,6 +308,31 @@ def test_training_follows_decisions_by_the_runs_mask(root, run, tmp_path, monkey
     assert np.array_equal(seen["mask"], expected) and seen["mask"][int(right["index"])]
     assert seen["labels"][int(new["index"])] == label
     assert seen["labels"][int(right["index"])] == right["given_label"]
+
+
+def test_clipcleaner_follows_decisions_too(tmp_path, monkeypatch):
+    root = write_digits(tmp_path / "data", 0.3, every=30)[0]
+    seen = []
+
+    def trains(cfg, data, run, method, mask):
+        seen.append((data.train.labels, mask))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("methods.fine_tuning.fine_tune", trains)
+    flags = ["--dataset", "own", "--data_path", str(root), "--output_dir", str(tmp_path / "runs"), *FLAGS[2:]]
+    flags += ["--detector", "label-match", "--clip_backbone", "tiny-clip-digits", "--backbone", "preact_resnet18"]
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            main_clipcleaner.main(flags)
+        if len(seen) == 1:
+            (run,) = (path.parent for path in tmp_path.rglob("suspects.csv"))
+            wrong = rows_of(run / "suspects.csv")[0]
+            label = next(name for name in ("one", "two") if name != wrong["given_label"])
+            ticks = write(tmp_path / "ticks.csv", wrong | {"decision": "wrong", "new_label": label})
+            Log(run).add(read_decisions(ticks, DIGITS))
+    (before, untrusted), (labels, mask) = seen
+    i = int(wrong["index"])
+    assert np.flatnonzero(labels != before).tolist() == [i] and np.flatnonzero(mask != untrusted).tolist() == [i]
 
 
 FAILED = {"level": "not usable", "why": "it guesses", "instead": "look"}
