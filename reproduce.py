@@ -37,7 +37,11 @@ from utils.summaries import read_log, read_summary
 
 HERE = Path(__file__).resolve().parent
 NOISE_KEYS = ("noise_mode", "noise_ratio", "image_noise", "image_noise_level", "image_noise_on")  # named by the folder
-TABLE_KEYS = ("title", "datasets", "methods", "columns", "set", "flags_to", "metrics", "settings", "paper", "plot")
+TABLE_KEYS = {  # of a file of tables: the keys that every entry of a group has, and those that it may have
+    "datasets": (["yaml"], ["real"]),
+    "profiles": (["datasets", "backbones"], []),
+    "tables": (["title", "datasets", "methods"], "columns set flags_to metrics settings paper plot".split()),
+}
 NOT_COMPARED = (  # of two runs: time, place and machine
     "seconds",
     "images_per_second",
@@ -98,18 +102,23 @@ class Cell:
 
 
 def read_tables(path: str | Path) -> dict[str, Any]:
-    """The content of a file of tables. Raises UserError for a table that lacks a key or has an unknown one."""
+    """The content of a file of tables. Raises UserError for an entry that lacks a key or has an unknown one."""
     known = _yaml(path)
-    if lacks := [key for key in ("datasets", "methods", "tables") if not isinstance(known.get(key), dict)]:
-        raise UserError(f"{path}: has no {lacks[0]}.")
-    for name, table in known["tables"].items():
-        for key in table.keys() - set(TABLE_KEYS):
-            raise UserError(f"{path}: {name}: unknown key '{key}'.{nearest(key, TABLE_KEYS)}")
-        own_columns = isinstance(table.get("datasets"), dict)
-        for key in ("title", "datasets", "methods", *([] if own_columns else ["columns"])):
-            if key not in table:
+    for group in ("datasets", "methods", "tables"):
+        if not isinstance(known.get(group), dict):
+            raise UserError(f"{path}: has no {group}.")
+    for group, (needed, further) in TABLE_KEYS.items():
+        for name, entry in known.get(group, {}).items():
+            if not isinstance(entry, dict):
+                raise UserError(f"{path}: {group}: {name} must have the keys {', '.join(needed)}.")
+            for key in (key for key in needed if key not in entry):
                 raise UserError(f"{path}: {name}: has no {key}.")
-        if "metrics" not in table and "settings" not in table:
+            for key in (key for key in entry if key not in needed + further):
+                raise UserError(f"{path}: {name}: unknown key '{key}'.{nearest(key, needed + further)}")
+    for name, table in known["tables"].items():
+        if isinstance(table["datasets"], list) and "columns" not in table:
+            raise UserError(f"{path}: {name}: has no columns.")
+        if not table.keys() & {"metrics", "settings"}:
             raise UserError(f"{path}: {name}: has neither metrics nor settings.")
     return known
 
@@ -142,6 +151,8 @@ def make_step(command: str, dataset: dict[str, Any], flags: dict[str, Any], afte
     script, cfg, *words = command.split()
     real = script.replace("main_", "main_real_")
     script = real if dataset.get("real") and (HERE / f"{real}.py").is_file() else script
+    if len(words) % 2:
+        raise UserError(f"methods: '{command}': every flag needs a value.")
     own = dict(zip((word.removeprefix("--") for word in words[::2]), words[1::2]))
     varied = [slug(f"{key}-{value}") for key, value in flags.items() if key not in (*NOISE_KEYS, "seed")]
     tag = "-".join(filter(None, [own.pop("tag", ""), *varied]))

@@ -304,21 +304,33 @@ def test_run_from_elsewhere(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "change, message",
+    "place, value, message",
     [
-        ({"flag_to": "last"}, "table1: unknown key 'flag_to'.*Did you mean flags_to"),
-        ({"metrics": None}, "table1: has neither metrics nor settings"),
-        ({"columns": None}, "table1: has no columns"),
-        ({"methods": None}, "table1: has no methods"),
-        ({"columns": ["sym"]}, "columns: sym must be a noise mode and its ratio, e.g. sym_0.2"),
-        ({"methods": ["deft"]}, "methods: unknown name 'deft'"),
+        ("tables table1 flag_to", "last", "table1: unknown key 'flag_to'.*Did you mean flags_to"),
+        ("tables table1 metrics", None, "table1: has neither metrics nor settings"),
+        ("tables table1 columns", None, "table1: has no columns"),
+        ("tables table1 methods", None, "table1: has no methods"),
+        ("tables table1 columns", ["sym"], "columns: sym must be a noise mode and its ratio, e.g. sym_0.2"),
+        ("tables table1 methods", ["deft"], "methods: unknown name 'deft'"),
+        ("tables table1 datasets", ["toys"], "datasets: unknown name 'toys'.*Did you mean toy"),
+        ("datasets toy reel", True, "toy: unknown key 'reel'.*Did you mean real"),
+        ("datasets toy yaml", None, "toy: has no yaml"),
+        ("datasets toy", "toy", "datasets: toy must have the keys yaml"),
+        ("profiles", {"small": {"datasets": {}}}, "small: has no backbones"),
+        ("methods both", ["main_phase1 PEFT --csc"], "methods: 'main_phase1 PEFT --csc': every flag needs a value"),
+        ("methods", None, "has no methods"),
     ],
 )
-def test_mistakes_in_the_file_of_tables(toy, change, message):
+def test_mistakes_in_the_file_of_tables(toy, place, value, message):
     path = Path("config/tables.yaml")
     tables = yaml.safe_load(path.read_text())
-    table = tables["tables"]["table1"] | change
-    tables["tables"]["table1"] = {key: value for key, value in table.items() if value}
+    *above, key = place.split()
+    entry = tables
+    for word in above:
+        entry = entry[word]
+    entry |= {key: value}
+    if value is None:
+        del entry[key]
     path.write_text(yaml.safe_dump(tables, sort_keys=False))
     with pytest.raises(UserError, match=message):
         toy("--table", "1", "--dry_run")
