@@ -109,7 +109,7 @@ def _read_folders(root: Path, cfg: SimpleNamespace, key: str) -> list[Row]:
             continue
         for class_folder in _folders(folder):
             paths, passed = image_files(class_folder)
-            rows += [Row(path, as_text(class_folder.name), split, where=as_text(path)) for path in paths]
+            rows += [Row(path, as_text(class_folder.name).strip(), split, where=as_text(path)) for path in paths]
             others += passed
             if not paths:
                 empty.append(class_folder)

@@ -202,11 +202,13 @@ def settle(
     lost = [i for i in decided if there is not None and not there[i]]
     if lost:
         missing["is gone or has changed"] = [decided.pop(i) for i in lost]
-    held_out = Images(replace(data, train=data.test)) if data.test else None
-    for row in list(missing.get("is gone", [])):
-        if held_out and held_out.find(row)[0]:
-            missing["is gone"].remove(row)
-            missing.setdefault("is held out for testing", []).append(row)
+    gone = missing.pop("is gone", [])
+    if data.test:
+        held_out = Images(replace(data, train=data.test))
+        missing["is held out for testing"] = [row for row in gone if held_out.find(row)[0]]
+        missing["is gone"] = [row for row in gone if not held_out.find(row)[0]]
+    else:  # not known in a report, which reads the training images of the run alone
+        missing["is gone, or held out for testing"] = gone
     for reason, rows in missing.items():
         if not rows:
             continue

@@ -97,7 +97,7 @@ def _rows(
         "header": header,
         "rows": rows,
         "decisions": decisions,
-        "sample": [images.row(i).image for i in spread(arrays["p_clean"])],
+        "sample": [images.row(i).image for i in spread(arrays["p_clean"]) if arrays["there"][i]],
         "near": near,
         "server": server,
         "piece": PIECE,

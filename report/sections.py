@@ -73,7 +73,7 @@ def overview(data: Dataset, arrays: dict[str, np.ndarray], relabel_above: float)
         ("suspects", f"{suspects:,}"),
         ("share of suspects", f"{100 * suspects / n:.1f} %"),
         ("share of suspects, 95 % interval", _interval(suspects, n)),
-        (f"suspects relabelled in labels_fixed.csv (probability ≥ {relabel_above:g})", f"{sure.sum():,}"),
+        (f"relabelled in labels_fixed.csv, by you or with a probability ≥ {relabel_above:g}", f"{sure.sum():,}"),
     ]
     found = of_run(arrays)
     _, low, high = found.wrong()

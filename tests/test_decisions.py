@@ -13,7 +13,7 @@ import main_real_phase2
 import report.page as report
 from dataloader.dataset import Dataset, Split, View
 from dataloader.load import load_data
-from methods.decisions import LOG, Images, Log, read_decisions
+from methods.decisions import LOG, Images, Log, read_decisions, settle
 from methods.masks import default_mask
 from report import export
 from report.suspects import fixed_labels, read_run, to_review
@@ -92,7 +92,27 @@ def test_a_decision_stays_with_its_image_when_a_file_is_deleted(root, run, tmp_p
         detect(root)
     found = decided(detect(root, "again"), decisions=run / "decisions.jsonl")
     assert found == {row["path"]: "wrong " for row in suspects if row is not first}
-    assert f"decisions not used because the image is gone: 1 ({first['path']})" in capsys.readouterr().out
+    assert (
+        f"decisions not used because the image is gone, or held out for testing: 1 ({first['path']})"
+        in capsys.readouterr().out
+    )
+
+
+def test_an_image_held_out_for_testing_is_not_called_gone(root, run, tmp_path, capsys):
+    """Where the data set has its test images, as in phase 2."""
+    data = load_data(load_config([*OWN, "--data_path", str(root / "data"), "--test_fraction", "0.5"]))
+    path = data.test.images[0]
+    row = {
+        "path": str(Path(path).relative_to(root / "data")),
+        "given_label": Path(path).parent.name,
+        "decision": "wrong",
+    }
+    lost = row | {"path": "lost.png"}
+    capsys.readouterr()
+    settle(tmp_path, data, write(tmp_path / "ticks.csv", row, lost))
+    printed = capsys.readouterr().out
+    assert f"decisions not used because the image is held out for testing: 1 ({row['path']})" in printed
+    assert "decisions not used because the image is gone: 1 (lost.png)" in printed
 
 
 def test_what_became_of_an_image_decides(root, run, tmp_path, capsys):

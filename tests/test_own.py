@@ -113,6 +113,9 @@ def test_class_folders(tmp_path):
     again = load(tmp_path / "plain", "--noise_mode", "sym", "--noise_ratio", "0.5")
     assert again.train.images == data.train.images and np.array_equal(again.true_labels, data.train.labels)
 
+    write_folder(tmp_path / "blanks", {"a ": 3, "b": 3})  # as labels in tables, which the report writes, too
+    assert load(tmp_path / "blanks").label_names == ["a", "b"]
+
     write_folder(tmp_path / "split" / "train", {"a": 3, "b": 4, "c": 2})
     write_folder(tmp_path / "split" / "val", {"a": 2, "c": 2})
     data = load(tmp_path / "split")
