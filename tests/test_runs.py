@@ -235,6 +235,10 @@ def test_the_screen_speaks_in_words():
 def test_a_run_without_training_prints_its_test_accuracy_once(capsys):
     show({"acc_last": 75.0, "acc_best": 75.0, "selected": 0.5})
     assert capsys.readouterr().out == "50.0 % of the labels kept, test accuracy 75.00 %\n"
+    show(
+        {"acc_last": 75.0, "acc_best": 75.0, "selected": 0.5, "script": "main_detect"}
+    )  # the texts', not the detector's
+    assert capsys.readouterr().out == "50.0 % of the labels kept, zero-shot test accuracy 75.00 %\n"
     show({"acc_last": 75.0, "acc_best": 75.0, "epochs": 1})
     assert "75.00 % after the last epoch, 75.00 % after the best" in capsys.readouterr().out
 

@@ -62,6 +62,7 @@ WORDS = {
     "f1": "F1 {:.1f} %",
     "auroc": "AUROC {:.1f} %",
     "auprc_mislabelled": "AUPRC of wrong labels {:.1f} %",
+    "acc_zero_shot": "zero-shot test accuracy {:.2f} %",
     "acc_test": "test accuracy {:.2f} %",
     "acc_last": "test accuracy {:.2f} % after the last epoch",
     "acc_best": "{:.2f} % after the best",
@@ -325,7 +326,8 @@ def show(summary: dict[str, Any]) -> None:
         print(verdict_line(summary))
     shown = {k: v for k, v in summary.items() if not k.startswith("acc_") or k in ("acc_last", "acc_best")}
     if "epochs" not in summary and "acc_last" in shown and shown["acc_last"] == shown.get("acc_best"):  # no training
-        shown["acc_test"] = shown.pop("acc_last")
+        kind = "acc_zero_shot" if summary.get("script") == "main_detect" else "acc_test"
+        shown[kind] = shown.pop("acc_last")
         del shown["acc_best"]
     print(in_words(shown))
 
