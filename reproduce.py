@@ -219,10 +219,10 @@ def check_names(tables: list[dict[str, Any]], profile: dict[str, Any], args: arg
 
 
 class Ledger:
-    """<output_dir>/reproduce.jsonl: a line for every finished command: script, flags, settings, folder, seconds."""
+    """<output_dir>/reproduce.jsonl: a line for every finished command: script, flags, settings, data, folder, seconds."""
 
-    def __init__(self, output_dir: str | Path) -> None:
-        self.output_dir, self.path = Path(output_dir), Path(output_dir) / "reproduce.jsonl"
+    def __init__(self, output_dir: Path, data_root: Path | None) -> None:
+        self.output_dir, self.data_root, self.path = output_dir, data_root, output_dir / "reproduce.jsonl"
         self.lines: list[dict[str, Any]] = []
         self.reasons: dict[Step, str] = {}  # why a Step has no summary
         self._summaries: dict[Step, dict[str, Any]] = {}
@@ -232,14 +232,25 @@ class Ledger:
             except ValueError:  # cut short by a kill
                 print(f"{self.path}: skipped an incomplete line", file=sys.stderr)
 
+    def data_path(self, step: Step) -> Path | None:
+        """Where the step's data lie; None for data that need no files."""
+        if step.settings["data_path"] == _yaml(DEFAULTS)["data_path"]:
+            return None
+        path = Path(step.settings["data_path"])
+        return self.data_root / path.relative_to("data") if self.data_root and path.is_relative_to("data") else path
+
     def add(self, step: Step, settings: dict[str, Any], folder: str, seconds: float) -> None:
         """Record a finished step, with the settings that it was started with."""
-        line = {"script": step.script, "flags": step.flags, "settings": settings, "folder": folder, "seconds": seconds}
-        text = json.dumps(line)
+        line = {"script": step.script, "flags": step.flags, "settings": settings, "data": self._data(step)}
+        text = json.dumps(line | {"folder": folder, "seconds": seconds})
         self.lines.append(json.loads(text))
         whole = not self.path.is_file() or self.path.read_bytes()[-1:] in (b"", b"\n")
         with self.path.open("a", encoding="utf-8") as file:
             file.write(("" if whole else "\n") + text + "\n")
+
+    def _data(self, step: Step) -> str:
+        path = self.data_path(step)
+        return str(path.absolute()) if path else ""
 
     def summary(self, step: Step) -> dict[str, Any]:
         """The summary of a finished Step, else empty; `reasons` says what is wrong with an invalid one."""
@@ -252,7 +263,7 @@ class Ledger:
         return self._summaries.get(step, {})
 
     def _line(self, step: Step) -> dict[str, Any] | None:
-        """The last record of a step that ran with the current settings, after the step it depends on; else None."""
+        """The last record of a step that ran with the settings and data of now, after the step it depends on; else None."""
         after = self._line(step.after) if step.after else None
         if step.after and not after:
             return None
@@ -260,8 +271,9 @@ class Ledger:
             if line is after:  # the mask was made anew since
                 return None
             if line["script"] == step.script and tuple(map(tuple, line["flags"])) == step.flags:
-                # a key that is newer than the line had the effect of its default
-                return line if step.settings == _yaml(DEFAULTS) | line["settings"] else None
+                # a setting that is newer than the line had the effect of its default; an old line does not name its data
+                same_settings = step.settings == _yaml(DEFAULTS) | line["settings"]
+                return line if same_settings and self._data(step) == line.get("data", self._data(step)) else None
         return None
 
     def _checked(self, step: Step, folder: Path) -> dict[str, Any]:
@@ -322,18 +334,11 @@ class Runner:
             self.free.put(self.gpus[i % len(self.gpus)] if self.gpus else None)
         self.children: set[subprocess.Popen[str]] = set()
 
-    def data_path(self, step: Step) -> Path | None:
-        """Where the step's data lie; None for data that need no files."""
-        if step.settings["data_path"] == _yaml(DEFAULTS)["data_path"]:
-            return None
-        path = Path(step.settings["data_path"])
-        moved = self.args.data_root and path.is_relative_to("data")
-        return self.args.data_root / path.relative_to("data") if moved else path
-
     def command(self, step: Step) -> list[str]:
         """The words of the step's command, with where it runs."""
         where = [("output_dir", str(self.args.output_dir))]
-        where += [("data_path", str(self.data_path(step)))] if self.args.data_root and self.data_path(step) else []
+        path = self.ledger.data_path(step)
+        where += [("data_path", str(path))] if self.ledger.data_root and path else []
         return step.command(*where)
 
     def missing(self, steps: list[Step]) -> list[Step]:
@@ -359,7 +364,7 @@ class Runner:
     def run(self, numbered: tuple[int, int, Step]) -> None:
         """Run (number, total, Step); if it fails, its last line of output is the reason."""
         number, total, step = numbered
-        reasons, path = self.ledger.reasons, self.data_path(step)
+        reasons, path = self.ledger.reasons, self.ledger.data_path(step)
         if step.after and not self.ledger.summary(step.after):
             reasons[step] = reasons.get(step.after, "the run before it did not finish")
         elif path and not path.exists():
@@ -571,7 +576,7 @@ def main(argv: list[str] | None = None) -> dict[str, list[dict[str, Any]]]:
     check_names(list(tables.values()), profile, args)
     cells = {name: make_cells(table, known, profile, args) for name, table in tables.items()}
     steps = [c.step for name, table in tables.items() if "settings" not in table for c in cells[name] if c.step]
-    ledger = Ledger(args.output_dir)
+    ledger = Ledger(args.output_dir, args.data_root)
     if args.dry_run:
         list_commands(steps, Runner(ledger, args))
         print()

@@ -204,6 +204,18 @@ def test_data_in_another_place(toy, tmp_path):
     assert rows[0]["missing"] == "there is no few/gone"
 
 
+def test_other_data_are_asked_for_again(toy):
+    """A table of a part of the images is not passed off as that of the whole set, once this is there."""
+    for root in ("few", "./few/", "all"):
+        Path(root, "gone").mkdir(parents=True, exist_ok=True)
+        toy("--table", "1", "--dataset", "gone", "--noise", "sym_0.2", "--data_root", root)
+        assert starts().count("deft") == (1 if root != "all" else 2)
+    ledger = Path("out dir/reproduce.jsonl")
+    ledger.write_text(re.sub(r'"data": "[^"]*", ', "", ledger.read_text()))  # of a version that did not name them
+    toy("--table", "1", "--dataset", "gone", "--noise", "sym_0.2", "--data_root", "few")
+    assert starts().count("deft") == 2
+
+
 def test_columns_of_each_data_set(toy, capsys):
     path = Path("config/tables.yaml")
     tables = yaml.safe_load(path.read_text())
