@@ -28,6 +28,7 @@ CLASS = 10  # labels of a class from which on it counts that none of them is tru
 NO_NAMES = "main_detect.py --detector auto or confident-learning, which need no class names"
 FAILED = "more warmup, more epochs or a lower lr; or main_detect.py --detector auto, which trains no network"
 OTHER_ENCODER = "another image encoder (--backbone)"
+TEST = "test images (test_fraction above 0, or a test split); or look at the first suspects before you use the mask"
 LOOK = "look at the first suspects (python -m report.page RUN) before you use the mask"
 
 
@@ -72,14 +73,18 @@ def feature_evidence(inputs: Inputs, needs_text: bool, out_of_fold: np.ndarray |
 
 
 def trained_evidence(
-    data: Dataset, selection: dict[str, np.ndarray], acc_per_class: list[float | None] | None
+    data: Dataset, selection: dict[str, np.ndarray], acc_per_class: list[float | None] | None, scored: bool = False
 ) -> dict[str, Any]:
-    """{"trained": evidence} of a network trained on a Dataset: its test accuracies, in per cent, or else its selection."""
+    """{"trained": evidence} of a trained network: its test accuracies, in per cent, or else its selection.
+
+    The labels of a selection are those it was trained on, and `seen` then, unless `scored`: a network with enough epochs
+    agrees with any of them.
+    """
     if acc_per_class and "test" in data.tests:
         counts = np.bincount(data.tests["test"].labels, minlength=data.num_classes)
         hits = np.array([accuracy or 0 for accuracy in acc_per_class]) / 100 * counts
         return {"trained": evidence("predictions of the test images", hits, counts)}
-    return {"trained": agreement("its predictions", selection["predicted"], data.train.labels)}
+    return {"trained": agreement("its predictions", selection["predicted"], data.train.labels) | {"seen": not scored}}
 
 
 def judge(data: Dataset, mask: np.ndarray, known: dict[str, Any], accuracies: dict[str, float]) -> dict[str, str]:
@@ -106,6 +111,12 @@ def judge(data: Dataset, mask: np.ndarray, known: dict[str, Any], accuracies: di
         ),
         ("doubtful", share > MANY, f"{100 * share:.1f} % of the labels are suspect; {fits}", LOOK),
         ("doubtful", bool(lost), f"no label of {_listed(lost)} is trusted", LOOK),
+        (
+            "doubtful",
+            main.get("seen", False),
+            f"{fits}, but the network was trained on them, and there are no test images",
+            TEST,
+        ),
         ("usable", True, fits, ""),
     ]
     level, _, why, instead = next(rule for rule in rules if rule[1])

@@ -28,7 +28,9 @@ def finish(
     if selection is not None:
         numbers = {**numbers, "selected": float(selection["mask"].mean())}
         numbers |= {"root": data.root, "classes": data.label_names}  # of the paths and the labels in the lists
-        known = numbers.get("evidence") or trained_evidence(data, selection, numbers.get("acc_per_class"))
+        known = numbers.get("evidence") or trained_evidence(
+            data, selection, numbers.get("acc_per_class"), scored=bool(run.score)
+        )
         numbers |= {"evidence": known, "verdict": judge(data, selection["mask"], known, run.accuracies())}
         labels = data.train.labels
         if (truth := data.known()) is not None:

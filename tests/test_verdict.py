@@ -105,5 +105,13 @@ def test_a_training_is_judged_by_its_test_images_else_by_its_own_predictions():
     tested = SimpleNamespace(**vars(DATA) | {"tests": {"test": SimpleNamespace(labels=LABELS[::2])}})
     by_test = trained_evidence(tested, selection, [100.0, 50.0, 0.0, 50.0])["trained"]
     assert by_test["accuracy"] == 0.5 and by_test["images"] == 1000 and by_test["chance"] == 0.25
-    assert trained_evidence(DATA, selection, None)["trained"]["accuracy"] == 1
+    own = trained_evidence(DATA, selection, None)
+    assert own["trained"]["accuracy"] == 1  # as of a network that learnt any labels by heart
+    verdict = judge(DATA, TRUSTED, own, {})
+    assert (
+        verdict["level"] == "doubtful"
+        and "but the network was trained on them, and there are no test images" in verdict["why"]
+    )
+    scored = trained_evidence(DATA, selection, None, scored=True)
+    assert judge(DATA, TRUSTED, scored, {})["level"] == "usable"
     assert evidence("", np.array([0, 3, 0]), np.array([0, 4, 4]))["chance"] == 0.5  # of the classes that are there
