@@ -47,7 +47,7 @@ def _plot(caption: str, draw: Callable[["Axes"], None]) -> str:
 
 
 def plot_scores(arrays: dict[str, np.ndarray]) -> str:
-    """The histogram of p_clean, of the samples kept and of the suspects, with the threshold."""
+    """The histogram of p_clean, of the samples that the detector keeps and of its suspects, with the threshold."""
 
     def draw(ax: "Axes") -> None:
         parts = [arrays["p_clean"][~mask], arrays["p_clean"][mask]]
@@ -60,15 +60,17 @@ def plot_scores(arrays: dict[str, np.ndarray]) -> str:
     mask = arrays["by_detector"]
     only = np.array_equal(arrays["p_clean"] > 0.5, mask)
     cut = not (mask & (arrays["p_clean"] <= 0.5)).any()
+    decided = " Your decisions are not shown here." if arrays["decision"].any() else ""
     return _plot(
         "p_clean of all training images. "
         + (
-            "Suspects are at or below 0.5 (dashed)."
+            "The detector’s suspects are at or below 0.5 (dashed)."
             if only
-            else "Suspects are below 0.5 (dashed) or fail another criterion of this detector."
+            else "The detector’s suspects are below 0.5 (dashed) or fail another criterion of it."
             if cut
             else "This detector selects suspects by other criteria than a threshold on p_clean."
-        ),
+        )
+        + decided,
         draw,
     )
 

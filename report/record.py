@@ -51,6 +51,7 @@ def say_where(run: Run) -> None:
         kind = "held out for testing" if run.summary.get("held_out") else "of the test split"
         print(f"not judged: the labels of the {run.summary['num_test']} images {kind}; --score test judges them")
     print(f"suspects, worst first: {run.folder / 'suspects.csv'}\nto review them: python -m report.review {run.folder}")
+    print(f"how many labels are wrong: python -m report.estimate {run.folder}")
 
 
 def recorded_accuracies(mask_path: Path | None) -> dict[str, Any]:

@@ -72,7 +72,6 @@ def overview(data: Dataset, arrays: dict[str, np.ndarray], relabel_above: float)
         ("labels judged", f"{n:,}"),
         ("suspects", f"{suspects:,}"),
         ("share of suspects", f"{100 * suspects / n:.1f} %"),
-        ("share of suspects, 95 % interval", _interval(suspects, n)),
         (f"relabelled in labels_fixed.csv, by you or with a probability ≥ {relabel_above:g}", f"{sure.sum():,}"),
     ]
     found = of_run(arrays)
@@ -86,11 +85,9 @@ def overview(data: Dataset, arrays: dict[str, np.ndarray], relabel_above: float)
     if not arrays["there"].all():
         tiles.append(("images gone or changed since the run", f"{np.sum(~arrays['there']):,}"))
     text = (
-        "<p class=soft>The 95 % interval (Wilson) covers sampling only: how much the share of suspects would vary "
-        "between sets of images like this one. It ignores the detector’s errors: some suspects have right labels, and "
-        "some labels that are kept are wrong. The interval of the share of wrong labels accounts for these. From the "
-        "scores alone it is rough and can miss the truth; reviewing the sample of all labels (see Review, Show) mends "
-        "that.</p>"
+        "<p class=soft>Some suspects have right labels, and some labels that are kept are wrong; the interval of the share "
+        "of wrong labels accounts for both. From the scores alone it is rough and can miss the truth; reviewing the sample "
+        "of all labels (see Review, Show) mends that.</p>"
     )
     return section(
         "overview", "Overview", f"<div class=pair><div>{_tiles(tiles)}{text}</div>{plot_scores(arrays)}</div>"
@@ -151,7 +148,11 @@ def by_class(data: Dataset, arrays: dict[str, np.ndarray]) -> Section:
                 ]
             )
     table = _table(["given label", "suspects", "of", "share", "95 % interval", *["truly wrong"] * known, ""], rows)
-    return section("classes", "By class", table.replace("<td><i", "<td class=bar><i"))
+    text = (
+        "<p class=soft>The interval (Wilson) is of the share of suspects and covers sampling only, not the detector’s "
+        "errors.</p>"
+    )
+    return section("classes", "By class", table.replace("<td><i", "<td class=bar><i"), text)
 
 
 def confusions(data: Dataset, arrays: dict[str, np.ndarray]) -> Section:

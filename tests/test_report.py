@@ -14,8 +14,9 @@ from PIL import Image
 import main_detect
 import report.page as report
 from dataloader.load import load_data
+from methods.decisions import RIGHT
 from report import export, pictures, plots, render, sections
-from report.suspects import fixed_labels, ranking, read_run
+from report.suspects import fixed_labels, follow, ranking, read_run
 from tests.helpers import NASTY, write_digits, write_folder
 from utils.config import UserError, load_config
 
@@ -197,6 +198,13 @@ def test_nothing_or_everything_may_be_suspect(digits_run, tmp_path, monkeypatch,
     assert {row[page.rows["header"].index("is_label_issue")] for row in rows} == {str(not trusted)}
     assert any("the server also has the other 59" in text for text in page.texts) == (not trusted)
     assert f"{0 if trusted else 359} of 359 labels look wrong" in page.texts
+
+
+def test_the_histogram_says_that_decisions_are_not_in_it(digits_run):
+    _, arrays, _, _ = read_run(digits_run)
+    assert "Your decisions" not in plots.plot_scores(arrays)
+    follow(arrays, np.full(len(arrays["mask"]), RIGHT, dtype=np.int8), arrays["labels"])
+    assert "Your decisions are not shown here." in plots.plot_scores(arrays)
 
 
 def test_the_interval_is_wilsons():
