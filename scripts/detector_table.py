@@ -249,6 +249,17 @@ def trained_rows(names, cfg, data):
             yield name, found, summary["seconds"]
 
 
+def cell_config(table, cell, seed, args):
+    """The settings of one cell (dataset, noise_mode, noise_ratio) of a Table; outputs are in args.runs, data in args.data_root."""
+    dataset, mode, ratio = cell
+    flags = ["--cfg", f"config/PEFT/{table.folder}{dataset}.yaml", "--device", "cpu", "--num_workers", "1"]
+    flags += ["--noise_mode", mode, "--noise_ratio", str(ratio), "--seed", str(seed)]
+    cfg = load_config([*flags, "--output_dir", str(args.runs)])
+    if args.data_root:
+        cfg.data_path = str(args.data_root / Path(cfg.data_path).name)
+    return cfg
+
+
 def make_rows(names, table, args):
     """Add the rows `names` to a Table's CSV, cell by cell; a cell whose rows are there is left out. Returns all rows."""
     path, rows = args.out / f"{table.file}.csv", []
@@ -261,11 +272,7 @@ def make_rows(names, table, args):
             first_noise = next(noise for of, *noise in table.cells if of == dataset)
             if {row[3] for row in rows if row[:3] == cell} >= set(names):
                 continue
-            flags = ["--cfg", f"config/PEFT/{table.folder}{dataset}.yaml", "--device", "cpu", "--num_workers", "1"]
-            flags += ["--noise_mode", mode, "--noise_ratio", str(ratio), "--seed", str(seed)]
-            cfg = load_config([*flags, "--output_dir", str(args.runs)])
-            if args.data_root:
-                cfg.data_path = str(args.data_root / Path(cfg.data_path).name)
+            cfg = cell_config(table, (dataset, mode, ratio), seed, args)
             with contextlib.redirect_stdout(io.StringIO()):
                 data = load_data(cfg)
                 is_clean = data.true_labels == data.train.labels

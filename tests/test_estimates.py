@@ -12,6 +12,7 @@ import main_detect
 from methods import estimates
 from methods.estimates import calibration, estimate
 from report import estimate as command
+from scripts.estimate_table import by_noise
 from tests.helpers import detection
 from utils.config import UserError
 from utils.files import write_csv
@@ -86,6 +87,20 @@ def test_calibration_by_hand_and_degenerate_scores():
     for p_clean in (np.full(20, 0.7), np.array([0.3]), np.array([0.0, 1.0])):
         found = estimate(p_clean)
         assert np.isfinite(found.p_wrong).all() and 0 <= found.wrong()[1] <= found.wrong()[2] <= len(p_clean)
+
+
+def test_the_table_of_noises_has_each_noise_of_all_seeds():
+    """Cells are in the order of the seeds, rows in that of the noises; with scores that mislead, the interval misses."""
+    honest = [drawn(share=share, seed=seed) for seed in (0, 1) for share in (0.1, 0.2)]
+    cells = [{"good": p_clean, "bad": 1 - p_clean, "wrong": wrong} for p_clean, wrong in honest]
+    noises = (("digits", "sym", 0.1), ("cifar10", "aggre", 0.09))
+    rows = [line.strip("| ").split(" | ") for line in by_noise(("good", "bad"), noises, cells).splitlines()[2:]]
+    for (dataset, noise, true, good, bad), (place, name, share) in zip(
+        rows, (("digits", "sym 0.1", 10), ("cifar10", "aggre", 20)), strict=True
+    ):
+        assert (dataset.strip(), noise.strip()) == (place, name) and abs(float(true) - share) < 3
+        assert good.endswith("(2 of 2)") and bad.endswith("(0 of 2)")
+        assert abs(float(good.split()[0]) - share) < 5 and abs(float(bad.split()[0]) - (100 - share)) < 5
 
 
 def test_the_command_and_the_settings(tmp_path, capsys):
