@@ -26,7 +26,10 @@ COLLAPSE = 0.8  # of its best test accuracy, below which a training has failed
 CLASS = 10  # labels of a class from which on it counts that none of them is trusted
 
 NO_NAMES = "main_detect.py --detector auto or confident-learning, which need no class names"
-FAILED = "more warmup, more epochs or a lower lr; or main_detect.py --detector auto, which trains no network"
+FAILED = (
+    "a longer warm-up (--warmup -1: at least 100 steps), more epochs or a lower lr; "
+    "or main_detect.py --detector auto, which trains no network"
+)
 OTHER_ENCODER = "another image encoder (--backbone)"
 TEST = "test images (test_fraction above 0, or a test split); or look at the first suspects before you use the mask"
 LOOK = "look at the first suspects (python -m report.page RUN) before you use the mask"
