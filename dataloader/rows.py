@@ -310,8 +310,10 @@ def in_order(labels: Iterable[str]) -> list[str]:
 
 def tidy_names(labels: Iterable[str]) -> list[str]:
     """The class name for CLIP of each label: 001.Black_footed_Albatross -> Black footed Albatross, goldenRetriever -> golden
-    Retriever. A number in front goes only where every label has one and they still differ without."""
+    Retriever, birds (2), as systems name a copy -> birds. A number in front goes only where every label has one and they
+    still differ without."""
     words = [" ".join(unicodedata.normalize("NFC", label).replace("_", " ").split()) for label in labels]
+    words = [re.sub(r"(?<=.) ?\(\d\d?\)$", "", name) for name in words]
     bare = [re.sub(r"^\d+[.\s-]+", "", name) for name in words]
     if all(a != b and not b.isdigit() for a, b in zip(words, bare)) and len(set(bare)) == len(bare) and all(bare):
         words = bare

@@ -386,6 +386,7 @@ def test_what_clip_reads(tmp_path, capsys):
         "3 series",
     ]
     assert tidy_names(["3_series", "5_series"]) == ["3 series", "5 series"]  # they would be the same without
+    assert tidy_names(["birds (2)", "cats(1)", "Golf (1998)", "(3)"]) == ["birds", "cats", "Golf (1998)", "(3)"]
     assert tidy_names(["7 up", "1 007"]) == ["7 up", "1 007"]
     assert tidy_names(["cafe\u0301"]) == ["caf\u00e9"]
     assert shortened(["plain, with comma", "dog"]) == "'plain, with comma', dog"
