@@ -247,8 +247,9 @@ def test_figures_of_few_photographs():
                 figures[row["method"], *place] = (float(row["ours"]), float(row["sd"]))
     names = {
         "`label-match`, zero-shot CLIP": ("label-match", "zero-shot CLIP"),
-        "DeFT, phases 1 and 2": ("deft", "DeFT, phase 2"),
+        "DeFT, phase 1": ("deft", "DeFT, phase 1's text classifier"),
         "DeFT, `mask_by: margin`": ("deft, mask_by margin", ""),
+        "DeFT, phase 2": ("", "DeFT, phase 2"),
         "small-loss": ("small-loss, visual prompts", "small-loss, visual prompts"),
         "GMM": ("gmm", "GMM"),
         "fine-tuning on all labels (CE)": ("", "CE"),
