@@ -142,7 +142,7 @@ def sound_rows(
     skipped = [(row.path, reason) for row, reason in zip(rows, reasons) if reason]
     if skipped:
         files = Counter(skipped)
-        given = [f"{path} ({reason}{f', {n} rows' if n > 1 else ''})" for (path, reason), n in files.items()]
+        given = [f"{path} ({reason}{f' in {n} rows' if n > 1 else ''})" for (path, reason), n in files.items()]
         print(f"skipped {len(skipped)} of {len(rows)} images: {shortened(given, 5)}")
     if len(skipped) == len(rows):
         is_table = Path(source).suffix.lower() in TABLE_SUFFIXES

@@ -596,7 +596,7 @@ def test_rows_that_are_left_out_are_counted_not_their_files(tmp_path, capsys):
     (tmp_path / "empty.png").write_bytes(b"")
     data = load(path, *NO_TEST)
     assert "skipped 5 of 11 images: " in (printed := capsys.readouterr().out)
-    assert "gone.png (missing, 4 rows), " in printed and "empty.png (empty)" in printed
+    assert "gone.png (missing in 4 rows), " in printed and "empty.png (empty)" in printed
     assert len(data.skipped) == 5 == data.facts()["skipped"] and len(data.tables()["skipped.csv"]) == 6
 
 
