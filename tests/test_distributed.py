@@ -20,7 +20,7 @@ def torchrun(*args):
 def folders(tmp_path_factory):
     """Runs of one process and of two, which were ended after the first epoch; and what the two printed when they went on."""
     root = tmp_path_factory.mktemp("distributed")
-    data, _, _ = write_digits(root / "digits", 0.0, every=8)
+    data, _, _ = write_digits(root / "digits", 0.0, every=12)
     ended = torchrun(root / "two", data, "--die")
     assert ended.returncode != 0 and "exitcode  : 9" in ended.stderr  # a process that dies ends the run …
     resumed = torchrun(root / "two", data)  # … and the same command goes on
