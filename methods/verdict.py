@@ -27,7 +27,7 @@ CLASS = 10  # labels of a class from which on it counts that none of them is tru
 
 NO_NAMES = "main_detect.py --detector auto or confident-learning, which need no class names"
 FAILED = (
-    "a longer warm-up (--warmup -1: at least 100 steps), more epochs or a lower lr; "
+    "a longer warm-up (--warmup), smaller batches, more epochs or a lower lr; "
     "or main_detect.py --detector auto, which trains no network"
 )
 OTHER_ENCODER = "another image encoder (--backbone)"

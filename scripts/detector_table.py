@@ -149,9 +149,9 @@ seed is in `detectors-photos.csv`."""
 FEW = """# Detectors on few photographs
 
 The parts of [detectors-photos.md](detectors-photos.md) cut down to 1,500 training images of CIFAR-10 and of CIFAR-100 and 3,000 of
-Tiny-ImageNet, so that what trains could be run under every noise: DeFT (`config/PEFT/photos/`), small-loss with visual prompts (the same, with
-batches of 64 and learning rate 0.03) and GMM by full fine-tuning (`config/FFT/photos/`), four epochs each. Mean ± standard deviation over three seeds;
-their number is in brackets where it is not three.
+Tiny-ImageNet, so that what trains could be run under every noise: DeFT (`config/PEFT/photos/`), small-loss with visual prompts
+(the same, with batches of 64 and learning rate 0.03) and GMM by full fine-tuning (`config/FFT/photos/`), four epochs each. Mean ±
+standard deviation over three seeds; their number is in brackets where it is not three.
 
     python -m scripts.unpack_photos cifar10.npz cifar100.npz --out few --train 1500 --test 1000
     python -m scripts.unpack_photos tiny.npz --out few --train 3000 --test 1000
@@ -160,8 +160,8 @@ their number is in brackets where it is not three.
 
 Chosen on CIFAR-100 with seed 0: the learning rate of full fine-tuning; batch size and learning rate of DeFT and of small-loss; and
 what `auto` does where the texts tell more than the neighbours. That DeFT needs smaller batches here was first seen on CIFAR-10:
-with batches of 64, its warm-up has 24 steps, and it collapsed at sym 0.4, sym 0.6 and `worse` (F1 17 to 31), as it
-does on CIFAR-100 at sym 0.4 with seed 1 (F1 54).
+with batches of 64, its warm-up has 24 steps, and it collapsed at sym 0.4, sym 0.6 and `worse` (F1 17 to 31), as it does on
+CIFAR-100 at sym 0.4 with seed 1 (F1 54).
 
 What trains was not run with every seed; a comparison with the rest is fair on the seeds of both, in the CSV file. Seconds of
 detectors on features are CPU seconds in one thread, features excluded; those of detectors that train are by the clock, two at a time

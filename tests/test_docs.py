@@ -271,3 +271,24 @@ def test_figures_of_few_photographs():
             dataset = dataset.lower().replace("-10n", "-10").replace("-", "")
             found = figures.get((selection if measure == "F1" else training, dataset, " ".join(noise), measure))
             assert text == (found and "{:.1f} ± {:.1f}".format(*found) or ""), (name, column)
+
+
+def test_how_often_estimates_hold_on_few_photographs():
+    """What the page and docs/methods.md say of the interval is counted in the table of noises."""
+    page = Path("results/estimates-few.md").read_text(encoding="utf-8")
+    head, _, *lines = (
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in page.split("## Scores alone, by noise")[1].split("* **error")[0].splitlines()
+        if line.startswith("|")
+    )
+    held = {
+        name: tuple(sum(int(cell.split("(")[1].rstrip(")").split(" of ")[part]) for cell in column) for part in (0, 1))
+        for name, *column in list(zip(head, *lines))[3:]
+    }
+    assert f"That of `auto` holds it in {held['auto'][0]} of {held['auto'][1]} runs" in page
+    assert (
+        f"`clip-margin` in {held['clip-margin'][0]}, of `confident-learning` in {held['confident-learning'][0]}" in page
+    )
+    methods = " ".join(Path("docs/methods.md").read_text(encoding="utf-8").split())
+    said = f"that of `auto` held it in {held['auto'][0]} of {held['auto'][1]} runs, that of `label-match` in {held['label-match'][0]}"
+    assert said in methods
