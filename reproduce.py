@@ -333,6 +333,7 @@ class Runner:
         for i in range(self.jobs):
             self.free.put(self.gpus[i % len(self.gpus)] if self.gpus else None)
         self.children: set[subprocess.Popen[str]] = set()
+        self.started: set[Step] = set()
 
     def command(self, step: Step) -> list[str]:
         """The words of the step's command, with where it runs."""
@@ -347,8 +348,11 @@ class Runner:
         in_order = [chain[i] for i in range(max(map(len, chains), default=0)) for chain in chains if i < len(chain)]
         return [s for s in dict.fromkeys(in_order) if not self.ledger.summary(s) and s not in self.ledger.reasons]
 
-    def run_all(self, steps: list[Step]) -> None:
-        """Run the missing steps: first those that need no mask, then those that use the masks of these, and so on."""
+    def run_all(self, steps: list[Step]) -> int:
+        """Run the missing steps: first those that need no mask, then those that use the masks of these, and so on.
+
+        Returns how many of them were started and failed.
+        """
         todo = self.missing(steps)
         for depth in range(1, 1 + max((len(step.chain()) for step in todo), default=0)):
             now = [(i, len(todo), step) for i, step in enumerate(todo, 1) if len(step.chain()) == depth]
@@ -360,6 +364,7 @@ class Runner:
                     for child in list(self.children):
                         child.terminate()
                     raise
+        return sum(step in self.started and not self.ledger.summary(step) for step in todo)
 
     def run(self, numbered: tuple[int, int, Step]) -> None:
         """Run (number, total, Step); if it fails, its last line of output is the reason."""
@@ -372,6 +377,7 @@ class Runner:
         else:
             start, settings, words = time.perf_counter(), step.settings, self.command(step)
             print(f"[{number}/{total}] python {shlex.join(words)}", file=sys.stderr, flush=True)
+            self.started.add(step)
             gpu = self.free.get()
             code, folder, last = self._watch(words, gpu)
             self.free.put(gpu)
@@ -556,7 +562,10 @@ def read_flags(argv: list[str] | None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> dict[str, list[dict[str, Any]]]:
-    """Run and print the tables that the flags name; returns {table: its rows, see report.comparison.compare}."""
+    """Run and print the tables that the flags name; returns {table: its rows, see report.comparison.compare}.
+
+    UserError, after the tables, if a command failed.
+    """
     args = read_flags(argv)
     if Path.cwd() != HERE.resolve():
         raise UserError(f"reproduce.py: run it in {HERE}, where its scripts find config/ and ./data.")
@@ -577,12 +586,13 @@ def main(argv: list[str] | None = None) -> dict[str, list[dict[str, Any]]]:
     cells = {name: make_cells(table, known, profile, args) for name, table in tables.items()}
     steps = [c.step for name, table in tables.items() if "settings" not in table for c in cells[name] if c.step]
     ledger = Ledger(args.output_dir, args.data_root)
+    failed = 0
     if args.dry_run:
         list_commands(steps, Runner(ledger, args))
         print()
     elif steps:
         with only_one(args.output_dir):
-            Runner(ledger, args).run_all(steps)
+            failed = Runner(ledger, args).run_all(steps)
     out = {}
     for name, table in tables.items():
         if not cells[name]:
@@ -594,6 +604,8 @@ def main(argv: list[str] | None = None) -> dict[str, list[dict[str, Any]]]:
             plot(out[name], table["plot"], Path(args.plots) / f"{name}.png")
     if out:
         print(show({f"{name}: {tables[name]['title']}": rows for name, rows in out.items()}))
+    if failed:
+        raise UserError(f"reproduce.py: {failed} of the commands failed; the table says why, and the same command tries again.")
     return out
 
 

@@ -125,18 +125,25 @@ def test_runs_once_and_compares(toy, capsys):
     toy("--table", "1", "--seeds", "0", "1")
     assert len(starts()) == 16  # another YAML: the scripts are asked again
     Path("config/PEFT/toy.yaml").write_text("dataset: toy\nLR: 0.3\nlnl_methods: edits\n")
-    row = toy("--table", "1", "--noise", "sym_0.2", "--dataset", "toy")["table1"][0]
-    assert row["ours"] is None and "its settings were changed while it ran" in row["missing"]
+    with pytest.raises(UserError, match="1 of the commands failed"):
+        toy("--table", "1", "--noise", "sym_0.2", "--dataset", "toy")
+    assert "its settings were changed while it ran" in capsys.readouterr().out
 
 
 def test_failures_and_variants_in_the_table(toy, capsys):
-    rows = {(row["method"], row["column"]): row for row in toy("--table", "2", "--jobs", "2")["table2"]}
-    assert rows["broken", "sym_0.2"]["ours"] is None
+    with pytest.raises(UserError, match="2 of the commands failed; the table says why"):
+        toy("--table", "2", "--jobs", "2", "--format", "csv")
+    printed = capsys.readouterr().out
+    rows = {(row["method"], row["column"]): row for row in csv.DictReader(io.StringIO(printed))}
+    assert rows["broken", "sym_0.2"]["ours"] == ""
     assert rows["broken", "sym_0.2"]["missing"] == "lnl_methods: it is broken"
-    assert rows["ours", "longer"]["ours"] == 52
+    assert float(rows["ours", "longer"]["ours"]) == 52
     assert starts() == ["deft", "deft-epochs-5", "phase2-deft", "phase2-deft-epochs-5"]
     settings = Path("out dir/toy/sym-0.2/seed0/phase2-deft-epochs-5/config.yaml").read_text()
     assert "mask: deft-epochs-5\n" in settings  # the mask of its own phase 1
+    toy("--table", "2", "--dry_run")  # what failed before is "not run", and no error
+    with pytest.raises(UserError):
+        toy("--table", "2")
     assert "[1] lnl_methods: it is broken" in capsys.readouterr().out
 
 
@@ -188,7 +195,8 @@ def test_every_gpu_has_one_command_at_a_time(toy, monkeypatch):
     }
     tables["tables"]["table2"] |= {"methods": ["detector"]}
     path.write_text(yaml.safe_dump(tables, sort_keys=False))
-    toy("--table", "2")
+    with pytest.raises(UserError, match="6 of the commands failed"):
+        toy("--table", "2")
     assert ["3", "5"] in together and ["3", "3"] not in together and ["5", "5"] not in together
 
 
