@@ -605,7 +605,9 @@ def main(argv: list[str] | None = None) -> dict[str, list[dict[str, Any]]]:
     if out:
         print(show({f"{name}: {tables[name]['title']}": rows for name, rows in out.items()}))
     if failed:
-        raise UserError(f"reproduce.py: {failed} of the commands failed; the table says why, and the same command tries again.")
+        raise UserError(
+            f"reproduce.py: {failed} of the commands failed; the table says why, and the same command tries again."
+        )
     return out
 
 

@@ -57,8 +57,8 @@ def image_features(
 ) -> Tensor:
     """Unit-length features (N, D) float32, on the CPU, of the un-augmented images of a split, in order; of any Encoder.
 
-    Kept in <output_dir>/cache/, PIECE images a file, named after all they depend on (name: see features_name). Files that are missing, damaged or of another shape are made anew, alone. UserError
-    for features that are not finite.
+    Kept in <output_dir>/cache/, PIECE images a file, named after all they depend on (name: see features_name). Only files
+    that are missing, damaged or of another shape are made anew. UserError for features that are not finite.
     """
     name = name or features_name(encoder, split, view, cfg, device)
     folder, loader, pieces = Path(cfg.output_dir) / "cache", None, []

@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 import pickle
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file, save_file
 
 import main_detect
 import main_phase1
@@ -19,9 +21,11 @@ from dataloader.files import pixel_digests
 from dataloader.load import load_data
 from methods.masks import load_mask, positions
 from methods.selection import precision_recall
+from model.clip import EMBEDDED
 from report import tables
 from tests.helpers import (
     CELL,
+    detection,
     phase1,
     phase2,
     write_cifar,
@@ -368,3 +372,20 @@ def test_official_yaml_runs_with_small_data(tmp_path):
     )
     summary = main_phase1.main(["--cfg", str(tmp_path / "cfg.yaml"), *CELL, "--output_dir", str(tmp_path / "runs")])
     assert summary["num_classes"] == 100 and summary["noise_rate"] == pytest.approx(0.4, abs=0.06)
+
+
+def test_other_weights_under_the_same_path(tmp_path):
+    """A finished run does not answer for them."""
+    folder, flags = tmp_path / "clip", detection(tmp_path / "runs", "--detector", "label-match")
+    shutil.copytree(EMBEDDED["tiny-clip-digits"], folder)
+    flags += ["--backbone", str(folder)]
+    found = main_detect.main(flags)
+    assert found["identity"].keys() >= {"weights"} and main_detect.main(flags)["f1"] == found["f1"]
+    path = folder / "open_clip_model.safetensors"
+    weights = load_file(path)
+    weights["visual.proj"] = -weights["visual.proj"]
+    save_file(weights, path)
+    with pytest.raises(UserError, match="used other weights. To keep it"):
+        main_detect.main(flags)
+    again = main_detect.main([*flags, "--tag", "again"])
+    assert again["f1"] < found["f1"]

@@ -50,7 +50,7 @@ FREE_KEYS = {
     "script",
 }
 # in a run's identity where they are known; runs of older versions have none of them
-IF_KNOWN = ("class names", "test labels", "true labels", "descriptions")
+IF_KNOWN = ("class names", "test labels", "true labels", "descriptions", "weights")
 # how numbers are printed; fractions are printed in per cent, as in the tables
 FRACTIONS = ("noise_rate", "precision", "recall", "f1", "auroc", "auprc_mislabelled", "selected")
 WORDS = {
@@ -70,14 +70,22 @@ WORDS = {
 }
 
 
-def _descriptions(cfg: SimpleNamespace) -> dict[str, str]:
-    """For a run's identity: a hash of the file that `descriptions` names, if any."""
-    path = getattr(cfg, "descriptions", "")
-    return (
-        {"descriptions": hashlib.sha256(Path(path).read_bytes()).hexdigest()[:8]}
-        if path and Path(path).is_file()
-        else {}
-    )
+def _own_files(cfg: SimpleNamespace) -> dict[str, str]:
+    """For a run's identity: hashes of the descriptions and of the weights, where these are a person's own files."""
+    pretrained, backbone = Path(getattr(cfg, "pretrained", "").rpartition("=")[2]), Path(cfg.backbone)
+    files = {
+        "descriptions": [Path(getattr(cfg, "descriptions", ""))],
+        "weights": [pretrained, *(sorted(backbone.iterdir()) if backbone.is_dir() else [])],
+    }
+    return {what: _sha256(there) for what, paths in files.items() if (there := [p for p in paths if p.is_file()])}
+
+
+def _sha256(paths: list[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            hashlib.file_digest(file, lambda: digest)
+    return digest.hexdigest()[:8]
 
 
 def backbone_name(cfg: SimpleNamespace) -> str:
@@ -146,7 +154,7 @@ class Run:
         if not (there.is_dir() and os.access(there, os.W_OK)):
             raise UserError(f"output_dir: {there} is not writable.")
         self.history: list[dict[str, Any]] = []
-        self.identity, self.events, self.lock = {**identity, **_descriptions(cfg)}, None, None
+        self.identity, self.events, self.lock = {**identity, **_own_files(cfg)}, None, None
         self.began = time.monotonic()  # of the epoch that is running
         if cfg.tensorboard:
             summary_writer()  # fail before training and not after the first epoch
