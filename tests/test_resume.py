@@ -6,7 +6,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,7 +16,7 @@ import main_phase2
 from methods import deft, fine_tuning
 from tests.helpers import Killed, checkpoint, phase1, phase2, same
 from utils import runs
-from utils.config import UserError
+from utils.config import UserError, load_config
 from utils.files import write_whole
 
 
@@ -118,16 +117,16 @@ def test_two_processes_never_work_on_one_run(tmp_path):
     """The second is refused in one line that names the first; killed, the first leaves no lock behind."""
     code = f"""
 import sys, time
-from types import SimpleNamespace
 sys.path.insert(0, {str(Path.cwd())!r})
 from utils.runs import Run
-cfg = SimpleNamespace(output_dir={str(tmp_path)!r}, seed=0, tag="", device="cpu", gpuid=-1, prec="auto", tensorboard=False)
+from utils.config import load_config
+cfg = load_config(["--output_dir", {str(tmp_path)!r}, "--device", "cpu"])
 run = Run(cfg, "digits/none", "deft", {{}})
 again = Run(cfg, "digits/none", "deft", {{}})
 print("open", flush=True)
 time.sleep(600)
 """
-    cfg = SimpleNamespace(output_dir=tmp_path, seed=0, tag="", device="cpu", gpuid=-1, prec="auto", tensorboard=False)
+    cfg = load_config(["--output_dir", str(tmp_path), "--device", "cpu"])
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout.readline() == "open\n"
