@@ -179,7 +179,7 @@ def make_cell(
     if "backbone" in flags and profile:
         if flags["backbone"] not in profile["backbones"]:
             return Cell(place, None, f"the profile has nothing for the backbone {flags['backbone']}")
-        flags["backbone"] = profile["backbones"][flags["backbone"]]
+        del flags["backbone"]  # that of the YAML files stands for it
     dataset = pick(known["datasets"], stands_for, "datasets")
     commands = pick(known["methods"], headings(table["methods"])[place[1]], "methods")
     noise, step = {key: value for key, value in flags.items() if key in NOISE_KEYS}, None
