@@ -82,8 +82,11 @@ def _cell(row: dict[str, Any], note: Callable[[str], str]) -> str:
     return " / ".join(parts)
 
 
-def wide(rows: list[dict[str, Any]]) -> tuple[list[list[str]], list[str]]:
-    """Rows of text with a column for each column and metric of the table, a heading first; and the notes to them."""
+def wide(rows: list[dict[str, Any]]) -> tuple[list[list[list[str]]], list[str]]:
+    """Tables of text with a column for each column and metric, a heading first; and the notes to them.
+
+    Data sets with the same columns share a table.
+    """
     notes = []
 
     def note(reason: str) -> str:
@@ -93,12 +96,15 @@ def wide(rows: list[dict[str, Any]]) -> tuple[list[list[str]], list[str]]:
             notes.append(reason)
         return f" [{notes.index(reason) + 1}]"
 
-    heads = list(dict.fromkeys((row["column"], row["metric"]) for row in rows))
-    out = [["data set", "method", *(f"{column} {metric}" for column, metric in heads)]]
+    heads: dict[str, dict[tuple[str, str], None]] = {}
+    for row in rows:
+        heads.setdefault(row["dataset"], {})[row["column"], row["metric"]] = None
+    tables: dict[tuple[tuple[str, str], ...], list[list[str]]] = {}
     for (dataset, method), group in groupby(rows, key=lambda row: (row["dataset"], row["method"])):
-        by_head = {(row["column"], row["metric"]): _cell(row, note) for row in group}
-        out.append([dataset, method, *(by_head.get(head, "") for head in heads)])
-    return out, [f"[{i}] {reason}" for i, reason in enumerate(notes, 1)]
+        own, by_head = tuple(heads[dataset]), {(row["column"], row["metric"]): _cell(row, note) for row in group}
+        table = tables.setdefault(own, [["data set", "method", *(f"{column} {metric}" for column, metric in own)]])
+        table.append([dataset, method, *(by_head.get(head, "") for head in own)])
+    return list(tables.values()), [f"[{i}] {reason}" for i, reason in enumerate(notes, 1)]
 
 
 def _legend(title: str, rows: list[dict[str, Any]]) -> str:
@@ -110,9 +116,9 @@ def as_markdown(tables: dict[str, list[dict[str, Any]]]) -> str:
     """Markdown of {title: rows}, see compare."""
 
     def text(title: str, rows: list[dict[str, Any]]) -> str:
-        table, notes = wide(rows)
-        legend = _legend(f"**{title}**", rows)
-        return "\n".join([legend, "", format_table(table, words=2), *([""] if notes else []), *notes])
+        tables, notes = wide(rows)
+        parts = [_legend(f"**{title}**", rows), *(format_table(table, words=2) for table in tables)]
+        return "\n\n".join([*parts, *(["\n".join(notes)] if notes else [])])
 
     return "\n\n".join(text(title, rows) for title, rows in tables.items())
 
@@ -124,10 +130,12 @@ def as_latex(tables: dict[str, list[dict[str, Any]]]) -> str:
         return re.sub(r"([%_#&])", r"\\\1", "\0".join(cells)).replace("\0", " & ").replace("±", r"$\pm$") + r" \\"
 
     def text(title: str, rows: list[dict[str, Any]]) -> str:
-        table, notes = wide(rows)
+        tables, notes = wide(rows)
         lines = [f"% {text}" for text in (_legend(title, rows), *notes)]
-        lines += [rf"\begin{{tabular}}{{ll{'r' * (len(table[0]) - 2)}}}", r"\toprule", line(table[0]), r"\midrule"]
-        return "\n".join([*lines, *map(line, table[1:]), r"\bottomrule", r"\end{tabular}"])
+        for head, *body in tables:
+            lines += [rf"\begin{{tabular}}{{ll{'r' * (len(head) - 2)}}}", r"\toprule", line(head), r"\midrule"]
+            lines += [*map(line, body), r"\bottomrule", r"\end{tabular}"]
+        return "\n".join(lines)
 
     return "\n\n".join(text(title, rows) for title, rows in tables.items())
 

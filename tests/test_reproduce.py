@@ -21,7 +21,7 @@ import yaml
 import main_phase2
 import reproduce
 from methods.baselines import METHODS
-from report.comparison import FORMATS, compare, plot
+from report.comparison import FORMATS, compare, plot, wide
 from tests.helpers import SUMMARY, phase1, phase2
 from utils.config import BACKBONES, UserError, load_config
 from utils.summaries import read_summary, with_checksum, write_summary
@@ -241,9 +241,13 @@ def test_columns_of_each_data_set(toy, capsys):
     assert [words.split("--seed")[0] for words in commands[:2]] == [
         f"--noise_mode sym --noise_ratio {r} " for r in (0.2, 0.4)
     ]
-    head, _, toys, others = [[cell.strip() for cell in line.split("|")[3:-1]] for line in out.splitlines()[-4:]]
-    assert head == ["sym_0.2 precision", "sym_0.4 precision", "worse_0.4 precision"]
-    assert toys == ["not run / 50.00", "not run / 60.00", ""] and others == ["", "not run", "not run"]
+    table = [[cell.strip() for cell in line.split("|")[3:-1]] for line in out.splitlines() if line.startswith("| ")]
+    assert table == [
+        ["sym_0.2 precision", "sym_0.4 precision"],
+        ["not run / 50.00", "not run / 60.00"],
+        ["sym_0.4 precision", "worse_0.4 precision"],
+        ["not run", "not run"],
+    ]
 
 
 def test_dry_run(toy, capsys):
@@ -490,6 +494,20 @@ def test_formats():
     assert (
         float(first["ours"]) == pytest.approx(85) and second["ours"] == "" and second["missing"] == "not run; no data"
     )
+
+
+def test_data_sets_with_other_columns_have_a_table_of_their_own():
+    results = {(d, m, c): [{"f1": 0.5}] for d, m, c in (("a", "x", "one"), ("a", "y", "one"), ("b", "x", "two"))}
+    rows = compare(results | {("c", "x", "one"): ["not run"]}, {"F1": "f1"}, None, None)
+    (first, second), notes = wide(rows)
+    assert first == [
+        ["data set", "method", "one F1"],
+        *([d, m, "50.00 (1)"] for d, m in ("ax", "ay")),
+        ["c", "x", "not run"],
+    ]
+    assert second == [["data set", "method", "two F1"], ["b", "x", "50.00 (1)"]] and not notes
+    assert FORMATS["markdown"]({"t": rows}).count("| method |") == 2
+    assert FORMATS["latex"]({"t": rows}).count(r"\end{tabular}") == 2
 
 
 def test_what_is_averaged():
