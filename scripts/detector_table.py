@@ -136,7 +136,7 @@ PHOTOS = """# Detectors on photographs
 never saw. Mean ± standard deviation over three seeds, which draw the noise and the initial values; their number is in brackets where
 it is not three. The human labels of CIFAR-10N (`aggre` 9 %, `random1` 18 %, `worse` 41 % wrong) are the same for every seed.
 
-    python -m scripts.unpack_photos FILE.npz … --out photos
+    python -m scripts.unpack_photos data/cifar-10 data/cifar-100 data/tiny-imagenet-200 --out photos
     python -m scripts.detector_table --table photos --data_root photos
 
 Settings were chosen on the digits ([detectors.md](detectors.md)); one was chosen here, on CIFAR-100 with seed 0: what `auto` does
@@ -153,8 +153,8 @@ Tiny-ImageNet, so that what trains could be run under every noise: DeFT (`config
 (the same, with batches of 64 and learning rate 0.03) and GMM by full fine-tuning (`config/FFT/photos/`), four epochs each. Mean ±
 standard deviation over three seeds; their number is in brackets where it is not three.
 
-    python -m scripts.unpack_photos cifar10.npz cifar100.npz --out few --train 1500 --test 1000
-    python -m scripts.unpack_photos tiny.npz --out few --train 3000 --test 1000
+    python -m scripts.unpack_photos data/cifar-10 data/cifar-100 --out few --train 1500 --test 1000
+    python -m scripts.unpack_photos data/tiny-imagenet-200 --out few --train 3000 --test 1000
     python reproduce.py --table label_noises --profile photos --data_root few --output_dir few_runs --seeds 0 1 2
     python -m scripts.detector_table --table few --data_root few --runs few_runs --rows features trained deft
 

@@ -57,8 +57,8 @@ FEW = """# Estimates of wrong labels on few photographs
 `tiny-clip-photos`, {seeds}. The human labels of CIFAR-10N (`aggre`, `random1`, `worse`) are the same for every seed. One CPU
 thread, {date}:
 
-    python -m scripts.unpack_photos cifar10.npz cifar100.npz --out few --train 1500 --test 1000
-    python -m scripts.unpack_photos tiny.npz --out few --train 3000 --test 1000
+    python -m scripts.unpack_photos data/cifar-10 data/cifar-100 --out few --train 1500 --test 1000
+    python -m scripts.unpack_photos data/tiny-imagenet-200 --out few --train 3000 --test 1000
     python -m scripts.estimate_table --table few --data_root few{flag}
 
 **From the scores alone, the interval can miss the truth.** That of `auto` holds it in 34 of 38 runs (17 of 19 noises), that of

@@ -1,26 +1,34 @@
-"""Unpack npz files of images into the layouts in which CIFAR and Tiny-ImageNet are published, so that `--dataset` reads them.
+"""Take parts of CIFAR-10, CIFAR-100 and Tiny-ImageNet that tiny-clip-photos never saw, in the layouts they are published in.
 
-    python -m scripts.unpack_photos cifar10.npz cifar100.npz tiny.npz --out photos
-    python -m scripts.unpack_photos cifar10.npz --out few --train 2000 --test 1000     # the first images of each class
-    python main_detect.py --cfg config/PEFT/cifar10.yaml --data_path photos/cifar-10 --backbone tiny-clip-photos
+    python -m scripts.unpack_photos data/cifar-10 data/cifar-100 data/tiny-imagenet-200 --out photos
+    python -m scripts.unpack_photos data/cifar-10 --out few --train 1500 --test 1000     # the first images of each class
+    python main_detect.py --cfg config/PEFT/photos/cifar10.yaml --data_path photos/cifar-10
 
-For experiments on a part of the images; the whole data sets need no unpacking. A file holds train_labels, test_labels (or
-val_labels), class_names and the images: arrays train_images, test_images (N, 32, 32, 3), or JPEG bytes train_jpeg with
-train_offsets (N + 1), train_filenames, the same with val_, and wnids. Ten classes become cifar-10/, with the human labels
-train_cifar10n_* as CIFAR-10_human.pt; a hundred cifar-100/; JPEGs tiny-imagenet-200/.
+A folder holds a published data set, with CIFAR-10_human.pt for the labels of CIFAR-10N; which of its images are taken is listed,
+by their hashes, in unseen_photos.npz. An npz file is unpacked as a whole: it holds train_labels, test_labels (or val_labels),
+class_names and the images, as arrays train_images, test_images (N, 32, 32, 3), or as JPEG bytes train_jpeg with
+train_offsets (N + 1), train_filenames, the same with val_, and wnids; train_cifar10n_* are human labels. Ten classes become
+cifar-10/, a hundred cifar-100/, JPEGs tiny-imagenet-200/.
 """
 
 import argparse
+import hashlib
 import pickle
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
+from dataloader.cifar import cifar10, cifar100
+from dataloader.noise import read_human
+from dataloader.tiny_imagenet import tiny_imagenet
 from utils.config import UserError, parse_flags
 from utils.files import write_text, write_whole
 from utils.start import run_main
 
+UNSEEN = Path(__file__).with_name("unseen_photos.npz")  # {"<data set>_<split>": identities (N,) uint64, in order}
 HUMAN = {  # entry of CIFAR-10_human.pt: array of the npz file
     "clean_label": "train_labels",
     "aggre_label": "train_cifar10n_aggre",
@@ -44,12 +52,16 @@ def first_of_each_class(labels, number):
     return np.sort(np.concatenate([np.flatnonzero(labels == k)[:count] for k, count in enumerate(counts)]))
 
 
+def chosen(data, split, number):
+    """Indices of `number` images of a split (None: all) of those that are to be taken, in order."""
+    rows = data.get(f"{split}_rows", np.arange(len(data[f"{split}_labels"])))
+    return rows[first_of_each_class(data[f"{split}_labels"][rows], number)]
+
+
 def write_cifar(data, folder, n_train, n_test):
     """CIFAR's pickles of the Python version: planar rows of 3,072 bytes, and for ten classes five training batches."""
     ten = len(data["class_names"]) == 10
-    train, test = (
-        first_of_each_class(data[f"{split}_labels"], n) for split, n in (("train", n_train), ("test", n_test))
-    )
+    train, test = chosen(data, "train", n_train), chosen(data, "test", n_test)
     parts = np.array_split(train, 5 if ten else 1)
     names = [f"data_batch_{i}" for i in range(1, 6)] if ten else ["train"]
     files = [(name, "train", rows) for name, rows in zip(names, parts)]
@@ -68,7 +80,7 @@ def write_tiny_imagenet(data, folder, n_train, n_test):
     annotations = []
     for split, number in (("train", n_train), ("val", n_test)):
         offsets, jpeg, labels = data[f"{split}_offsets"], data[f"{split}_jpeg"], data[f"{split}_labels"]
-        for i in first_of_each_class(labels, number):
+        for i in chosen(data, split, number):
             wnid, name = data["wnids"][labels[i]], Path(data[f"{split}_filenames"][i]).name
             place = folder / "train" / wnid / "images" if split == "train" else folder / "val" / "images"
             place.mkdir(parents=True, exist_ok=True)
@@ -77,13 +89,85 @@ def write_tiny_imagenet(data, folder, n_train, n_test):
     write_text(folder / "val" / "val_annotations.txt", "\n".join(annotations) + "\n")
 
 
-def unpack(path, out, n_train=None, n_test=None):
-    """Unpack one file, or as many training and test images of it, into its folder in `out`, and return that folder."""
+def read_published(folder):
+    """A published data set as an npz file holds it; the unseen images are numbers `train_rows` and `test_rows` or `val_rows`."""
+    folder = Path(folder)
+    cfg = SimpleNamespace(data_path=str(folder), download=False)
+    if (folder / "train").is_dir():
+        return _unseen(_read_tiny_imagenet(tiny_imagenet(cfg)), "tiny_imagenet", folder)
+    ten = any((folder / place / "data_batch_1").is_file() for place in ("", "cifar-10-batches-py"))
+    there = (cifar10 if ten else cifar100)(cfg)
+    data = {"class_names": np.arange(10 if ten else 100)}
+    for split, part in (("train", there.train), ("test", there.test)):
+        data |= {f"{split}_images": part.images, f"{split}_labels": part.labels.astype(np.uint8)}
+    if ten and (folder / "CIFAR-10_human.pt").is_file():
+        for array in set(HUMAN.values()) - {"train_labels"}:
+            data[array] = read_human(folder, array.removeprefix("train_cifar10n_"), there.train.labels, 10)
+    return _unseen(data, there.name, folder)
+
+
+def _read_tiny_imagenet(there):
+    data = {"wnids": np.array(there.classnames)}
+    for split, part in (("train", there.train), ("val", there.test)):
+        files = [Path(path).read_bytes() for path in tqdm(part.images, split, leave=False, disable=None)]
+        data |= {
+            f"{split}_jpeg": np.frombuffer(b"".join(files), np.uint8),
+            f"{split}_offsets": np.cumsum([0, *map(len, files)]),
+            f"{split}_labels": part.labels,
+            f"{split}_filenames": np.array([Path(path).name for path in part.images]),
+        }
+    return data
+
+
+def identities(data, split):
+    """Hashes (N,) uint64 of the images of a split with their labels, or of JPEG files with their names."""
+    if "train_jpeg" in data:
+        jpeg, offsets = data[f"{split}_jpeg"], data[f"{split}_offsets"]
+        names = (Path(str(name)).name.encode() for name in data[f"{split}_filenames"])
+        contents = (name + jpeg[a:b].tobytes() for name, a, b in zip(names, offsets, offsets[1:]))
+    else:
+        contents = (bytes([y]) + x.tobytes() for x, y in zip(data[f"{split}_images"], data[f"{split}_labels"]))
+    return np.array([int.from_bytes(hashlib.sha256(content).digest()[:8], "little") for content in contents], np.uint64)
+
+
+def _unseen(data, name, folder):
+    """The data with the rows of the images that UNSEEN lists, in its order. UserError if one of them is missing."""
+    with np.load(UNSEEN, allow_pickle=False) as listed:
+        for split in ("train", "val" if "train_jpeg" in data else "test"):
+            row = {int(identity): i for i, identity in enumerate(identities(data, split))}
+            wanted = [int(identity) for identity in listed[f"{name}_{split}"]]
+            missing = len(wanted) - sum(identity in row for identity in wanted)
+            if missing:
+                raise UserError(
+                    f"{folder}: {missing} of the {len(wanted)} images of {split} that {UNSEEN.name} lists are not in it; expected "
+                    f"the published {name}, all of it."
+                )
+            data[f"{split}_rows"] = np.array([row[identity] for identity in wanted])
+    return data
+
+
+def _read_npz(path):
     try:
         with np.load(path, allow_pickle=False) as file:
-            data = dict(file)
+            return dict(file)
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not an npz file of arrays ({error}).") from None
+        raise UserError(f"{path}: not an npz file of arrays, nor a folder ({error}).") from None
+
+
+def list_unseen(files, path=UNSEEN):
+    """Write the list from {data set: its npz file}."""
+    out = {}
+    for name, file in files.items():
+        data = _read_npz(file)
+        for split in ("train", "val" if "train_jpeg" in data else "test"):
+            out[f"{name}_{split}"] = identities(data, split)
+    with write_whole(Path(path)) as target:
+        np.savez(target, **out)
+
+
+def unpack(path, out, n_train=None, n_test=None):
+    """Unpack one source, or as many training and test images of it, into its folder in `out`, and return that folder."""
+    data = read_published(path) if Path(path).is_dir() else _read_npz(path)
     folders = {10: "cifar-10", 100: "cifar-100"}
     if "train_jpeg" in data:
         folder = Path(out) / "tiny-imagenet-200"
@@ -100,12 +184,12 @@ def unpack(path, out, n_train=None, n_test=None):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("files", nargs="+", metavar="NPZ")
+    parser.add_argument("sources", nargs="+", metavar="FOLDER_OR_NPZ")
     parser.add_argument("--out", required=True, help="folder for the data sets")
     parser.add_argument("--train", type=int, metavar="N", help="that many training images, evenly over the classes")
     parser.add_argument("--test", type=int, metavar="N", help="that many test images, evenly over the classes")
     flags = parse_flags(parser, argv)
-    for path in flags.files:
+    for path in flags.sources:
         print(unpack(path, flags.out, flags.train, flags.test))
 
 

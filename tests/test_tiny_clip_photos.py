@@ -248,3 +248,54 @@ def test_npz_files_become_data_sets_in_their_published_layouts(tmp_path):
     np.savez(tmp_path / "other.npz", numbers=np.arange(3))
     with pytest.raises(UserError, match="other.npz: expected train_jpeg, or train_images"):
         unpack_photos.unpack(tmp_path / "other.npz", tmp_path)
+
+
+def test_unseen_images_of_published_data_sets(tmp_path, monkeypatch):
+    """Of a published data set, in whatever order, the listed images are taken: the same files as from the npz files."""
+    rng = np.random.default_rng(1)
+    images, labels = rng.integers(0, 256, (40, 32, 32, 3), dtype=np.uint8), rng.integers(10, size=40, dtype=np.uint8)
+    human = {
+        f"train_cifar10n_{k}": rng.integers(10, size=40) for k in ("aggre", "worse", "random1", "random2", "random3")
+    }
+    ten = {"class_names": np.arange(10), "train_images": images, "train_labels": labels, **human}
+    ten |= {"test_images": images[::-1], "test_labels": labels}
+    files = [jpeg(np.full((64, 64, 3), shade, np.uint8)) for shade in range(0, 240, 20)]
+    wnids = [line.split()[0] for line in (ROOT / "config/classnames/imagenet-1k.txt").read_text().splitlines()[:2]]
+    packed = {"jpeg": np.frombuffer(b"".join(files), np.uint8), "offsets": np.cumsum([0, *map(len, files)])}
+    names = np.array([f"x_{i}.JPEG" for i in rng.permutation(12)])
+    packed |= {"labels": np.arange(12) % 2, "filenames": names}
+    tiny = {f"{split}_{key}": value for split in ("train", "val") for key, value in packed.items()}
+    for name, data in (("public", ten), ("tiny", tiny | {"wnids": np.array(sorted(wnids))})):
+        np.savez(tmp_path / f"{name}.npz", **data)
+        unpack_photos.unpack(tmp_path / f"{name}.npz", tmp_path / "public")
+    chosen = rng.permutation(40)[:25]
+    part = {key: values[chosen] if key.startswith("train_") else values for key, values in ten.items()}
+    np.savez(tmp_path / "part.npz", **part)
+    monkeypatch.setattr(unpack_photos, "UNSEEN", tmp_path / "unseen.npz")
+    unpack_photos.list_unseen(
+        {"cifar10": tmp_path / "part.npz", "tiny_imagenet": tmp_path / "tiny.npz"}, tmp_path / "unseen.npz"
+    )
+    for file, folder in (("part", "cifar-10"), ("tiny", "tiny-imagenet-200")):
+        few = ["--train", "10", "--test", "8"]
+        unpack_photos.main([str(tmp_path / f"{file}.npz"), "--out", str(tmp_path / "expected"), *few])
+        unpack_photos.main([str(tmp_path / "public" / folder), "--out", str(tmp_path / "found"), *few])
+    expected = [p.relative_to(tmp_path / "expected") for p in (tmp_path / "expected").rglob("*") if p.is_file()]
+    assert len(expected) == 5 + 1 + 1 + 10 + 8 + 1
+    for path in expected:
+        assert (tmp_path / "found" / path).read_bytes() == (tmp_path / "expected" / path).read_bytes(), path
+    public = tmp_path / "public" / "cifar-10"
+    (public / "CIFAR-10_human.pt").unlink()
+    shutil.copy(public / "data_batch_2", public / "data_batch_1")
+    with pytest.raises(UserError, match=r"cifar-10: \d of the 25 images of train that unseen.npz lists are not in it"):
+        unpack_photos.unpack(public, tmp_path / "again")
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason="the images are not in the repository")
+def test_the_list_of_unseen_images_is_that_of_the_experiments():
+    """Identities of the first images, since all of them take seconds."""
+    with np.load(unpack_photos.UNSEEN) as listed:
+        for name, number in (("cifar10", 10_000), ("cifar100", 10_000), ("tiny_imagenet", 20_000)):
+            assert len(listed[f"{name}_train"]) == number
+        data = dict(np.load(DATA / "cifar10_train10k_test2k.npz"))
+        first = {key: values[:50] for key, values in data.items()}
+        assert np.array_equal(unpack_photos.identities(first, "train"), listed["cifar10_train"][:50])
