@@ -95,7 +95,12 @@ def read_published(folder):
     cfg = SimpleNamespace(data_path=str(folder), download=False)
     if (folder / "train").is_dir():
         return _unseen(_read_tiny_imagenet(tiny_imagenet(cfg)), "tiny_imagenet", folder)
-    ten = any((folder / place / "data_batch_1").is_file() for place in ("", "cifar-10-batches-py"))
+    ten, hundred = (
+        any((folder / place / file).is_file() for place in ("", inner))
+        for file, inner in (("data_batch_1", "cifar-10-batches-py"), ("train", "cifar-100-python"))
+    )
+    if not (ten or hundred):
+        raise UserError(f"{folder}: holds neither CIFAR-10 nor CIFAR-100 (Python versions) nor Tiny-ImageNet.")
     there = (cifar10 if ten else cifar100)(cfg)
     data = {"class_names": np.arange(10 if ten else 100)}
     for split, part in (("train", there.train), ("test", there.test)):
@@ -134,7 +139,8 @@ def _unseen(data, name, folder):
     """The data with the rows of the images that UNSEEN lists, in its order. UserError if one of them is missing."""
     with np.load(UNSEEN, allow_pickle=False) as listed:
         for split in ("train", "val" if "train_jpeg" in data else "test"):
-            row = {int(identity): i for i, identity in enumerate(identities(data, split))}
+            found = list(enumerate(identities(data, split).tolist()))
+            row = {identity: i for i, identity in reversed(found)}  # of equal images, the list means the first
             wanted = [int(identity) for identity in listed[f"{name}_{split}"]]
             missing = len(wanted) - sum(identity in row for identity in wanted)
             if missing:
@@ -150,7 +156,7 @@ def _read_npz(path):
     try:
         with np.load(path, allow_pickle=False) as file:
             return dict(file)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # a damaged archive can raise any exception
         raise UserError(f"{path}: not an npz file of arrays, nor a folder ({error}).") from None
 
 
@@ -166,19 +172,24 @@ def list_unseen(files, path=UNSEEN):
 
 
 def unpack(path, out, n_train=None, n_test=None):
-    """Unpack one source, or as many training and test images of it, into its folder in `out`, and return that folder."""
+    """Unpack one source, or as many training and test images of it, into its folder in `out`, and return that folder.
+
+    UserError if that folder is the source's, whose files it would replace.
+    """
     data = read_published(path) if Path(path).is_dir() else _read_npz(path)
-    folders = {10: "cifar-10", 100: "cifar-100"}
+    names = {10: "cifar-10", 100: "cifar-100"}
+    name = "tiny-imagenet-200" if "train_jpeg" in data else names.get(len(data.get("class_names", [])))
+    if not name or not data.keys() & {"train_jpeg", "train_images"}:
+        raise UserError(f"{path}: expected train_jpeg, or train_images with the class_names of CIFAR-10 or CIFAR-100.")
+    folder = Path(out) / name
+    if Path(path).resolve().is_relative_to(folder.resolve()):
+        raise UserError(f"--out: would write into {folder}, where {path} is; expected another folder.")
     if "train_jpeg" in data:
-        folder = Path(out) / "tiny-imagenet-200"
         if (n_train or n_test) and folder.exists():  # images of an earlier, larger part would stay
             raise UserError(f"{folder}: is there already; a part of the images needs a new folder.")
         write_tiny_imagenet(data, folder, n_train, n_test)
-    elif "train_images" in data and len(data.get("class_names", [])) in folders:
-        folder = Path(out) / folders[len(data["class_names"])]
-        write_cifar(data, folder, n_train, n_test)
     else:
-        raise UserError(f"{path}: expected train_jpeg, or train_images with the class_names of CIFAR-10 or CIFAR-100.")
+        write_cifar(data, folder, n_train, n_test)
     return folder
 
 

@@ -254,6 +254,8 @@ def test_unseen_images_of_published_data_sets(tmp_path, monkeypatch):
     """Of a published data set, in whatever order, the listed images are taken: the same files as from the npz files."""
     rng = np.random.default_rng(1)
     images, labels = rng.integers(0, 256, (40, 32, 32, 3), dtype=np.uint8), rng.integers(10, size=40, dtype=np.uint8)
+    chosen = rng.permutation(39)[:25]
+    images[39], labels[39] = images[chosen[0]], labels[chosen[0]]  # twins, of which the list means the first
     human = {
         f"train_cifar10n_{k}": rng.integers(10, size=40) for k in ("aggre", "worse", "random1", "random2", "random3")
     }
@@ -268,7 +270,6 @@ def test_unseen_images_of_published_data_sets(tmp_path, monkeypatch):
     for name, data in (("public", ten), ("tiny", tiny | {"wnids": np.array(sorted(wnids))})):
         np.savez(tmp_path / f"{name}.npz", **data)
         unpack_photos.unpack(tmp_path / f"{name}.npz", tmp_path / "public")
-    chosen = rng.permutation(40)[:25]
     part = {key: values[chosen] if key.startswith("train_") else values for key, values in ten.items()}
     np.savez(tmp_path / "part.npz", **part)
     monkeypatch.setattr(unpack_photos, "UNSEEN", tmp_path / "unseen.npz")
@@ -288,6 +289,27 @@ def test_unseen_images_of_published_data_sets(tmp_path, monkeypatch):
     shutil.copy(public / "data_batch_2", public / "data_batch_1")
     with pytest.raises(UserError, match=r"cifar-10: \d of the 25 images of train that unseen.npz lists are not in it"):
         unpack_photos.unpack(public, tmp_path / "again")
+
+
+def test_no_published_data_set_is_overwritten_and_no_other_folder_taken_for_one(tmp_path, monkeypatch):
+    images, labels = np.zeros((10, 32, 32, 3), np.uint8), np.arange(10, dtype=np.uint8)
+    split = {"train_images": images, "train_labels": labels, "test_images": images, "test_labels": labels}
+    np.savez(tmp_path / "ten.npz", class_names=np.arange(10), **split)
+    monkeypatch.setattr(unpack_photos, "UNSEEN", tmp_path / "unseen.npz")
+    unpack_photos.list_unseen({"cifar10": tmp_path / "ten.npz"}, tmp_path / "unseen.npz")
+    folder = unpack_photos.unpack(tmp_path / "ten.npz", tmp_path)
+    shutil.copytree(folder, folder / "cifar-10-batches-py")
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    for source in (folder, folder / "cifar-10-batches-py"):
+        with pytest.raises(UserError, match="--out: would write into .*cifar-10, where .* is"):
+            unpack_photos.main([str(source), "--out", str(tmp_path), "--train", "5"])
+    assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    (tmp_path / "other").mkdir()
+    with pytest.raises(UserError, match="other: holds neither CIFAR-10 nor CIFAR-100"):
+        unpack_photos.unpack(tmp_path / "other", tmp_path / "out")
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "ten.npz").read_bytes()[:200])
+    with pytest.raises(UserError, match="cut.npz: not an npz file of arrays, nor a folder"):
+        unpack_photos.unpack(tmp_path / "cut.npz", tmp_path / "out")
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="the images are not in the repository")
