@@ -307,7 +307,7 @@ def test_a_run_with_descriptions(tmp_path):
     described = main_detect.main([*flags, "--descriptions", str(path), "--tag", "described"])
     assert plain["auroc"] > 0.95 and described["auroc"] > 0.9 and plain["auroc"] != described["auroc"]
     path.write_text("zero: [like a ring]\n")
-    with pytest.raises(UserError, match="used other descriptions. To keep it"):
+    with pytest.raises(UserError, match="descriptions: the run .* used other descriptions. To keep it, use --tag"):
         main_detect.main([*flags, "--descriptions", str(path), "--tag", "described"])
     path.write_text("zerro: [with a hole]\n")
     with pytest.raises(UserError, match="there is no class 'zerro'. Did you mean zero"):

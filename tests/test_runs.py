@@ -380,10 +380,25 @@ def test_other_weights_under_the_same_path(tmp_path):
     shutil.copytree(EMBEDDED["tiny-clip-digits"], folder)
     flags += ["--backbone", str(folder)]
     found = main_detect.main(flags)
+    (folder / "README.md").write_text("Mine.")
+    (folder / ".DS_Store").touch()
     assert main_detect.main(flags)["f1"] == found["f1"]
     path = folder / "open_clip_model.safetensors"
     weights = load_file(path)
     weights["visual.proj"] = -weights["visual.proj"]
     save_file(weights, path)
-    with pytest.raises(UserError, match="used other weights. To keep it"):
+    with pytest.raises(UserError, match="backbone: the run .* used other weights. To keep it, use --tag"):
         main_detect.main(flags)
+
+
+def test_weight_files_in_the_identity_of_a_run(tmp_path):
+    """FILE and TAG=FILE, whatever is in its name; what is no file has none."""
+    (tmp_path / "lr=0.1.pt").write_bytes(b"weights")
+    flags = ["--output_dir", str(tmp_path), "--device", "cpu", "--pretrained"]
+
+    def weights(pretrained):
+        return Run(load_config([*flags, pretrained]), "d/none", "deft", {}).identity.get("weights")
+
+    path = str(tmp_path / "lr=0.1.pt")
+    assert weights(path) and weights(path) == weights(f"openai={path}")
+    assert not any(map(weights, ("", "none", "openai", "openai=nowhere.pt")))

@@ -71,11 +71,18 @@ WORDS = {
 
 
 def _own_files(cfg: SimpleNamespace) -> dict[str, str]:
-    """For a run's identity: hashes of the descriptions and of the weights, where these are a person's own files."""
-    pretrained, backbone = Path(getattr(cfg, "pretrained", "").rpartition("=")[2]), Path(cfg.backbone)
+    """For a run's identity: hashes of the descriptions and of the weights, where these are a person's own files.
+
+    Of a folder that is the backbone, all files count but the model card and hidden ones.
+    """
+    pretrained, backbone = getattr(cfg, "pretrained", ""), Path(cfg.backbone)
+    inside = sorted(backbone.iterdir()) if backbone.is_dir() else []
     files = {
         "descriptions": [Path(getattr(cfg, "descriptions", ""))],
-        "weights": [pretrained, *(sorted(backbone.iterdir()) if backbone.is_dir() else [])],
+        "weights": [
+            *(Path(name) for name in (pretrained, pretrained.partition("=")[2])),  # FILE or TAG=FILE
+            *(path for path in inside if path.suffix != ".md" and not path.name.startswith(".")),
+        ],
     }
     return {what: _sha256(there) for what, paths in files.items() if (there := [p for p in paths if p.is_file()])}
 
@@ -185,10 +192,11 @@ class Run:
             where = f"used {'another mask' if what == 'mask' else f'other {what}'}{changes}"
             if what in ("labels", "mask") and "mask" in self.identity:
                 where += ", or was made before other decisions"
+            key = {"mask": "mask", "weights": "backbone", "descriptions": "descriptions"}.get(what, "data_path")
             other_data = f"{'--name NAME' if self.cfg.dataset == 'own' else '--output_dir DIR'} for other data or "
             raise UserError(
-                f"{'mask' if what == 'mask' else 'data_path'}: the run {self.folder} {where}. To keep it, use "
-                f"{'' if what == 'mask' else other_data}--tag NAME for another run on the same data. To replace it, delete "
+                f"{key}: the run {self.folder} {where}. To keep it, use "
+                f"{other_data if key == 'data_path' else ''}--tag NAME for another run on the same data. To replace it, delete "
                 f"the folder{self._decisions()}."
             )
 
