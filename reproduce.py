@@ -115,6 +115,9 @@ def read_tables(path: str | Path) -> dict[str, Any]:
                 raise UserError(f"{path}: {name}: has no {key}.")
             for key in (key for key in entry if key not in needed + further):
                 raise UserError(f"{path}: {name}: unknown key '{key}'.{nearest(key, needed + further)}")
+    for name, profile in known.get("profiles", {}).items():
+        if not isinstance(profile["backbones"], list):
+            raise UserError(f"{path}: {name}: backbones must be a list; those of the YAML files stand for them.")
     for name, table in known["tables"].items():
         if isinstance(table["datasets"], list) and "columns" not in table:
             raise UserError(f"{path}: {name}: has no columns.")

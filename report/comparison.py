@@ -134,8 +134,8 @@ def as_latex(tables: dict[str, list[dict[str, Any]]]) -> str:
         lines = [f"% {text}" for text in (_legend(title, rows), *notes)]
         for head, *body in tables:
             lines += [rf"\begin{{tabular}}{{ll{'r' * (len(head) - 2)}}}", r"\toprule", line(head), r"\midrule"]
-            lines += [*map(line, body), r"\bottomrule", r"\end{tabular}"]
-        return "\n".join(lines)
+            lines += [*map(line, body), r"\bottomrule", r"\end{tabular}", ""]  # a paragraph each, not side by side
+        return "\n".join(lines[:-1])
 
     return "\n\n".join(text(title, rows) for title, rows in tables.items())
 

@@ -341,6 +341,7 @@ def test_run_from_elsewhere(tmp_path, monkeypatch):
         ("datasets toy yaml", None, "toy: has no yaml"),
         ("datasets toy", "toy", "datasets: toy must have the keys yaml"),
         ("profiles", {"small": {"datasets": {}}}, "small: has no backbones"),
+        ("profiles", {"small": {"datasets": {}, "backbones": {"a": "b"}}}, "small: backbones must be a list"),
         ("methods both", ["main_phase1 PEFT --csc"], "methods: 'main_phase1 PEFT --csc': every flag needs a value"),
         ("methods", None, "has no methods"),
     ],
@@ -507,7 +508,8 @@ def test_data_sets_with_other_columns_have_a_table_of_their_own():
     ]
     assert second == [["data set", "method", "two F1"], ["b", "x", "50.00 (1)"]] and not notes
     assert FORMATS["markdown"]({"t": rows}).count("| method |") == 2
-    assert FORMATS["latex"]({"t": rows}).count(r"\end{tabular}") == 2
+    latex = FORMATS["latex"]({"t": rows})
+    assert latex.count(r"\end{tabular}") == 2 and "\\end{tabular}\n\n\\begin{tabular}" in latex  # not side by side
 
 
 def test_what_is_averaged():
