@@ -4,10 +4,12 @@
     OMP_NUM_THREADS=1 python -m scripts.detector_table --rows deft ctx      # adds DeFT and its settings, which train
     OMP_NUM_THREADS=1 python -m scripts.detector_table --table photos --data_root photos
     OMP_NUM_THREADS=1 python -m scripts.detector_table --table few --data_root few --rows features trained --runs few_runs
+    OMP_NUM_THREADS=1 python -m scripts.detector_table --table few --data_root few --out again --dataset cifar10 --noise worse_0.4 --seeds 0
 
 `photos` and `few` read CIFAR-10, CIFAR-100 and Tiny-ImageNet from --data_root, the whole sets or parts
 (scripts/unpack_photos.py). `trained` adds what has been trained in --runs (reproduce.py --table label_noises).
-A row is one detector on one noise and seed; rows that are there are not made again, so a stopped command goes on.
+A row is one detector on one noise and seed. Rows that are in --out already are not made again, so a stopped command goes on; to
+repeat those of results/, give another --out, as the last command does for one cell.
 `seconds` of detectors on features are CPU seconds of each alone, on the first noise with seed 0; of those that train, seconds by
 the clock.
 """
@@ -41,9 +43,10 @@ from methods.masks import read_selection
 from methods.selection import precision_recall
 from report.tables import format_table
 from utils.checkpoint import load_checkpoint
-from utils.config import UserError, load_config
+from utils.config import UserError, load_config, parse_flags, pick
 from utils.files import write_csv, write_text, write_whole
 from utils.runs import Run, backbone_name, seed_folder
+from utils.start import run_main
 from utils.summaries import read_summary
 
 NOISES = (("sym", 0.2), ("sym", 0.4), ("sym", 0.6), ("asym", 0.3), ("asym", 0.4), ("idn", 0.2), ("idn", 0.4))
@@ -265,17 +268,34 @@ def cell_config(table, cell, seed, args):
     return cfg
 
 
+def wanted_cells(table, args):
+    """The cells of a Table that --dataset and --noise name, the noises as in reproduce.py: sym_0.4, worse_0.4."""
+    for name in args.dataset or []:
+        pick(dict.fromkeys(dataset for dataset, *_ in table.cells), name, "--dataset")
+    for name in args.noise or []:
+        pick(dict.fromkeys(f"{mode}_{ratio:g}" for _, mode, ratio in table.cells), name, "--noise")
+    cells = [
+        (dataset, mode, ratio)
+        for dataset, mode, ratio in table.cells
+        if (not args.dataset or dataset in args.dataset) and (not args.noise or f"{mode}_{ratio:g}" in args.noise)
+    ]
+    if not cells:
+        raise UserError(f"--noise: the table has no {', '.join(args.noise)} of {', '.join(args.dataset)}.")
+    return cells
+
+
 def make_rows(names, table, args):
     """Add the rows `names` to a Table's CSV, cell by cell; a cell whose rows are there is left out. Returns all rows."""
-    path, rows = args.out / f"{table.file}.csv", []
+    path, rows, there = args.out / f"{table.file}.csv", [], 0
     if path.is_file():
         with path.open(newline="", encoding="utf-8") as file:
             rows = [tuple(row.values()) for row in csv.DictReader(file)]
     for seed in args.seeds or table.seeds:
-        for dataset, mode, ratio in table.cells:
+        for dataset, mode, ratio in wanted_cells(table, args):
             cell = (dataset, noise_name(mode, ratio), str(seed))
             first_noise = next(noise for of, *noise in table.cells if of == dataset)
             if {row[3] for row in rows if row[:3] == cell} >= set(names):
+                there += 1
                 continue
             cfg = cell_config(table, (dataset, mode, ratio), seed, args)
             with contextlib.redirect_stdout(io.StringIO()):
@@ -300,6 +320,8 @@ def make_rows(names, table, args):
             args.out.mkdir(parents=True, exist_ok=True)
             write_csv(path, [COLUMNS, *rows])
             print(f"{' '.join(cell)}: {len(new)} rows", flush=True)
+    if there:
+        print(f"{path}: has the rows of {there} cells already; another --out makes them again")
     return rows
 
 
@@ -372,17 +394,19 @@ def draw(rows, table, path):
     plt.close(figure)
 
 
-def main():
+def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--table", default="digits", choices=TABLES)
     parser.add_argument("--rows", nargs="*", default=["features"], choices=ROWS, help="deft and ctx train phase 1")
+    parser.add_argument("--dataset", nargs="+", help="only these data sets")
+    parser.add_argument("--noise", nargs="+", help="only these noises, e.g. sym_0.2")
     parser.add_argument("--seeds", type=int, nargs="*", help="default: those of the table")
     parser.add_argument("--data_root", type=Path, help="where the data sets are, instead of ./data")
-    parser.add_argument("--out", type=Path, default=Path("results"))
+    parser.add_argument("--out", type=Path, default=Path("results"), help="folder of the table (default: results)")
     parser.add_argument(
         "--runs", type=Path, default=Path("runs/detector-table"), help="where features and trainings lie"
     )
-    args = parser.parse_args()
+    args = parse_flags(parser, argv)
     torch.set_num_threads(1)
     table = TABLES[args.table]
     for group in args.rows:
@@ -393,4 +417,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -27,7 +27,9 @@ from methods.estimates import calibration, estimate, spread
 from methods.inputs import load_inputs
 from report.tables import format_table
 from scripts.detector_table import TABLES, cell_config, deft_rows, noise_name
+from utils.config import parse_flags
 from utils.files import write_text, write_whole
+from utils.start import run_main
 
 NAMES = {
     "digits": ("auto", "lemon", "label-match", "clip-margin", "clipcleaner", "confident-learning", "knn", "aum"),
@@ -171,7 +173,7 @@ def main():
     parser.add_argument("--deft", type=int, nargs="*", default=[], help="seeds for which phase 1 is trained, too")
     parser.add_argument("--out", type=Path, default=Path("results"))
     parser.add_argument("--runs", type=Path, default=Path("runs/detector-table"))
-    args = parser.parse_args()
+    args = parse_flags(parser)
     torch.set_num_threads(1)
     args.runs.mkdir(parents=True, exist_ok=True)
     table, names = TABLES[args.table], NAMES[args.table]
@@ -214,4 +216,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -186,6 +187,27 @@ def test_tables_of_detectors_are_those_of_their_rows(name, tmp_path):
         rows = [tuple(row.values()) for row in csv.DictReader(file)]
     detector_table.write_tables(rows, table, tmp_path)
     assert (tmp_path / f"{table.file}.md").read_text() == Path(f"results/{table.file}.md").read_text()
+
+
+def test_one_cell_of_a_table_of_detectors(tmp_path, capsys):
+    """--dataset and --noise choose cells as in reproduce.py; rows that are there are named, not silently left out."""
+    table, out = detector_table.TABLES["few"], tmp_path / "detectors-few.csv"
+    one = SimpleNamespace(dataset=["cifar10"], noise=["worse_0.4"])
+    assert detector_table.wanted_cells(table, one) == [("cifar10", "worse", 0.4)]
+    assert len(detector_table.wanted_cells(table, SimpleNamespace(dataset=None, noise=["sym_0.4"]))) == 3
+    assert detector_table.wanted_cells(table, SimpleNamespace(dataset=None, noise=None)) == list(table.cells)
+    shutil.copy("results/detectors-few.csv", out)
+    flags = ["--table", "few", "--seeds", "0", "--dataset", "cifar10", "--noise"]
+    detector_table.main([*flags, "worse_0.4", "--out", str(tmp_path)])
+    assert "detectors-few.csv: has the rows of 1 cells already" in capsys.readouterr().out
+    assert out.read_text() == Path("results/detectors-few.csv").read_text()
+    for noise, message in (("wors_0.4", "Did you mean worse_0.4"), ("worse_0.4", "there is no folder .*nothing")):
+        with pytest.raises(UserError, match=message):
+            detector_table.main(
+                [*flags, noise, "--out", str(tmp_path / "new"), "--data_root", str(tmp_path / "nothing")]
+            )
+    with pytest.raises(UserError, match="no worse_0.4 of cifar100"):
+        detector_table.wanted_cells(table, SimpleNamespace(dataset=["cifar100"], noise=["worse_0.4"]))
 
 
 def test_rows_of_runs_that_trained(cell, monkeypatch):
