@@ -108,6 +108,8 @@ def read_published(folder):
     if ten and (folder / "CIFAR-10_human.pt").is_file():
         for array in set(HUMAN.values()) - {"train_labels"}:
             data[array] = read_human(folder, array.removeprefix("train_cifar10n_"), there.train.labels, 10)
+    elif ten:
+        print(f"{folder}: has no CIFAR-10_human.pt, so its part gets no labels of CIFAR-10N (worse, aggre, random1–3)")
     return _unseen(data, there.name, folder)
 
 

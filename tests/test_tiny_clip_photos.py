@@ -250,7 +250,7 @@ def test_npz_files_become_data_sets_in_their_published_layouts(tmp_path):
         unpack_photos.unpack(tmp_path / "other.npz", tmp_path)
 
 
-def test_unseen_images_of_published_data_sets(tmp_path, monkeypatch):
+def test_unseen_images_of_published_data_sets(tmp_path, monkeypatch, capsys):
     """Of a published data set, in whatever order, the listed images are taken: the same files as from the npz files."""
     rng = np.random.default_rng(1)
     images, labels = rng.integers(0, 256, (40, 32, 32, 3), dtype=np.uint8), rng.integers(10, size=40, dtype=np.uint8)
@@ -284,11 +284,13 @@ def test_unseen_images_of_published_data_sets(tmp_path, monkeypatch):
     assert len(expected) == 5 + 1 + 1 + 10 + 8 + 1
     for path in expected:
         assert (tmp_path / "found" / path).read_bytes() == (tmp_path / "expected" / path).read_bytes(), path
+    assert "CIFAR-10N" not in capsys.readouterr().out
     public = tmp_path / "public" / "cifar-10"
     (public / "CIFAR-10_human.pt").unlink()
     shutil.copy(public / "data_batch_2", public / "data_batch_1")
     with pytest.raises(UserError, match=r"cifar-10: \d of the 25 images of train that unseen.npz lists are not in it"):
         unpack_photos.unpack(public, tmp_path / "again")
+    assert "has no CIFAR-10_human.pt, so its part gets no labels of CIFAR-10N" in capsys.readouterr().out
 
 
 def test_no_published_data_set_is_overwritten_and_no_other_folder_taken_for_one(tmp_path, monkeypatch):
