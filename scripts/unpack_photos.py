@@ -202,6 +202,9 @@ def main(argv=None):
     parser.add_argument("--train", type=int, metavar="N", help="that many training images, evenly over the classes")
     parser.add_argument("--test", type=int, metavar="N", help="that many test images, evenly over the classes")
     flags = parse_flags(parser, argv)
+    for key in ("train", "test"):
+        if (number := getattr(flags, key)) is not None and number < 1:
+            raise UserError(f"--{key}: must be at least 1, not {number}.")
     for path in flags.sources:
         print(unpack(path, flags.out, flags.train, flags.test))
 

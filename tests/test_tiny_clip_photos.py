@@ -245,6 +245,8 @@ def test_npz_files_become_data_sets_in_their_published_layouts(tmp_path):
         assert unpack_photos.first_of_each_class(np.array([1, 0, 1, 1], np.uint8), number).tolist() == chosen
     with pytest.raises(UserError, match="tiny-imagenet-200: is there already"):
         unpack_photos.unpack(tmp_path / "tiny.npz", tmp_path / "out", n_train=2)
+    with pytest.raises(UserError, match="--train: must be at least 1, not -5"):
+        unpack_photos.main([str(tmp_path / "ten.npz"), "--out", str(tmp_path / "none"), "--train", "-5"])
     np.savez(tmp_path / "other.npz", numbers=np.arange(3))
     with pytest.raises(UserError, match="other.npz: expected train_jpeg, or train_images"):
         unpack_photos.unpack(tmp_path / "other.npz", tmp_path)
