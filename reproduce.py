@@ -587,6 +587,8 @@ def main(argv: list[str] | None = None) -> dict[str, list[dict[str, Any]]]:
     tables = {name: pick(known["tables"], name, "--table") for name in names}
     check_names(list(tables.values()), profile, args)
     cells = {name: make_cells(table, known, profile, args) for name, table in tables.items()}
+    if not any(cells.values()):
+        raise UserError(f"reproduce.py: {', '.join(names)}: no run matches --dataset, --noise and --profile together.")
     steps = [c.step for name, table in tables.items() if "settings" not in table for c in cells[name] if c.step]
     ledger = Ledger(args.output_dir, args.data_root)
     failed = 0

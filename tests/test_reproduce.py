@@ -313,6 +313,8 @@ def test_unknown_names():
         (["--table", "1", "--noise", "sym_0.2", "sym_02"], "--noise: unknown name 'sym_02'.*Did you mean sym_0.2"),
         (["--table", "1", "--dataset", "cifar_100", "cub200"], "--dataset: unknown name 'cifar_100'.*mean cifar100"),
         (["--table", "1", "--dataset", "digits"], "--dataset: unknown name 'digits'"),
+        (["--table", "label_noises", "--dataset", "cifar100", "--noise", "worse_0.4"], "label_noises: no run matches"),
+        (["--table", "3", "--profile", "digits"], "table3: no run matches"),
         (["--table", "1", "--seeds", "-1"], "--seeds: must be whole numbers, not -1"),
         (["--table", "1", "--jobs", "-1"], "--jobs: must be whole numbers, not -1"),
         (["--verify", "nowhere"], "no finished run"),
