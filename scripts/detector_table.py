@@ -140,7 +140,9 @@ never saw. Mean ± standard deviation over three seeds, which draw the noise and
 it is not three. The human labels of CIFAR-10N (`aggre` 9 %, `random1` 18 %, `worse` 41 % wrong) are the same for every seed.
 
     python -m scripts.unpack_photos data/cifar-10 data/cifar-100 data/tiny-imagenet-200 --out photos
-    python -m scripts.detector_table --table photos --data_root photos
+    python -m scripts.detector_table --table photos --data_root photos --out again
+
+Without `--out`, what is in `results/` is not made again; `--dataset cifar10 --noise worse_0.4 --seeds 0` makes one cell.
 
 Settings were chosen on the digits ([detectors.md](detectors.md)); one was chosen here, on CIFAR-100 with seed 0: what `auto` does
 where the texts tell more than the neighbours. CIFAR-10, CIFAR-10N and Tiny-ImageNet were run afterwards, once.
@@ -159,7 +161,9 @@ standard deviation over three seeds; their number is in brackets where it is not
     python -m scripts.unpack_photos data/cifar-10 data/cifar-100 --out few --train 1500 --test 1000
     python -m scripts.unpack_photos data/tiny-imagenet-200 --out few --train 3000 --test 1000
     python reproduce.py --table label_noises --profile photos --data_root few --output_dir few_runs --seeds 0 1 2
-    python -m scripts.detector_table --table few --data_root few --runs few_runs --rows features trained deft
+    python -m scripts.detector_table --table few --data_root few --runs few_runs --rows features trained deft --out again
+
+Without `--out`, what is in `results/` is not made again; `--dataset cifar10 --noise worse_0.4 --seeds 0` makes one cell.
 
 Chosen on CIFAR-100 with seed 0: the learning rate of full fine-tuning; batch size and learning rate of DeFT and of small-loss; and
 what `auto` does where the texts tell more than the neighbours. That DeFT needs smaller batches here was first seen on CIFAR-10:
