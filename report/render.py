@@ -156,12 +156,17 @@ def page_html(
     links = [(name, title) for name, title, _ in sections]
     links.insert(1, ("gallery", "Review"))
     near, nearest = _near(data, arrays, order, None if server else features)
-    return Template((HERE / "page.html").read_text(encoding="utf-8")).substitute(
+    level = summary.get("verdict", {"level": ""})["level"]
+    return Template(
+        (HERE / "page.html").read_text(encoding="utf-8")
+    ).substitute(
         title=escape(f"Suspect labels: {run_name(folder, summary)}"),
         images="img-src 'self' data:; connect-src 'self'" if server else "img-src data: file:",
         heading=heading(summary, arrays["mask"]),
-        verdict=escape(reason(summary)),
-        level=summary.get("verdict", {"level": ""})["level"],
+        verdict=escape(
+            f"{level}: {reason(summary)}" if level == "usable" else reason(summary)
+        ),  # the heading has others
+        level=level,
         subtitle=escape(
             f"{summary['dataset']}, noise {summary['noise']}, seed {summary['seed']}: {summary['name']} with "
             f"{summary['backbone']}"

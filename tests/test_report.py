@@ -188,7 +188,7 @@ def test_many_classes_make_a_list_instead_of_a_matrix(digits_run):
 def test_nothing_or_everything_may_be_suspect(digits_run, tmp_path, monkeypatch, trusted):
     cfg, arrays, data, summary = read_run(digits_run)
     arrays["mask"][:] = arrays["by_detector"][:] = trusted
-    summary["verdict"] = {"level": "usable", "why": "", "instead": ""}
+    summary["verdict"] = {"level": "usable", "why": "all is well", "instead": ""}
     monkeypatch.setattr(render, "GALLERY", 300)
     pictures.draw_suspects(data, arrays, tmp_path / "suspects.png", "0 labels look wrong")
     parts = [*render.label_sections(data, arrays, 0.9), *render.other_sections(digits_run, cfg, data, arrays, summary)]
@@ -198,6 +198,7 @@ def test_nothing_or_everything_may_be_suspect(digits_run, tmp_path, monkeypatch,
     assert {row[page.rows["header"].index("is_label_issue")] for row in rows} == {str(not trusted)}
     assert any("the server also has the other 59" in text for text in page.texts) == (not trusted)
     assert f"{0 if trusted else 359} of 359 labels look wrong" in page.texts
+    assert "usable: all is well" in page.texts
 
 
 def test_the_histogram_says_that_decisions_are_not_in_it(digits_run):
