@@ -168,7 +168,8 @@ Without `--out`, what is in `results/` is not made again; `--dataset cifar10 --n
 Chosen on CIFAR-100 with seed 0: the learning rate of full fine-tuning; batch size and learning rate of DeFT and of small-loss; and
 what `auto` does where the texts tell more than the neighbours. That DeFT needs smaller batches here was first seen on CIFAR-10:
 with batches of 64, its warm-up has 24 steps, and it collapsed at sym 0.4, sym 0.6 and `worse` (F1 17 to 31), as it does on
-CIFAR-100 at sym 0.4 with seed 1 (F1 54).
+CIFAR-100 at sym 0.4 with seed 1 (F1 54). With batches of 16 it still collapsed in one of 31 runs: CIFAR-100 at sym 0.6 with seed 1
+(F1 4.5).
 
 What trains was not run with every seed; a comparison with the rest is fair on the seeds of both, in the CSV file. Seconds of
 detectors on features are CPU seconds in one thread, features excluded; those of detectors that train are by the clock, two at a time
