@@ -156,16 +156,13 @@ def page_html(
     links = [(name, title) for name, title, _ in sections]
     links.insert(1, ("gallery", "Review"))
     near, nearest = _near(data, arrays, order, None if server else features)
-    level = summary.get("verdict", {"level": ""})["level"]
-    return Template(
-        (HERE / "page.html").read_text(encoding="utf-8")
-    ).substitute(
+    level, why = summary.get("verdict", {"level": ""})["level"], reason(summary)
+    why = f"usable: {why}" if level == "usable" else why  # the heading says the other levels
+    return Template((HERE / "page.html").read_text(encoding="utf-8")).substitute(
         title=escape(f"Suspect labels: {run_name(folder, summary)}"),
         images="img-src 'self' data:; connect-src 'self'" if server else "img-src data: file:",
         heading=heading(summary, arrays["mask"]),
-        verdict=escape(
-            f"{level}: {reason(summary)}" if level == "usable" else reason(summary)
-        ),  # the heading has others
+        verdict=escape(why),
         level=level,
         subtitle=escape(
             f"{summary['dataset']}, noise {summary['noise']}, seed {summary['seed']}: {summary['name']} with "
