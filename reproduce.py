@@ -38,7 +38,7 @@ from utils.summaries import read_log, read_summary
 HERE = Path(__file__).resolve().parent
 NOISE_KEYS = ("noise_mode", "noise_ratio", "image_noise", "image_noise_level", "image_noise_on")  # named by the folder
 TABLE_KEYS = {  # of a file of tables: the keys that every entry of a group has, and those that it may have
-    "datasets": (["yaml"], ["real"]),
+    "datasets": (["yaml"], ["real", "flags"]),
     "profiles": (["datasets", "backbones"], []),
     "tables": (["title", "datasets", "methods"], "columns set flags_to metrics settings paper plot".split()),
 }
@@ -178,12 +178,12 @@ def make_cell(
     """One Cell of a table; flags: those of its column."""
     stands_for = profile.get("datasets", {}).get(place[0], place[0])
     place = (stands_for, *place[1:])
-    flags = table.get("set", {}) | flags
+    dataset = pick(known["datasets"], stands_for, "datasets")
+    flags = table.get("set", {}) | dataset.get("flags", {}) | flags
     if "backbone" in flags and profile:
         if flags["backbone"] not in profile["backbones"]:
             return Cell(place, None, f"the profile has nothing for the backbone {flags['backbone']}")
         del flags["backbone"]  # that of the YAML files stands for it
-    dataset = pick(known["datasets"], stands_for, "datasets")
     commands = pick(known["methods"], headings(table["methods"])[place[1]], "methods")
     noise, step = {key: value for key, value in flags.items() if key in NOISE_KEYS}, None
     for command in commands:

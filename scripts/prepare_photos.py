@@ -1,11 +1,12 @@
 """Decode the training photographs of model/tiny-clip-photos to arrays, without the images that must stay unseen.
 
+    python -m scripts.unpack_photos data/cifar-10 data/cifar-100 data/tiny-imagenet-200 --out unseen
     python scripts/prepare_photos.py --images cifar10=CIFAR-10/train cifar100=CIFAR-100/train \
-        tiny=tiny-imagenet-200/train --exclude unseen/*.npz --out photos
+        tiny=data/tiny-imagenet-200/train --exclude unseen/* --out photos
 
 Every folder of a set is a class; its images lie anywhere beneath. An image is left out if its decoded pixels, at the
-size of the file, equal those of an image in an excluded npz file: arrays `*images` (N, H, W, 3), or JPEG bytes
-`X_jpeg` with `X_offsets`. Writes NAME_images.npy, uint8 (N, 32, 32, 3), NAME_labels.npy and NAME_classes.json.
+size of the file, equal those of an excluded image. --exclude takes folders of CIFAR-10, CIFAR-100 or Tiny-ImageNet in the
+layouts they are published in, and npz files: arrays `*images` (N, H, W, 3), or JPEG bytes `X_jpeg` with `X_offsets`. Writes NAME_images.npy, uint8 (N, 32, 32, 3), NAME_labels.npy and NAME_classes.json.
 """
 
 import argparse
@@ -22,7 +23,10 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from dataloader.transforms import decode
+from scripts.unpack_photos import read_npz, read_published
+from utils.config import UserError
 from utils.files import write_text, write_whole
+from utils.start import run_main
 
 SIZE = 32  # pixels
 SUFFIXES = {".png", ".jpg", ".jpeg"}
@@ -39,23 +43,23 @@ def unpack_jpegs(jpeg, offsets):
         yield Image.open(io.BytesIO(jpeg[start:end].tobytes())).convert("RGB")
 
 
-def excluded_fingerprints(files):
-    """Fingerprints of all images in npz files; ValueError for a file without images, which is surely a mistake."""
+def excluded_fingerprints(sources):
+    """Fingerprints of all images of published data sets and npz files; UserError for a source without images."""
     seen = set()
-    for file in files:
-        data, found = np.load(file, allow_pickle=False), 0
-        for key in data.files:
+    for source in sources:
+        data, found = read_published(source)[0] if Path(source).is_dir() else read_npz(source), 0
+        for key in data:
             if key.endswith("_jpeg"):
                 images = map(np.asarray, unpack_jpegs(data[key], data[key.replace("_jpeg", "_offsets")]))
             elif data[key].ndim == 4 and data[key].dtype == np.uint8:
                 images = data[key]
             else:
                 continue
-            prints = [fingerprint(image) for image in tqdm(images, desc=f"{Path(file).name} {key}", leave=False)]
+            prints = [fingerprint(image) for image in tqdm(images, desc=f"{Path(source).name} {key}", leave=False)]
             seen.update(prints)
             found += len(prints)
         if not found:
-            raise ValueError(f"{file} holds no images (arrays N x H x W x 3, or *_jpeg with *_offsets)")
+            raise UserError(f"{source}: holds no images (arrays N x H x W x 3, or *_jpeg with *_offsets).")
     return seen
 
 
@@ -85,7 +89,7 @@ def prepare(name, folder, excluded, out):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", nargs="+", required=True, metavar="NAME=FOLDER", help="sets of class folders")
-    parser.add_argument("--exclude", nargs="*", default=[], metavar="NPZ", help="files of images to leave out")
+    parser.add_argument("--exclude", nargs="*", default=[], help="folders and npz files of images to leave out")
     parser.add_argument("--out", required=True, help="folder for the arrays")
     args = parser.parse_args()
     Path(args.out).mkdir(parents=True, exist_ok=True)
@@ -97,4 +101,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

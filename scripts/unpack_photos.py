@@ -90,11 +90,11 @@ def write_tiny_imagenet(data, folder, n_train, n_test):
 
 
 def read_published(folder):
-    """A published data set as an npz file holds it; the unseen images are numbers `train_rows` and `test_rows` or `val_rows`."""
+    """(a data set in the layout it is published in, as an npz file holds it; its name). UserError if there is none."""
     folder = Path(folder)
     cfg = SimpleNamespace(data_path=str(folder), download=False)
     if (folder / "train").is_dir():
-        return _unseen(_read_tiny_imagenet(tiny_imagenet(cfg)), "tiny_imagenet", folder)
+        return _read_tiny_imagenet(tiny_imagenet(cfg)), "tiny_imagenet"
     ten, hundred = (
         any((folder / place / file).is_file() for place in ("", inner))
         for file, inner in (("data_batch_1", "cifar-10-batches-py"), ("train", "cifar-100-python"))
@@ -110,7 +110,7 @@ def read_published(folder):
             data[array] = read_human(folder, array.removeprefix("train_cifar10n_"), there.train.labels, 10)
     elif ten:
         print(f"{folder}: has no CIFAR-10_human.pt, so its part gets no labels of CIFAR-10N (worse, aggre, random1–3)")
-    return _unseen(data, there.name, folder)
+    return data, there.name
 
 
 def _read_tiny_imagenet(there):
@@ -137,8 +137,12 @@ def identities(data, split):
     return np.array([int.from_bytes(hashlib.sha256(content).digest()[:8], "little") for content in contents], np.uint64)
 
 
-def _unseen(data, name, folder):
-    """The data with the rows of the images that UNSEEN lists, in its order. UserError if one of them is missing."""
+def read_unseen(folder):
+    """A published data set with the rows of the images that UNSEEN lists, `train_rows` and `test_rows` or `val_rows`, in its order.
+
+    UserError if one of them is missing.
+    """
+    data, name = read_published(folder)
     with np.load(UNSEEN, allow_pickle=False) as listed:
         for split in ("train", "val" if "train_jpeg" in data else "test"):
             found = list(enumerate(identities(data, split).tolist()))
@@ -154,7 +158,7 @@ def _unseen(data, name, folder):
     return data
 
 
-def _read_npz(path):
+def read_npz(path):
     try:
         with np.load(path, allow_pickle=False) as file:
             return dict(file)
@@ -166,7 +170,7 @@ def list_unseen(files, path=UNSEEN):
     """Write the list from {data set: its npz file}."""
     out = {}
     for name, file in files.items():
-        data = _read_npz(file)
+        data = read_npz(file)
         for split in ("train", "val" if "train_jpeg" in data else "test"):
             out[f"{name}_{split}"] = identities(data, split)
     with write_whole(Path(path)) as target:
@@ -178,7 +182,7 @@ def unpack(path, out, n_train=None, n_test=None):
 
     UserError if that folder is the source's, whose files it would replace.
     """
-    data = read_published(path) if Path(path).is_dir() else _read_npz(path)
+    data = read_unseen(path) if Path(path).is_dir() else read_npz(path)
     names = {10: "cifar-10", 100: "cifar-100"}
     name = "tiny-imagenet-200" if "train_jpeg" in data else names.get(len(data.get("class_names", [])))
     if not name or not data.keys() & {"train_jpeg", "train_images"}:

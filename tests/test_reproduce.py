@@ -469,6 +469,10 @@ def test_profile_of_photographs():
     assert [step.script for step in (first, second)] == ["main_phase1", "main_phase2"]
     for key, value in (("dataset", "cifar100"), ("backbone", "tiny-clip-photos"), ("data_path", "./data/cifar-100")):
         assert first.settings[key] == second.settings[key] == value
+    # human labels of CIFAR-10N stand for those of CIFAR-100N, so that table 3 shares its runs with the table of all methods
+    third, every = (reproduce.make_cells(TABLES["tables"][t], TABLES, photos, args_of()) for t in ("table3", "methods"))
+    assert {cell.place[0] for cell in third} == {"photos_cifar10n"} and len(third) == 9
+    assert {cell.step for cell in third} <= {cell.step for cell in every if cell.place[2] == "worse_0.4"}
 
 
 # --- text and pictures

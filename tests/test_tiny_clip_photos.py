@@ -72,8 +72,15 @@ def test_excluded_images_do_not_get_in(tmp_path, monkeypatch, capsys):
     halves = np.stack([np.asarray(Image.fromarray(p).resize((32, 32), Image.BILINEAR)) for p in rest])
     np.testing.assert_array_equal(kept, halves)
 
+    from_files = prepare_photos.excluded_fingerprints([tmp_path / "seen.npz"])
+    ten = {"class_names": np.arange(10), "train_labels": np.arange(5) % 2, "test_labels": np.arange(2)}
+    ten |= {"train_images": np.stack([small[f"dog/{i}"] for i in range(5)])}
+    np.savez(tmp_path / "ten.npz", test_images=np.stack([small["cat/1"], small["dog/4"]]), **ten)
+    folder = unpack_photos.unpack(tmp_path / "ten.npz", tmp_path / "unseen")
+    assert from_files < prepare_photos.excluded_fingerprints([folder]) and len(from_files) == 2
+
     np.savez(tmp_path / "labels.npz", labels=np.zeros(3))
-    with pytest.raises(ValueError, match="holds no images"):
+    with pytest.raises(UserError, match="labels.npz: holds no images"):
         prepare_photos.excluded_fingerprints([tmp_path / "labels.npz"])
 
 
