@@ -30,12 +30,13 @@ class ImageNoise:
 
     def __call__(self, images: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
         """uint8 (B, 3, H, W) of the images with keys (B,), int64, both on the device -> uint8 of the same shape."""
-        if self.kind == "gaussian":
-            noise = sample_normal(images.shape[1:], keys, self.seed)
-            return _to_uint8(images + 255 * self.level * noise)
-        if self.kind == "blur":
-            return _to_uint8(blur(images.float(), self.level * images.shape[-1]))
-        return jpeg(images, self.level)
+        with torch.autocast(images.device.type, enabled=False):  # a caller's autocast holds while a loader reads, too
+            if self.kind == "gaussian":
+                noise = sample_normal(images.shape[1:], keys, self.seed)
+                return _to_uint8(images + 255 * self.level * noise)
+            if self.kind == "blur":
+                return _to_uint8(blur(images.float(), self.level * images.shape[-1]))
+            return jpeg(images, self.level)
 
 
 def image_noise_of(cfg: SimpleNamespace, part: int) -> ImageNoise | None:

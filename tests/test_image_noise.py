@@ -81,6 +81,14 @@ def test_jpeg_is_a_real_jpeg(photo, quality):
     assert (ours - theirs).abs().float().mean() < 0.6 and (ours - theirs).abs().float().mean() < 0.4 * lost
 
 
+def test_same_in_every_precision(photo):
+    for kind, level in (("gaussian", 0.1), ("blur", 0.05), ("jpeg", 20)):
+        noise, keys = ImageNoise(kind, level, 0), torch.arange(1)
+        with torch.autocast("cpu", torch.bfloat16):
+            low = noise(photo[None], keys)
+        assert torch.equal(low, noise(photo[None], keys)), kind
+
+
 def test_same_in_every_epoch_and_only_where_asked():
     images = np.random.default_rng(0).integers(60, 190, (10, 32, 32, 3), dtype=np.uint8)
     labels = np.arange(10) % 2
