@@ -26,9 +26,11 @@ def tune(visual: nn.Module, cfg: SimpleNamespace, generator: Generator | None = 
 
     finetune: all transformer blocks (embeddings, ln_pre and ln_post stay frozen, as in the official code);
     vpt_deep, vpt_shallow, adapter, adaptformer, lora, ssf: on the last `partial` blocks, or on all; bias_tuning: every
-    bias of the tower, regardless of `partial`.
+    bias of the tower, regardless of `partial`. UserError for settings that do not go together.
     """
     visual.requires_grad_(False)
+    if cfg.vpt_shallow and cfg.vpt_deep:
+        raise UserError("vpt_shallow: vpt_deep is true as well; --vpt_deep false leaves prompts in the first block only.")
     if not takes_prompts(visual):
         asked = [key for key in TUNERS if getattr(cfg, key)]
         if asked:

@@ -10,7 +10,7 @@ from model.classifier import Classifier
 from model.tuners import AdaptFormer, tune
 from tests import recipe
 from tests.helpers import golden
-from utils.config import load_config
+from utils.config import UserError, load_config
 
 META = golden("tuners_forward")[1]
 
@@ -115,6 +115,12 @@ def test_every_trained_parameter_learns_and_nothing_else(random_clip, flags):
         weights = [p for k, p in frozen.items() if "c_fc" in k and k.endswith(("c_fc.weight", "weight.original"))]
         originals = [p for k, p in before.items() if k.endswith("c_fc.weight")]
         assert len(weights) == 2 and all(any(torch.equal(w, o) for o in originals) for w in weights)
+
+
+def test_prompts_are_deep_or_shallow(random_clip):
+    """The YAML files of phase 1 set vpt_deep, so that --vpt_shallow alone must not train deep prompts."""
+    with pytest.raises(UserError, match="vpt_shallow: vpt_deep is true as well; --vpt_deep false"):
+        tune(random_clip(META)[0].visual, settings(vpt_deep=True, vpt_shallow=True))
 
 
 def test_partial_touches_the_last_blocks_and_biases_ignore_it(random_clip):
