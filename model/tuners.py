@@ -30,7 +30,9 @@ def tune(visual: nn.Module, cfg: SimpleNamespace, generator: Generator | None = 
     """
     visual.requires_grad_(False)
     if cfg.vpt_shallow and cfg.vpt_deep:
-        raise UserError("vpt_shallow: vpt_deep is true as well; --vpt_deep false leaves prompts in the first block only.")
+        raise UserError(
+            "vpt_shallow: vpt_deep is true as well; --vpt_deep false leaves prompts in the first block only."
+        )
     if not takes_prompts(visual):
         asked = [key for key in TUNERS if getattr(cfg, key)]
         if asked:
