@@ -174,4 +174,7 @@ def test_timm_backbones(cell, tmp_path):
     }.items():
         cfg = load_config(phase2(tmp_path, "--backbone", name))
         assert (cfg.optimizer, cfg.lr, cfg.weight_decay) == (optimizer, lr, weight_decay)
+        (tmp_path / "own.yaml").write_text(f"backbone: {name}\n")
+        for flags in (["--backbone", name], ["--cfg", str(tmp_path / "own.yaml")]):  # CLIP's lr is not for others
+            assert load_config([*flags, "--adaptation", "fft"]).lr == lr
     assert load_config(phase2(tmp_path, "--backbone", "vit", "--lr", "0.5")).lr == 0.5

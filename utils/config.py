@@ -6,7 +6,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -181,10 +181,15 @@ def recorded_settings(path: str | Path) -> dict[str, Any]:
     return default_values() | content
 
 
-def _implied(given: dict[str, Any], known: Container[str]) -> dict[str, Any]:
-    """The settings that the given backbone and adaptation imply, as far as their keys are in `known`."""
-    implied = BACKBONES.get(given.get("backbone", ""), ("", {}))[1] | ADAPTATIONS.get(given.get("adaptation", ""), {})
-    return {name: value for name, value in implied.items() if name in known}
+def _implied(given: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
+    """The settings that the given backbone and adaptation imply, as far as the script reads their keys.
+
+    before: what holds where `given` says nothing. An adaptation's lr is that of CLIP: a backbone with its own keeps it.
+    """
+    adaptation = ADAPTATIONS.get(given.get("adaptation", ""), {})
+    backbone = given.get("backbone", before["backbone"] if adaptation else "")
+    implied = adaptation | BACKBONES.get(backbone, ("", {}))[1]
+    return {name: value for name, value in implied.items() if name in before}
 
 
 def parse_flags(parser: argparse.ArgumentParser, argv: list[str] | None = None) -> argparse.Namespace:
