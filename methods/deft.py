@@ -19,8 +19,7 @@ from methods.losses import batch_mean, cross_entropy, negative_prompt_loss, symm
 from methods.selection import clean_probability, histograms, margins, precision_recall, select_clean, two_groups
 from model.classifier import build_optimizer
 from model.clip import input_pixels, load_clip
-from model.detector import Detector
-from model.prompts import DualPrompts
+from model.detector import Detector, with_prompts
 from model.tuners import tune
 from utils.checkpoint import load_checkpoint
 from utils.config import UserError, pick
@@ -135,10 +134,7 @@ def build_detector(cfg: SimpleNamespace, classnames: list[str], device: torch.de
     clip, tokenizer = load_clip(cfg.backbone, cfg.pretrained)
     generator = torch_generator(cfg.seed, 0)
     tune(clip.visual, cfg, generator)
-    prompts = DualPrompts(clip, tokenizer, classnames, cfg.n_ctx, cfg.class_token_position, cfg.csc, generator)
-    if cfg.ctx_init:
-        prompts.start_from(clip, tokenizer, cfg.ctx_init)
-    return Detector(clip, prompts, cfg.micro_batch, cfg.checkpoint_text).to(device)
+    return with_prompts(clip, tokenizer, cfg, classnames, generator).to(device)
 
 
 def train_detector(cfg: SimpleNamespace, data: Dataset, run: Run) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

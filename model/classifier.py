@@ -15,9 +15,8 @@ from dataloader.loaders import Loader
 from dataloader.transforms import Pixels
 from model.blocks import in_pieces
 from model.clip import input_pixels, load_clip, takes_prompts
-from model.detector import Detector
+from model.detector import Detector, with_prompts
 from model.encoder import load_timm
-from model.prompts import DualPrompts
 from model.tuners import tune
 from utils.config import BACKBONES, UserError
 from utils.device import Amp
@@ -80,8 +79,7 @@ def build_classifier(
         )
     tune(clip.visual, cfg, generator)
     if cfg.is_coop:
-        prompts = DualPrompts(clip, tokenizer, data.classnames, cfg.n_ctx, cfg.class_token_position, cfg.csc, generator)
-        model: nn.Module = TextClassifier(Detector(clip, prompts, cfg.micro_batch, cfg.checkpoint_text))
+        model: nn.Module = TextClassifier(with_prompts(clip, tokenizer, cfg, data.classnames, generator))
     else:
         model = Classifier(clip.visual, data.num_classes, generator, cfg.micro_batch)
     return model, input_pixels(clip, cfg)

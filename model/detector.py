@@ -2,15 +2,16 @@
 
 from collections.abc import Callable
 from functools import partial
+from types import SimpleNamespace
 from typing import Self
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Generator, Tensor
 
 from model.blocks import in_pieces
-from model.clip import Clip, cosine_logits
+from model.clip import Clip, Tokenizer, cosine_logits
 from model.prompts import DualPrompts, encode_prompts
 
 PROMPTS_AT_ONCE = 256  # with checkpoint_text; about as many tokens as 30 images, and enough to keep a large GPU busy
@@ -73,3 +74,13 @@ class Detector(nn.Module):
         """The positive prompts as a classifier, images -> logits_pos, with text features computed once."""
         (text_pos,) = self.text_features(self.prompts.pos_ctx)
         return lambda images: cosine_logits(self.clip, self.image_features(images), text_pos)
+
+
+def with_prompts(
+    clip: Clip, tokenizer: Tokenizer, cfg: SimpleNamespace, classnames: list[str], generator: Generator | None = None
+) -> Detector:
+    """The Detector of a CLIP, as tuned as it is, with the untrained prompts that `cfg` describes."""
+    prompts = DualPrompts(clip, tokenizer, classnames, cfg.n_ctx, cfg.class_token_position, cfg.csc, generator)
+    if cfg.ctx_init:
+        prompts.start_from(clip, tokenizer, cfg.ctx_init)
+    return Detector(clip, prompts, cfg.micro_batch, cfg.checkpoint_text)

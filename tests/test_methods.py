@@ -1,9 +1,11 @@
 """Methods, tuners and backbones through the scripts' main()."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
 import main_baseline
@@ -13,6 +15,8 @@ import main_real_baseline
 import main_real_phase1
 import main_real_phase2
 import main_small_loss
+from model.classifier import build_classifier
+from model.clip import load_clip
 from tests.helpers import (
     CELL,
     checkpoint,
@@ -131,6 +135,15 @@ def test_peft_and_text_classifier_as_adaptation(cell, tmp_path, flags, parameter
     main_phase2.main(phase2(tmp_path, "--mask", mask, "--epochs", "1", *flags))
     saved = checkpoint(tmp_path / "digits/sym-0.4/seed0/phase2-deft-tiny-clip-digits")["model"]
     assert parameter in saved and "detector.prompts.neg_ctx" not in saved
+
+
+def test_the_text_classifier_starts_from_words_too():
+    cfg = load_config(["--backbone", "tiny-clip-digits", "--is_coop", "--n_ctx", "4", "--ctx_init", "a photo of a"])
+    model, _ = build_classifier(cfg, SimpleNamespace(classnames=["one", "two"]))
+    clip, tokenizer = load_clip(cfg.backbone)
+    assert torch.equal(
+        model.detector.prompts.pos_ctx, clip.token_embedding(tokenizer(["a photo of a"])[0, 1:5])
+    )  # behind the first token
 
 
 def test_adaptation_none_peft_and_fft(cell, tmp_path):
