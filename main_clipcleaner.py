@@ -11,15 +11,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from utils.config import default_values, load_config, settle_epochs
+from utils.config import known_keys, load_config, settle_epochs
 from utils.start import run_main
 
 if TYPE_CHECKING:
     from dataloader.dataset import Dataset
-
-# settings of the training, which the selection does not depend on
-TRAINING = """resolution epochs warmup batch_size lr optimizer momentum weight_decay schedule milestones ema finetune networks
-strong_view theta_r theta_r2 mixup_beta lnl_methods mask tag""".split()
 
 
 def main(argv: list[str] | None = None, **settings: Any) -> dict[str, Any]:
@@ -48,20 +44,13 @@ def main(argv: list[str] | None = None, **settings: Any) -> dict[str, Any]:
 
 
 def select(cfg: SimpleNamespace, data: "Dataset") -> Path:
-    """Run the detector, if it has not run yet; returns the path of its clean mask."""
-    from methods.detectors import run_detector
-    from report.record import finish
-    from utils.runs import Run
+    """The path of the detector's clean mask; main_detect.py's run, if there is one, whatever is trained afterwards."""
+    from main_detect import judged
 
-    defaults = default_values()
-    own = {key: defaults[key] for key in TRAINING} | {"backbone": cfg.clip_backbone, "pretrained": cfg.clip_pretrained}
-    own["script"] = "main_detect"
-    cfg = SimpleNamespace(**vars(cfg) | own)
-    run = Run(cfg, data.place, cfg.detector, data.identity)
-    if not run.summary:
-        selection, numbers = run_detector(cfg, data, run.device)
-        finish(run, data, numbers, selection)
-    return run.folder / "clean_mask.npz"
+    own = {name: getattr(cfg, name, key.default) for name, key in known_keys().items() if key.read_by("main_detect")}
+    own |= {name: known_keys()[name].default for name in ("resolution", "batch_size", "tag")}  # of the training
+    own |= {"backbone": cfg.clip_backbone, "pretrained": cfg.clip_pretrained, "script": "main_detect"}
+    return judged(SimpleNamespace(**own), data).folder / "clean_mask.npz"
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import io
 import tempfile
 import warnings
 from collections.abc import Iterable, Sequence
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from utils.config import DEFAULTS, REAL_WORLD, load_config, pick, settle_epochs
@@ -18,17 +19,25 @@ from utils.start import run_main
 if TYPE_CHECKING:
     import numpy as np
 
+    from dataloader.dataset import Dataset
+    from utils.runs import Run
+
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Run the detector that the flags name; returns the summary."""
     cfg = load_config(argv, __doc__, "main_detect")
     from dataloader.load import load_data
+
+    return judged(cfg, load_data(cfg)).summary
+
+
+def judged(cfg: SimpleNamespace, data: "Dataset") -> "Run":
+    """The finished Run of the detector that `cfg` names on a Dataset; own images held out for testing are judged, too."""
     from methods.detectors import run_detector
     from methods.estimates import limit_suspects
     from report.record import finish, say_where
     from utils.runs import Run
 
-    data = load_data(cfg)
     if cfg.dataset == "own" and data.noise_name == "none":  # noise that we made is in the training labels alone
         data = data.whole()
         if data.all_judged:
@@ -38,7 +47,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         selection, accuracy = run_detector(cfg, data, run.device)
         finish(run, data, accuracy, limit_suspects(selection, cfg))
         say_where(run)
-    return run.summary
+    return run
 
 
 def detect(

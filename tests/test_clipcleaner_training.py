@@ -9,6 +9,7 @@ import yaml
 
 import main_baseline
 import main_clipcleaner
+import main_detect
 import main_phase2
 from dataloader.load import load_data
 from methods import fine_tuning
@@ -88,13 +89,20 @@ def test_selects_and_trains(few_digits, tmp_path):
     model, info = load_classifier(folder / summary["name"])
     assert info["pixels"] == 16 and model(torch.zeros(1, 3, 16, 16)).shape == (1, 10)
     # the selection does not depend on how is trained, so other settings take it as it is …
-    cfg = load_config([*flags, "--lr", "0.5", "--theta_r2", "0.3"], detector="clipcleaner")
+    cfg = load_config([*flags, "--lr", "0.5", "--theta_r2", "0.3", "--lora", "--n_ctx", "5"], detector="clipcleaner")
     assert main_clipcleaner.select(cfg, load_data(cfg)) == folder / "clipcleaner/clean_mask.npz"
     # … and the steps one by one come to the same
     i = flags.index("--clip_backbone")  # main_clipcleaner.py's alone
     rest = flags[:i] + flags[i + 2 :]
     again = main_baseline.main([*rest, "--lnl_methods", "MixFix", "--mask", "clipcleaner", "--tag", "again"])
     assert again["acc_last"] == summary["acc_last"] and again["name"] == f"{summary['name']}-again"
+    # without noise, main_detect.py judges the images held out, too; its run is taken as well
+    flags += ["--noise_mode", "none", "--noise_ratio", "0"]
+    cfg = load_config(flags, script="main_clipcleaner", detector="clipcleaner")
+    own = ["--noise_mode", "none", "--detector", "clipcleaner", "--backbone", "tiny-clip-digits"]
+    found = main_detect.main([*few_digits, "--output_dir", str(tmp_path), *own, "--noise_ratio", "0"])
+    path = main_clipcleaner.select(cfg, load_data(cfg))
+    assert found["all_judged"] and path.parent.parent.parent.name == "none"
 
 
 def test_networks_of_our_own_have_no_weights_to_load():
