@@ -30,8 +30,7 @@ def main(
     name, identity, mask = [cfg.lnl_methods.lower()], data.identity, None
     numbers: dict[str, Any] = {}
     if build.takes_mask:
-        path, mask, labels = trusted_samples(cfg, data, seed_folder(cfg, data.place))
-        data.train = data.train.relabelled(labels)
+        path, mask, data.train = trusted_samples(cfg, data, seed_folder(cfg, data.place))
         name, identity, numbers = (
             [*name, mask_name(cfg.mask)],
             {**data.identity, "mask": label_hash(mask)},

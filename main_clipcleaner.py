@@ -33,8 +33,7 @@ def main(argv: list[str] | None = None, **settings: Any) -> dict[str, Any]:
     data = load_data(cfg)
     settle_epochs(cfg, len(data.train.labels))
     selected_by = SimpleNamespace(**vars(cfg) | {"mask": str(select(cfg, data))})
-    path, mask, labels = trusted_samples(selected_by, data, seed_folder(cfg, data.place))
-    data.train = data.train.relabelled(labels)
+    path, mask, data.train = trusted_samples(selected_by, data, seed_folder(cfg, data.place))
     name = f"mixfix-{cfg.detector}-{backbone_name(cfg)}"
     run = Run(cfg, data.place, name, {**data.identity, "mask": label_hash(mask)})
     if not run.summary:

@@ -28,8 +28,7 @@ def main(argv: list[str] | None = None, description: str | None = __doc__, **set
         raise UserError(f"{key}: adaptation none trains nothing; it shows the accuracy of phase 1.")
     data = load_data(cfg)
     settle_epochs(cfg, len(data.train.labels))
-    path, mask, labels = trusted_samples(cfg, data, seed_folder(cfg, data.place))
-    data.train = data.train.relabelled(labels)
+    path, mask, data.train = trusted_samples(cfg, data, seed_folder(cfg, data.place))
     others = "" if cfg.noisy_samples == "discard" or path is None else cfg.noisy_samples + "-soft" * cfg.soft_labels
     if others and cfg.phase2_loss != "CE":
         raise UserError(

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from dataloader.dataset import Dataset, image_keys
+from dataloader.dataset import Dataset, Split, image_keys
 from dataloader.rows import shortened, written_by_report
-from methods.decisions import as_arrays, followed, settle
+from methods.decisions import WRONG, as_arrays, followed, settle
 from utils.config import UserError, brief, nearest
 from utils.files import slug, write_whole
 from utils.safe_pickle import load_arrays
@@ -135,22 +135,24 @@ def _say_unusable(path: Path) -> None:
         print(f"warning: {path}: {verdict_line(summary)}")
 
 
-def trusted_samples(
-    cfg: SimpleNamespace, data: Dataset, seed_folder: Path
-) -> tuple[Path | None, np.ndarray, np.ndarray]:
-    """(path of the clean mask, mask (N,) bool, labels (N,)) that `cfg.mask` means for a Dataset; fills in an empty one.
+def trusted_samples(cfg: SimpleNamespace, data: Dataset, seed_folder: Path) -> tuple[Path | None, np.ndarray, Split]:
+    """(path of the clean mask, mask (M,) bool, M training images) that `cfg.mask` means for a Dataset; fills in an empty one.
 
-    What a person decided about labels, in the log beside a run's mask, counts for more than the mask. The path is None
-    where the mask is `all`. UserError where there is no mask, or it is one of other data.
+    What a person decided about labels, in the log beside a run's mask, counts for more than the mask: images have the new
+    labels, and those whose label is wrong without a new one are left out, else pseudo-labels could give it back. The path is
+    None where the mask is `all`. UserError where there is no mask, or it is one of other data.
     """
-    labels = data.train.labels
+    train = data.train
     cfg.mask = cfg.mask or default_mask(cfg.data_path)
     if cfg.mask == "all":
-        return None, np.ones(len(labels), dtype=bool), labels
+        return None, np.ones(len(train.labels), dtype=bool), train
     path = find_mask(cfg.mask, seed_folder)
     mask = load_mask(path, data, cfg.seed)
     _say_unusable(path)
-    return path, *followed(mask, labels, *as_arrays(settle(path.parent, data), data))
+    decision, new_labels = as_arrays(settle(path.parent, data), data)
+    mask, labels = followed(mask, train.labels, decision, new_labels)
+    train, kept = train.relabelled(labels), (decision != WRONG) | (new_labels >= 0)
+    return path, mask[kept], train if kept.all() else train.take(np.flatnonzero(kept))
 
 
 def find_mask(mask: str, seed_folder: Path) -> Path:
