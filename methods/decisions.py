@@ -55,20 +55,27 @@ class Images:
 
     def row(self, i: int, decision: str = "", new_label: str = "") -> Decision:
         """The Decision about image i."""
-        ids, given = self.data.ids, self.data.label_names[self.data.train.labels[i]]
-        return Decision(ids[i] if ids else "", self.paths[i], self.contents[i], given, decision, new_label)
+        ids = self.data.ids
+        return Decision(ids[i] if ids else "", self.paths[i], self.contents[i], self.label(i), decision, new_label)
 
     def find(self, row: Decision) -> tuple[list[int], str]:
         """(indices, "") of the images that a Decision is about, or ([], why there is none).
 
-        Rows of one file, or identical images of an array, share a decision where they have the same label.
+        An image whose file has another name now is found by its content. Rows of one file, or identical images of an array,
+        share a decision where they have the same label. A label that has since been corrected as the Decision says counts.
         """
-        found = self.by_id.get(row.id) or self.by_path.get(row.path)
-        if found and row.content and self.contents[found[0]] not in ("", row.content):
-            return [], "has changed"
-        found = found or self.by_content.get(row.content) or []
-        same = [i for i in found if self.data.label_names[self.data.train.labels[i]] == row.given_label]
-        return same, "" if same else "has another label now" if found else "is gone"
+        named = self.by_id.get(row.id) or self.by_path.get(row.path) or []
+        has_changed = bool(named and row.content) and self.contents[named[0]] not in ("", row.content)
+        found = self.by_content.get(row.content, []) if has_changed or not named else named
+        for label in filter(None, (row.given_label, row.new_label)):
+            same = [i for i in found if self.label(i) == label]
+            if same:
+                return same, ""
+        return [], "has another label now" if found else "has changed" if has_changed else "is gone"
+
+    def label(self, i: int) -> str:
+        """The given label of image i."""
+        return self.data.label_names[self.data.train.labels[i]]
 
 
 def _places(names: list[str]) -> dict[str, list[int]]:
@@ -124,15 +131,24 @@ def by_image(
 ) -> tuple[dict[int, Decision], dict[str, list[Decision]]]:
     """{index: Decision} of Decisions about Images, and {why: [Decision …]} of those whose image is not there.
 
-    Two rows that contradict each other are a UserError, unless last_counts, as in a log, where "" takes back.
+    Two rows that contradict each other are a UserError, unless last_counts, as in a log, where "" takes back. A label
+    called wrong that is now what the row says it is, is right.
     """
     found: dict[int, Decision] = {}
     missing: dict[str, list[Decision]] = {}
+    if last_counts:  # before images are looked for: what was taken back must not count by an image's new label
+        last: dict[tuple[str, ...], Decision] = {}
+        for row in rows:
+            last.pop(about := (row.image, row.content, row.given_label), None)
+            last[about] = row
+        rows = [row for row in last.values() if row.decision]
     for row in rows:
         indices, reason = images.find(row)
         if not indices:
             missing.setdefault(reason, []).append(row)
         for i in indices:
+            if images.label(i) != row.given_label:
+                row = replace(row, given_label=row.new_label, decision="right", new_label="")
             before = found.get(i)
             if before and not last_counts and said(before) != said(row):
                 raise UserError(
@@ -140,7 +156,7 @@ def by_image(
                     f"{' '.join(said(row))} of the same image ({row.id or row.path or row.content})."
                 )
             found[i] = row
-    return {i: row for i, row in found.items() if row.decision}, missing
+    return found, missing
 
 
 def said(row: Decision) -> tuple[str, str]:

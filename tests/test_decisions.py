@@ -2,6 +2,7 @@
 
 import csv
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -130,6 +131,29 @@ def test_what_became_of_an_image_decides(root, run, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert f"decisions not used because the image has changed: 1 ({changed['path']})" in printed
     assert f"decisions not used because the image has another label now: 1 ({moved['path']})" in printed
+
+
+def test_decisions_follow_files_that_a_person_renumbered_or_moved_to_the_right_class(root, run, tmp_path, capsys):
+    """Two files that changed names keep their own decisions. A label corrected as decided is right, unless taken back."""
+    one, two = [row for row in rows_of(run / "scores.csv") if row["given_label"] == "one"][:2]
+    corrected, taken_back = [row for row in rows_of(run / "scores.csv") if row["given_label"] == "two"][:2]
+    files = {row["path"]: root / "data" / row["path"] for row in (one, two, corrected, taken_back)}
+    _, _, data, _ = read_run(run)
+    images = Images(data)
+    by_path = {row["path"]: images.row(int(row["index"])) for row in (one, two, corrected, taken_back)}
+    said = {one["path"]: ("right", ""), two["path"]: ("wrong", "")}
+    said |= {row["path"]: ("wrong", "one") for row in (corrected, taken_back)}
+    log = [replace(by_path[path], decision=d, new_label=new) for path, (d, new) in said.items()]
+    Log(run).add([*log, replace(by_path[taken_back["path"]], decision="")])
+    spare = root / "spare.png"
+    for source, target in ((one, spare), (two, files[one["path"]]), (spare, files[two["path"]])):
+        (source if source is spare else files[source["path"]]).rename(target)
+    for row in (corrected, taken_back):
+        files[row["path"]].rename(root / "data" / "one" / f"was {Path(row['path']).name}")
+    found = decided(detect(root, "again"), decisions=run / "decisions.jsonl")
+    moved = f"one/was {Path(corrected['path']).name}"
+    assert found == {two["path"]: "right ", one["path"]: "wrong ", moved: "right "}
+    assert "not used" not in capsys.readouterr().out
 
 
 def test_ids_come_before_paths(tmp_path):
