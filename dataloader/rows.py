@@ -115,8 +115,10 @@ def _read_folders(root: Path, cfg: SimpleNamespace, key: str) -> list[Row]:
                 empty.append(class_folder)
     if not rows:
         tables = sorted(str(p) for p in root.iterdir() if p.suffix.lower() in TABLE_SUFFIXES)
+        beside = f"; {len(loose)} images lie in it directly, expected one folder for each class" if loose else ""
         raise UserError(
-            f"{key}: {root} holds no class folder with an image in it ({' '.join(sorted(IMAGE_SUFFIXES))})."
+            f"{key}: {root} holds no class folder with an image in it"
+            f"{beside or ' (' + ' '.join(sorted(IMAGE_SUFFIXES)) + ')'}."
             f"{' Did you mean ' + tables[0] + '?' if tables else ''}"
         )
     if empty:
@@ -181,6 +183,7 @@ def _read_table(path: Path, cfg: SimpleNamespace) -> list[Row]:
     columns = _columns(path, list(dict.fromkeys(key for _, fields in lines for key in fields)), cfg)
     rows: list[Row] = []
     ids: dict[str, int] = {}
+    empty: dict[str, list[int]] = {}  # lines by column
     for line, fields in lines:
         fields = {
             name: _decoded(text, path, line, name == columns["path_column"])
@@ -194,7 +197,7 @@ def _read_table(path: Path, cfg: SimpleNamespace) -> list[Row]:
         where = f"{path}: line {line}"
         for key in ("path_column", "label_column", *(["id_column"] if columns["id_column"] else [])):
             if not field(key):
-                raise UserError(f"{where} has nothing in column '{columns[key]}'.")
+                empty.setdefault(str(columns[key]), []).append(line)
         split = field("split_column").lower()
         if split not in SPLITS:
             raise UserError(f"{where} has the split '{split}', expected train, test or val.{nearest(split, SPLITS)}")
@@ -213,6 +216,9 @@ def _read_table(path: Path, cfg: SimpleNamespace) -> list[Row]:
                 where,
             )
         )
+    for column, found in empty.items():
+        others = f" (in all {len(found)}: lines {shortened(found)})" if len(found) > 1 else ""
+        raise UserError(f"{path}: line {found[0]} has nothing in column '{column}'{others}.")
     print(f"{path}: " + ", ".join(f"{key} '{column}'" for key, column in columns.items() if column))
     return rows
 
@@ -292,7 +298,7 @@ def _text(path: Path) -> str:
         with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             text = file.read()
     except OSError as error:
-        raise UserError(f"{path}: not a UTF-8 text file ({error}).") from None
+        raise UserError(f"{path}: cannot be read ({error.strerror}).") from None
     if "\0" in text:
         raise UserError(f"{path}: not a UTF-8 text file (it holds bytes that are 0).")
     return text

@@ -93,6 +93,8 @@ def read_decisions(path: str | Path, classes: list[str]) -> list[Decision]:
     UserError for a row that says neither right nor wrong, or a new label that is no class.
     """
     path, rows = Path(path), []
+    if not path.is_file():
+        raise UserError(f"decisions: there is no file {path}.")
     is_log = path.suffix == ".jsonl"
     for line, fields in _log_lines(path) if is_log else read_csv(path):
         where = f"{path}: line {line}"
@@ -234,7 +236,24 @@ def settle(
         counts = Counter(row.decision for row in decided.values())
         relabelled = sum(bool(said(row)[1]) for row in decided.values())
         print(f"your decisions: {counts['right']} right, {counts['wrong']} wrong, {relabelled} of these relabelled")
+    _say_others(log, images)
     return decided
+
+
+def _say_others(log: Log, images: Images) -> None:
+    """Print which runs beside this one, of other detectors, have decisions about images of which its log says nothing."""
+    classes, folder = images.data.label_names, log.path.parent
+    known = {i for row in log.rows(classes) for i in images.find(row)[0]}
+    for path in sorted(folder.parent.glob(f"*/{LOG}")):
+        try:
+            others, _ = by_image(read_decisions(path, classes), images, last_counts=True)
+        except UserError:  # of other classes, or not a log: no concern of this run
+            continue
+        if path != log.path and (more := len(others.keys() - known)):
+            print(
+                f"{path}: decisions about {more} images of this run are not used here; to use them: "
+                f"python -m report.page {folder} --decisions {path}"
+            )
 
 
 def as_arrays(decided: dict[int, Decision], data: Dataset) -> tuple[np.ndarray, np.ndarray]:

@@ -14,6 +14,8 @@ from utils.files import slug, write_whole
 from utils.safe_pickle import load_arrays
 from utils.summaries import read_summary, usable, verdict_line
 
+MASK_FILES = (".npz", ".npy", ".pt")
+
 
 def save_mask(path: Path, selection: dict[str, np.ndarray], data: Dataset, seed: int) -> None:
     """The clean mask, npz: mask (N,) bool, p_clean (N,), the predicted class (N,) with the detector's probability of it,
@@ -156,23 +158,26 @@ def trusted_samples(cfg: SimpleNamespace, data: Dataset, seed_folder: Path) -> t
 
 
 def find_mask(mask: str, seed_folder: Path) -> Path:
-    """The path that `--mask` means: a file, or the detector whose run lies in `seed_folder`."""
-    if Path(mask).is_file():
-        return Path(mask)
-    if Path(mask).suffix in (".npz", ".npy", ".pt"):
+    """The path that `--mask` means: a file, the detector whose run lies in `seed_folder`, or the folder of a run."""
+    path = seed_folder / mask / "clean_mask.npz"
+    for place in (Path(mask), path, Path(mask) / "clean_mask.npz"):
+        if place.is_file():
+            return place
+    if Path(mask).suffix in MASK_FILES:
         raise UserError(f"mask: no such file: {mask}.")
-    path = Path(seed_folder) / mask / "clean_mask.npz"
-    if not path.is_file():
-        there = [p.parent.name for p in Path(seed_folder).glob("*/clean_mask.npz")]
-        raise UserError(
-            f"mask: no clean mask at {path}; run phase 1 with the same data set, noise and seed first, or "
-            f"give --mask FILE, or --mask all to trust every label.{' Masks there: ' + ', '.join(there) + '.' if there else ''}"
-            f"{nearest(mask, there)}"
-        )
-    return path
+    there = [p.parent.name for p in seed_folder.glob("*/clean_mask.npz")]
+    same = [] if there else sorted(seed_folder.parents[2].glob(f"own-*/*/*/{Path(mask).name}/clean_mask.npz"))
+    raise UserError(
+        f"mask: no clean mask at {path}; run phase 1 with the same data set, noise and seed first, or "
+        f"give --mask FILE, or --mask all to trust every label.{' Masks there: ' + ', '.join(there) + '.' if there else ''}"
+        f"{nearest(mask, there)}"
+        + (f" If your images had another name when it ran, give that: --name {same[0].parts[-5][4:]}." if same else "")
+    )
 
 
 def mask_name(mask: str) -> str:
     """The part of a run's name that stands for `--mask`: the detector, or the stem of the file."""
     path = Path(mask)
-    return slug(path.parent.name if path.name == "clean_mask.npz" else path.stem if path.suffix else mask)
+    if path.name == "clean_mask.npz":
+        return slug(path.parent.name)
+    return slug(path.stem if path.suffix in MASK_FILES else path.name)

@@ -220,6 +220,12 @@ def test_rows_that_cannot_be(run, tmp_path, change, message):
 # --- the run keeps decisions
 
 
+def test_a_file_of_decisions_that_is_not_there(run, tmp_path):
+    for name in ("ticks.csv", LOG):
+        with pytest.raises(UserError, match=f"decisions: there is no file {tmp_path / name}"):
+            read_run(run, decisions=tmp_path / name)
+
+
 def test_report_and_export_follow_decisions_from_then_on(run, tmp_path, capsys):
     """Right is kept; wrong alone is in no list; wrong with another label is put right. Also without --decisions, later."""
     suspects = rows_of(run / "suspects.csv")
@@ -262,6 +268,22 @@ def test_reviewed_ones_leave_the_list(run, tmp_path):
     ticks = write(tmp_path / "ticks.csv", *(row | {"decision": d} for row, d in zip(suspects, ["right", "wrong"] * 2)))
     _, arrays, _, _ = read_run(run, decisions=ticks)
     assert to_review(arrays).tolist() == [int(row["index"]) for row in suspects[4:]]
+
+
+def test_a_run_names_the_decisions_that_lie_beside_it(run, capsys):
+    """A person who reviewed the first detector's suspects trains the next on them, or learns how."""
+    other = shutil.copytree(run, run.with_name("deft"))
+    _, _, data, _ = read_run(run)
+    images = Images(data)
+    Log(run).add([images.row(0, "right"), images.row(1, "right"), images.row(1)])
+    capsys.readouterr()
+    assert not decided(other)
+    command = f"python -m report.page {other} --decisions {run / LOG}"
+    assert f"decisions about 1 images of this run are not used here; to use them: {command}" in capsys.readouterr().out
+    decided(other, decisions=run / LOG)
+    Log(other).add([images.row(0)])  # taken back there
+    capsys.readouterr()
+    assert not decided(other) and decided(run) and "not used here" not in capsys.readouterr().out
 
 
 def test_a_log_that_a_kill_cut_off(run):

@@ -134,6 +134,10 @@ def test_folder_errors(tmp_path):
     with pytest.raises(UserError, match="holds no class folder.*Did you mean .*labels.csv"):
         load(tmp_path / "images")
     write_folder(tmp_path / "one", {"a": 3})
+    with pytest.raises(
+        UserError, match="a holds no class folder .*; 3 images lie in it directly, expected one folder for each"
+    ):
+        load(tmp_path / "one" / "a")
     with pytest.raises(UserError, match="one holds training images of 1 class, expected two or more"):
         load(tmp_path / "one")
     write_folder(tmp_path / "other" / "train", {"cat": 3, "dog": 3})
@@ -309,7 +313,8 @@ def test_all_columns(tmp_path):
             [],
             "none of its columns path, lbel is called label; name the columns with --path_column",
         ),
-        (SIX.replace("b.png,x", "b.png,"), [], "labels.csv: line 3 has nothing in column 'label'"),
+        (SIX.replace("b.png,x", "b.png,"), [], "labels.csv: line 3 has nothing in column 'label'\\."),
+        (SIX.replace(",x", ","), [], r"labels.csv: line 2 has nothing in column 'label' \(in all 3: lines 2, 3, 4\)"),
         (SIX.replace("b.png,x", ",x"), [], "labels.csv: line 3 has nothing in column 'path'"),
         (SIX.replace("b.png,x", "b.png,x,z"), [], "labels.csv: line 3 has 3 fields, the first line has 2"),
         (SIX.replace("label", "id"), ["--label_column", "path"], "line 3 has the id 'x' of line 2; ids must differ"),

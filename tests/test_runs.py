@@ -19,7 +19,7 @@ import main_phase1
 import main_phase2
 from dataloader.files import pixel_digests
 from dataloader.load import load_data
-from methods.masks import load_mask, positions
+from methods.masks import find_mask, load_mask, mask_name, positions
 from methods.selection import precision_recall
 from model.clip import EMBEDDED
 from report import tables
@@ -294,6 +294,23 @@ def test_masks_that_do_not_fit_are_refused(cell, tmp_path, capsys):
         main_phase2.main(phase2(out, "--mask", "defd"))
     with pytest.raises(UserError, match="mask: no such file: .*nowhere.pt"):
         main_phase2.main(phase2(out, "--mask", "nowhere.pt"))
+
+
+def test_a_mask_is_found_by_detector_folder_or_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    seed, now = Path("runs/own-photos/none/seed0"), Path("runs/own-renamed/none/seed0")
+    (seed / "auto-lr-0.1").mkdir(parents=True)
+    path = seed / "auto-lr-0.1" / "clean_mask.npz"
+    path.touch()
+    for mask, of in (
+        ("auto-lr-0.1", seed),
+        (str(path.parent), now),
+        (str(path.parent.absolute()), now),
+        (str(path), now),
+    ):
+        assert find_mask(mask, of).samefile(path) and mask_name(mask) == "auto-lr-0.1"
+    with pytest.raises(UserError, match="If your images had another name when it ran, give that: --name photos"):
+        find_mask("auto-lr-0.1", now)
 
 
 def test_the_official_mask_file(cell, tmp_path):
