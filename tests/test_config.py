@@ -79,6 +79,10 @@ def test_every_key_has_a_comment():
         ("class_token_position: start", "one of end, middle, front"),
         ("schedule: cosin", "Did you mean cosine?"),
         ("class_names: cat", "class_names must be a list"),
+        (
+            "class_names: [no, yes]",
+            "class_names must be a list of words or numbers, not [False, True]. YAML reads yes, no",
+        ),
         ("- epochs", "expected lines of the form"),
         ("epochs: [1", "not a YAML file"),
     ],

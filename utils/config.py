@@ -118,6 +118,11 @@ def _coerce(name: str, key: Key, value: Any, where: str) -> Any:
     elif isinstance(default, list):
         if not isinstance(value, list) or any(isinstance(v, (list, dict)) for v in value):
             fail("a list of words or numbers")
+        if any(v is None or isinstance(v, bool) for v in value):
+            fail(
+                "a list of words or numbers",
+                " YAML reads yes, no, on, off and null as no words unless they stand in quotes.",
+            )
         value = [str(v) for v in value]
     elif isinstance(default, str):
         value = "" if value is None else fail("text") if isinstance(value, (list, dict)) else str(value)
