@@ -10,10 +10,13 @@ import io
 import tempfile
 import warnings
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from utils.config import DEFAULTS, REAL_WORLD, load_config, pick, settle_epochs
+import yaml
+
+from utils.config import DEFAULTS, REAL_WORLD, load_config, pick, read_yaml, settle_epochs
 from utils.start import run_main
 
 if TYPE_CHECKING:
@@ -87,8 +90,11 @@ def detect(
     detector = detector or default
     pick({**DETECTORS, **({} if given else {"deft": None})}, detector, "detector")
     with tempfile.TemporaryDirectory() as folder:
-        flags = ["--cfg", str(DEFAULTS.parent / "PEFT" / "own.yaml")]
-        flags += [f"--{key}={value}" for key, value in ({"output_dir": folder} | settings).items()]
+        lists = {key: [*map(str, value)] for key, value in settings.items() if isinstance(value, (list, tuple))}
+        file = Path(folder) / "settings.yaml"  # in which, unlike in a flag, a word may have commas
+        file.write_text(yaml.safe_dump(read_yaml(DEFAULTS.parent / "PEFT" / "own.yaml") | lists), encoding="utf-8")
+        rest = {"output_dir": folder} | {key: value for key, value in settings.items() if key not in lists}
+        flags = ["--cfg", str(file), *(f"--{key}={value}" for key, value in rest.items())]
         trains = detector == "deft"
         cfg = (
             load_config(flags, script="main_phase1", **REAL_WORLD)

@@ -203,6 +203,8 @@ def test_detect_in_a_notebook(tmp_path):
             detect(*args, **settings)
     with pytest.raises(UserError, match="--epoch: unknown flag. Did you mean --epochs"):
         detect(paths, labels, epoch=3)
+    with pytest.raises(UserError, match="templates: 'it, has none' has no {}"):  # lists are not read as text
+        detect(paths, labels, templates=["a photo of a {}, a digit.", "it, has none"], **settings)
 
 
 def test_detect_takes_what_a_notebook_has(tmp_path, monkeypatch):
