@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None, **settings: Any) -> dict[str, Any]:
 
 def select(cfg: SimpleNamespace, data: "Dataset") -> Path:
     """The path of the detector's clean mask; main_detect.py's run, if there is one, whatever is trained afterwards."""
-    from main_detect import judged
+    from report.record import judged
 
     own = {name: getattr(cfg, name, key.default) for name, key in known_keys().items() if key.read_by("main_detect")}
     own |= {name: known_keys()[name].default for name in ("resolution", "batch_size", "tag")}  # of the training

@@ -11,7 +11,6 @@ import tempfile
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -22,35 +21,14 @@ from utils.start import run_main
 if TYPE_CHECKING:
     import numpy as np
 
-    from dataloader.dataset import Dataset
-    from utils.runs import Run
-
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Run the detector that the flags name; returns the summary."""
     cfg = load_config(argv, __doc__, "main_detect")
     from dataloader.load import load_data
+    from report.record import judged
 
     return judged(cfg, load_data(cfg)).summary
-
-
-def judged(cfg: SimpleNamespace, data: "Dataset") -> "Run":
-    """The finished Run of the detector that `cfg` names on a Dataset; own images held out for testing are judged, too."""
-    from methods.detectors import run_detector
-    from methods.estimates import limit_suspects
-    from report.record import finish, say_where
-    from utils.runs import Run
-
-    if cfg.dataset == "own" and data.noise_name == "none":  # noise that we made is in the training labels alone
-        data = data.whole()
-        if data.all_judged:
-            print(f"judging all {len(data.train.labels)} labels, including those of the images held out for testing")
-    run = Run(cfg, data.place, cfg.detector, data.identity)
-    if not run.summary:
-        selection, accuracy = run_detector(cfg, data, run.device)
-        finish(run, data, accuracy, limit_suspects(selection, cfg))
-        say_where(run)
-    return run
 
 
 def detect(

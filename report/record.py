@@ -1,11 +1,14 @@
 """The record of a finished run: its selection, lists and summary as files."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
 from dataloader.dataset import Dataset
+from methods.detectors import run_detector
+from methods.estimates import limit_suspects
 from methods.masks import save_mask
 from methods.selection import detection_quality
 from methods.verdict import judge, trained_evidence
@@ -41,6 +44,20 @@ def finish(
                 write(run.folder, data, {**selection, "labels": labels})
             save_mask(run.folder / "clean_mask.npz", selection, data, run.cfg.seed)
     return run.finish(data.facts(), numbers, data.tables())
+
+
+def judged(cfg: SimpleNamespace, data: Dataset) -> Run:
+    """The finished Run of the detector that `cfg` names on a Dataset; own images held out for testing are judged, too."""
+    if cfg.dataset == "own" and data.noise_name == "none":  # noise that we made is in the training labels alone
+        data = data.whole()
+        if data.all_judged:
+            print(f"judging all {len(data.train.labels)} labels, including those of the images held out for testing")
+    run = Run(cfg, data.place, cfg.detector, data.identity)
+    if not run.summary:
+        selection, accuracy = run_detector(cfg, data, run.device)
+        finish(run, data, accuracy, limit_suspects(selection, cfg))
+        say_where(run)
+    return run
 
 
 def say_where(run: Run) -> None:
