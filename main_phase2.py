@@ -20,7 +20,7 @@ def main(argv: list[str] | None = None, description: str | None = __doc__, **set
     from methods.masks import mask_name, trusted_samples
     from methods.pseudo_labels import PseudoLabels, pseudo_labels
     from methods.selection import precision_recall
-    from report.record import finish, recorded_accuracies
+    from report.record import finish, recorded_accuracies, say_if_worse
     from utils.runs import Run, backbone_name, seed_folder
 
     if cfg.adaptation == "none" and (cfg.noisy_samples, cfg.phase2_loss) != ("discard", "CE"):
@@ -54,7 +54,9 @@ def main(argv: list[str] | None = None, description: str | None = __doc__, **set
         print(f"and on {counts['pseudo_labels']} of the others with new labels ({cfg.noisy_samples})")
         method, mask, numbers = PseudoLabels(cfg, mask, targets, cfg.noisy_weight), mask | used, numbers | counts
     trained, _ = fine_tune(cfg, data, run, method, mask)
-    return finish(run, data, {**numbers, **trained})
+    summary = finish(run, data, {**numbers, **trained})
+    say_if_worse(summary, path)
+    return summary
 
 
 if __name__ == "__main__":

@@ -166,12 +166,18 @@ def find_mask(mask: str, seed_folder: Path) -> Path:
     if Path(mask).suffix in MASK_FILES:
         raise UserError(f"mask: no such file: {mask}.")
     there = [p.parent.name for p in seed_folder.glob("*/clean_mask.npz")]
-    same = [] if there else sorted(seed_folder.parents[2].glob(f"own-*/*/*/{Path(mask).name}/clean_mask.npz"))
+    renamed = []
+    if not there and seed_folder.parts[-3].startswith("own-"):
+        renamed = sorted(seed_folder.parents[2].glob(f"own-*/*/*/{Path(mask).name}/clean_mask.npz"))
     raise UserError(
         f"mask: no clean mask at {path}; run phase 1 with the same data set, noise and seed first, or "
         f"give --mask FILE, or --mask all to trust every label.{' Masks there: ' + ', '.join(there) + '.' if there else ''}"
         f"{nearest(mask, there)}"
-        + (f" If your images had another name when it ran, give that: --name {same[0].parts[-5][4:]}." if same else "")
+        + (
+            f" If your images had another name when it ran, give that: --name {renamed[0].parts[-5][4:]}."
+            if renamed
+            else ""
+        )
     )
 
 

@@ -82,3 +82,18 @@ def recorded_accuracies(mask_path: Path | None) -> dict[str, Any]:
         )
     summary = read_summary(record)
     return {k: v for k, v in summary.items() if k.startswith("acc_")}
+
+
+def say_if_worse(summary: dict[str, Any], mask_path: Path | None) -> None:
+    """Print if the predictions of the detector's run that made the mask are right on more of the same test images."""
+    if mask_path is None:
+        return
+    before = read_summary(mask_path.parent / "summary.json")
+    same = all(before.get("identity", {}).get(key) == summary["identity"].get(key) for key in ("images", "test labels"))
+    if same and before.get("acc_last", 0) > summary.get("acc_last", 100):
+        who = "zero-shot CLIP" if before["script"] == "main_detect" else "the detector's own classifier"
+        print(
+            f"warning: this model is worse than {who} ({mask_path.parent}): {summary['acc_last']:.2f} % of the test images "
+            f"right, {before['acc_last']:.2f} % there. More epochs can help, or training the head alone: --finetune false "
+            "--lr 5e-3 --tag head"
+        )

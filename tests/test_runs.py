@@ -23,6 +23,7 @@ from methods.masks import find_mask, load_mask, mask_name, positions
 from methods.selection import precision_recall
 from model.clip import EMBEDDED
 from report import tables
+from report.record import say_if_worse
 from tests.helpers import (
     CELL,
     detection,
@@ -35,6 +36,7 @@ from utils import runs
 from utils.config import UserError, known_keys, load_config
 from utils.device import precision
 from utils.runs import Run, in_time, in_words, show
+from utils.summaries import REQUIRED, with_checksum, write_summary
 
 
 def test_a_run_leaves_its_record(cell):
@@ -419,3 +421,17 @@ def test_weight_files_in_the_identity_of_a_run(tmp_path):
     path = str(tmp_path / "lr=0.1.pt")
     assert weights(path) and weights(path) == weights(f"openai={path}")
     assert not any(map(weights, ("", "none", "openai", "openai=nowhere.pt")))
+
+
+def test_phase2_says_if_the_detector_predicts_better(tmp_path, capsys):
+    same = {"images": "a", "test labels": "b"}
+    before = {key: kind() for key, kind in REQUIRED.items()}
+    before |= {"script": "main_detect", "identity": same, "acc_last": 42.0}
+    write_summary(tmp_path / "summary.json", with_checksum(before))
+    for accuracy, identity, path in ((43.0, same, True), (13.0, {**same, "images": "c"}, True), (13.0, same, False)):
+        say_if_worse({"identity": identity, "acc_last": accuracy}, tmp_path / "clean_mask.npz" if path else None)
+    say_if_worse({"identity": same}, tmp_path / "clean_mask.npz")  # without test images
+    assert not capsys.readouterr().out
+    say_if_worse({"identity": same, "acc_last": 13.0}, tmp_path / "clean_mask.npz")
+    said = capsys.readouterr().out
+    assert "worse than zero-shot CLIP" in said and "13.00 % of the test images right, 42.00 % there" in said
