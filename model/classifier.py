@@ -17,7 +17,7 @@ from model.blocks import in_pieces
 from model.clip import input_pixels, load_clip, takes_prompts
 from model.detector import Detector, with_prompts
 from model.encoder import load_timm
-from model.tuners import tune
+from model.tuners import TUNERS, tune
 from utils.config import BACKBONES, UserError
 from utils.device import Amp
 from utils.distributed import in_order
@@ -87,21 +87,7 @@ def build_classifier(
 
 def _timm_classifier(cfg: SimpleNamespace, num_classes: int, generator: Generator | None) -> tuple[nn.Module, Pixels]:
     """A timm network with a new head, fully trained; see load_timm."""
-    ignored = [
-        k
-        for k in (
-            "vpt_deep",
-            "vpt_shallow",
-            "lora",
-            "adapter",
-            "adaptformer",
-            "ssf",
-            "bias_tuning",
-            "is_coop",
-            "micro_batch",
-        )
-        if getattr(cfg, k)
-    ]
+    ignored = [key for key in (*TUNERS, "is_coop", "micro_batch") if getattr(cfg, key) and key != "finetune"]
     if ignored:
         raise UserError(f"{ignored[0]}: works with CLIP backbones only, not with {cfg.backbone}.")
     return load_timm(cfg, num_classes, generator.initial_seed() if generator else cfg.seed)

@@ -51,22 +51,15 @@ class Detector(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """logits_pos = s f T+, logits_neg = s stop_grad(f) T- with s the checkpoint's logit scale; (B, K) each."""
-        image_features = self.image_features(images)
-        text_pos, text_neg = self.text_features(self.prompts.pos_ctx, self.prompts.neg_ctx)
-        return (
-            cosine_logits(self.clip, image_features, text_pos),
-            cosine_logits(self.clip, image_features.detach(), text_neg),
-        )
+        return self.pair_classifier()(images)
 
     def pair_classifier(self) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
         """The forward pass as a function images -> (logits_pos, logits_neg) with text features computed once."""
         text_pos, text_neg = self.text_features(self.prompts.pos_ctx, self.prompts.neg_ctx)
 
         def predict(images: Tensor) -> tuple[Tensor, Tensor]:
-            image_features = self.image_features(images)
-            return cosine_logits(self.clip, image_features, text_pos), cosine_logits(
-                self.clip, image_features, text_neg
-            )
+            features = self.image_features(images)
+            return cosine_logits(self.clip, features, text_pos), cosine_logits(self.clip, features.detach(), text_neg)
 
         return predict
 

@@ -23,24 +23,9 @@ from model.blocks import speed_up
 from model.classifier import Classifier, TextClassifier
 from model.encoder import timm_name, untrained
 from model.ensemble import Networks
-from model.tuners import tune
+from model.tuners import SIZES, TUNERS, tune
 from utils.config import UserError, brief
 from utils.files import from_json, write_text, write_whole
-
-TUNERS = (
-    "finetune",
-    "vpt_deep",
-    "vpt_shallow",
-    "vpt_len",
-    "lora",
-    "lora_dim",
-    "adapter",
-    "adaptformer",
-    "adapter_dim",
-    "ssf",
-    "bias_tuning",
-    "partial",
-)
 
 
 class CosineHead(nn.Module):
@@ -94,7 +79,7 @@ def save_classifier(folder: str | Path, model: nn.Module, cfg: SimpleNamespace, 
     else:
         info["timm"] = timm_name(cfg)
     if "timm" not in info:
-        info["tuners"] = {key: getattr(cfg, key) for key in TUNERS}
+        info["tuners"] = {key: getattr(cfg, key) for key in (*TUNERS, *SIZES)}
     content = to_bytes({name: tensor.contiguous().cpu() for name, tensor in model.state_dict().items()})
     info["crc32"] = zlib.crc32(content)  # safetensors has no checksum of its own
     with write_whole(Path(folder) / "model.safetensors") as file:

@@ -18,7 +18,9 @@ from torch.nn.utils.parametrize import register_parametrization
 from model.clip import takes_prompts
 from utils.config import UserError
 
-TUNERS = ("finetune", "vpt_deep", "vpt_shallow", "lora", "adapter", "adaptformer", "ssf", "bias_tuning", "partial")
+# the settings that `tune` reads
+TUNERS = ("finetune", "vpt_deep", "vpt_shallow", "lora", "adapter", "adaptformer", "ssf", "bias_tuning")
+SIZES = ("partial", "vpt_len", "lora_dim", "adapter_dim")
 
 
 def tune(visual: nn.Module, cfg: SimpleNamespace, generator: Generator | None = None) -> None:
@@ -34,7 +36,7 @@ def tune(visual: nn.Module, cfg: SimpleNamespace, generator: Generator | None = 
             "vpt_shallow: vpt_deep is true as well; --vpt_deep false leaves prompts in the first block only."
         )
     if not takes_prompts(visual):
-        asked = [key for key in TUNERS if getattr(cfg, key)]
+        asked = [key for key in (*TUNERS, "partial") if getattr(cfg, key)]
         if asked:
             raise UserError(
                 f"{asked[0]}: the image encoder of {cfg.backbone} is no ViT with a class token, so that it can be used "
