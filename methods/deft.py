@@ -146,6 +146,10 @@ def train_detector(cfg: SimpleNamespace, data: Dataset, run: Run) -> tuple[dict[
     """
     if cfg.agree_with:
         pick(DETECTORS, cfg.agree_with, "agree_with")
+    if cfg.schedule == "steps":
+        raise UserError("schedule: steps is for phase 2 and baselines; phase 1 has cosine and constant.")
+    if cfg.warmup >= cfg.epochs:
+        print(f"warmup: {cfg.warmup} leaves none of the epochs ({cfg.epochs}) to train on the selected labels alone")
     records, numbers = train_with_records(cfg, data, run)
     return agreed_selection(records, data, cfg, run.device), numbers
 

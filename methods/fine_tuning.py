@@ -16,7 +16,7 @@ from methods.selection import histograms
 from model.classifier import build_optimizer, frozen
 from model.saved import save_classifier
 from utils.checkpoint import trained_state
-from utils.config import whole_numbers
+from utils.config import UserError, whole_numbers
 from utils.device import Amp
 from utils.distributed import average_statistics, parallel, rank
 from utils.runs import Run
@@ -49,7 +49,9 @@ def fine_tune(
     for the summary and, if the method selects samples, the selection of its last epoch (`mask`, `p_clean`, `predicted`,
     `confidence`, (N,) numpy), else None.
     """
-    device = run.device
+    device, milestones = run.device, whole_numbers(cfg.milestones, "milestones")
+    if cfg.schedule == "steps" and not milestones:
+        raise UserError("schedule: steps needs milestones, e.g. --milestones 5,8; without, the learning rate stays.")
     model, pixels = method.build(cfg, data)
     train, tests = make_loaders(data, cfg, pixels, device)
     model.to(device)
@@ -65,7 +67,7 @@ def fine_tune(
         method.prepare(model, train, cfg.seed, amp)
     final = model if averaged is None else follow(averaged, model, optimizer, saved.get("averaged"))
     training = Training(model, parallel(model), train, optimizer, amp, data.num_classes, clean_mask, averaged)
-    selection, milestones = saved.get("selection"), whole_numbers(cfg.milestones, "milestones")
+    selection = saved.get("selection")
     for epoch in range(first, cfg.epochs + 1):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(cfg.lr, *method.stage(epoch), cfg.schedule, milestones)

@@ -184,14 +184,19 @@ def test_another_mask_is_not_the_same_run(cell, tmp_path):
 def test_settings_that_would_do_nothing_are_refused(cell, tmp_path):
     with pytest.raises(UserError, match="partial: is 9, but tiny-clip-digits has 4 blocks"):
         main_phase1.main(phase1(tmp_path, "--partial", "9"))
+    with pytest.raises(UserError, match="schedule: steps is for phase 2 and baselines"):
+        main_phase1.main(phase1(tmp_path, "--schedule", "steps"))
     out, _ = cell
+    with pytest.raises(UserError, match="schedule: steps needs milestones"):
+        main_phase2.main(phase2(out, "--schedule", "steps", "--tag", "steps"))
     with pytest.raises(UserError, match="lora: works with CLIP backbones only"):
         main_phase2.main(phase2(out, "--backbone", "timm:test_vit", "--pretrained", "none", "--lora"))
 
 
-def test_tag_makes_another_run_and_phase_2_takes_its_mask(cell):
+def test_tag_makes_another_run_and_phase_2_takes_its_mask(cell, capsys):
     out, _ = cell
     main_phase1.main(phase1(out, "--lr", "0.02", "--epochs", "1", "--tag", "slow"))
+    assert "warmup: 1 leaves none of the epochs (1) to train" in capsys.readouterr().out
     summary = main_phase2.main(phase2(out, "--mask", "deft-slow", "--epochs", "1"))
     assert summary["mask"].endswith("deft-slow/clean_mask.npz") and summary["name"].startswith("phase2-deft-slow-")
 
