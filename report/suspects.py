@@ -33,9 +33,11 @@ def read_run(
     folder = Path(folder)
     for name in ("config.yaml", "clean_mask.npz", "summary.json", "scores.csv"):
         if not (folder / name).is_file():
-            runs = sorted(str(p.parent) for p in folder.glob("*/clean_mask.npz"))
+            runs = sorted(str(p.parent) for place in (folder, folder.parent) for p in place.glob("*/clean_mask.npz"))
+            begun = (folder / "checkpoint.pt").is_file() and not (folder / "summary.json").is_file()
             raise UserError(
-                f"{folder}: holds no {name}; expected the folder of a finished detector run"
+                f"{folder}: {'not finished; the same command continues it' if begun else f'holds no {name}'}; "
+                "expected the folder of a finished detector run"
                 f"{', such as ' + ', '.join(runs) if runs else ''}."
             )
     cfg = SimpleNamespace(**recorded_settings(folder / "config.yaml"))

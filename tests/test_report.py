@@ -227,7 +227,13 @@ def test_thumbnails_are_small(tmp_path):
 
 def test_errors_of_the_commands(cell, nasty_run, tmp_path):
     folder = cell[0] / "digits/sym-0.4/seed0"
-    with pytest.raises(UserError, match="holds no clean_mask.npz; expected the folder of a finished detector run"):
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / "checkpoint.pt").touch()
+    with pytest.raises(UserError, match="begun: not finished; the same command continues it; expected the folder of"):
+        report.main([str(tmp_path / "begun")])
+    with pytest.raises(
+        UserError, match="holds no clean_mask.npz; expected .* finished detector run, such as .*label-match"
+    ):
         report.main([str(folder / "ce-tiny-clip-digits")])
     with pytest.raises(UserError, match="--relabel_above: expected a number from 0 to 1, not '90'"):
         report.main([str(folder / "deft"), "--relabel_above", "90"])
