@@ -40,7 +40,8 @@ class CosineHead(nn.Module):
         self.register_buffer("scale", scale)
 
     def forward(self, features: Tensor) -> Tensor:
-        return self.scale * F.normalize(features.float(), dim=-1) @ self.weight.T
+        with torch.autocast(features.device.type, enabled=False):
+            return self.scale * F.normalize(features.float(), dim=-1) @ self.weight.T
 
 
 @torch.no_grad()
