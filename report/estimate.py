@@ -49,8 +49,8 @@ def main(argv: list[str] | None = None) -> dict[str | int, Any]:
     if target:
         n = out["suspects"] = found.suspects_for(target)
         print(
-            f"{100 * target:g} % or more expected to be wrong: the first {n:,} suspects; to select just these, run "
-            f"the detector with --review_budget {n} --tag NAME"
+            f"{100 * target:g} % or more expected to be wrong: the first {n:,} of the suspects; "
+            f"to select just these, run the detector with --review_budget {n} --tag NAME"
             if n
             else f"{100 * target:g} % or more expected to be wrong: no number of suspects"
         )

@@ -711,7 +711,10 @@ def test_an_image_that_changed_under_its_name_is_another(tmp_path):
     size = (tmp_path / "c.ppm").stat().st_size
     Image.new("RGB", (8, 8), (1, 2, 3)).save(tmp_path / "c.ppm")
     assert (tmp_path / "c.ppm").stat().st_size == size
-    with pytest.raises(UserError, match=r"used other images \(1 changed: c.ppm\). To keep it, use --name NAME for"):
+    with pytest.raises(
+        UserError,
+        match=r"used other images \(1 changed: c.ppm\). To keep it, use --tag .* now, or --name NAME for other data",
+    ):
         main_detect.main(run)
     Image.new("RGB", (8, 8), (80, 0, 9)).save(tmp_path / "c.ppm")  # as it was
     assert main_detect.main(run) == summary

@@ -193,11 +193,10 @@ class Run:
             if what in ("labels", "mask") and "mask" in self.identity:
                 where += ", or was made before other decisions"
             key = {"mask": "mask", "weights": "backbone", "descriptions": "descriptions"}.get(what, "data_path")
-            other_data = f"{'--name NAME' if self.cfg.dataset == 'own' else '--output_dir DIR'} for other data or "
+            other_data = f", or {'--name NAME' if self.cfg.dataset == 'own' else '--output_dir DIR'} for other data"
             raise UserError(
-                f"{key}: the run {self.folder} {where}. To keep it, use "
-                f"{other_data if key == 'data_path' else ''}--tag NAME for another run on the same data. To replace it, delete "
-                f"the folder{self._decisions()}."
+                f"{key}: the run {self.folder} {where}. To keep it, use --tag NAME for another run, on the data as it is now"
+                f"{other_data if key == 'data_path' else ''}. To replace it, delete the folder{self._decisions()}."
             )
 
     def _decisions(self) -> str:
