@@ -16,11 +16,13 @@ def main(argv: list[str] | None = None, description: str | None = __doc__, **set
     from dataloader.dataset import label_hash
     from dataloader.load import load_data
     from methods.baselines import METHODS
+    from methods.deft import save_text_classifier
     from methods.fine_tuning import fine_tune
     from methods.masks import mask_name, trusted_samples
     from methods.pseudo_labels import PseudoLabels, pseudo_labels
     from methods.selection import precision_recall
     from report.record import finish, recorded_accuracies, say_if_worse
+    from utils.distributed import rank
     from utils.runs import Run, backbone_name, seed_folder
 
     if cfg.adaptation == "none" and (cfg.noisy_samples, cfg.phase2_loss) != ("discard", "CE"):
@@ -46,7 +48,10 @@ def main(argv: list[str] | None = None, description: str | None = __doc__, **set
         index, is_clean = known
         numbers |= precision_recall(mask[index], is_clean)
     if cfg.adaptation == "none":
-        return finish(run, data, {**numbers, **recorded_accuracies(path)})
+        numbers |= recorded_accuracies(path)
+        if path and (path.parent / "checkpoint.pt").is_file() and rank() == 0:  # else zero-shot CLIP
+            save_text_classifier(run.folder, path.parent, data, run.device)
+        return finish(run, data, numbers)
     print(f"training on {mask.sum()} of {len(mask)} samples ({path or 'all labels are trusted'})")
     method = METHODS[cfg.phase2_loss](cfg, len(mask), data.num_classes)
     if others and path:

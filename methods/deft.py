@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,15 +18,17 @@ from methods.detectors import DETECTORS, run_detector
 from methods.loops import check_finite, evaluate_all, learning_rate, progress, run_batch, watched
 from methods.losses import batch_mean, cross_entropy, negative_prompt_loss, symmetric_cross_entropy
 from methods.selection import clean_probability, histograms, margins, precision_recall, select_clean, two_groups
-from model.classifier import build_optimizer
+from model.classifier import TextClassifier, build_optimizer
 from model.clip import input_pixels, load_clip
 from model.detector import Detector, with_prompts
+from model.saved import save_classifier
 from model.tuners import tune
 from utils.checkpoint import load_checkpoint
-from utils.config import UserError, pick
+from utils.config import UserError, pick, recorded_settings
 from utils.device import Amp, torch_generator
 from utils.distributed import gather, in_order, parallel, total
 from utils.runs import Run
+from utils.summaries import read_summary
 
 # per sample, recorded during the training pass; margin: the positive logit of the label minus the best other one
 RECORDS = ("mask", "p_clean", "predicted", "confidence", "margin")
@@ -278,3 +281,17 @@ def score_labels(cfg: SimpleNamespace, data: Dataset, run: Run) -> dict[str, np.
     load_checkpoint(run.folder.parent / "checkpoint.pt", model)
     records = score_records(model.eval(), cfg, data, run.device)
     return agreed_selection({k: v[None].numpy() for k, v in records.items()}, data, cfg, run.device)
+
+
+def save_text_classifier(folder: Path, detector_run: Path, data: Dataset, device: torch.device) -> None:
+    """Save the positive prompts of a finished phase 1 in `folder` as a classifier, see model.saved.save_classifier.
+
+    UserError if they were trained behind other class names than those of `data`.
+    """
+    trained_with = read_summary(detector_run / "summary.json")["identity"].get("class names")
+    if trained_with not in (None, data.identity["class names"]):
+        raise UserError(f"adaptation: {detector_run} was trained with other class names.")
+    cfg = SimpleNamespace(**recorded_settings(detector_run / "config.yaml"))
+    model = build_detector(cfg, data.classnames, device)
+    load_checkpoint(detector_run / "checkpoint.pt", model)
+    save_classifier(folder, TextClassifier(model.eval()), cfg, data, input_pixels(model.clip, cfg))

@@ -98,8 +98,10 @@ def load_classifier(folder: str | Path) -> tuple[nn.Module, dict[str, Any]]:
     weights = folder / "model.safetensors"
     for name in ("model.json", "model.safetensors"):
         if not (folder / name).is_file():
+            detector = "; phase 2 with --adaptation none saves the classifier of phase 1"
             raise UserError(
-                f"{folder}: holds no {name}; expected the folder of a finished run of phase 2 or a baseline."
+                f"{folder}: holds no {name}; expected the folder of a finished run of phase 2 or a baseline"
+                f"{detector if (folder / 'clean_mask.npz').is_file() else ''}."
             )
     try:
         info, content = from_json((folder / "model.json").read_text(encoding="utf-8")), weights.read_bytes()

@@ -91,9 +91,11 @@ def say_if_worse(summary: dict[str, Any], mask_path: Path | None) -> None:
     before = read_summary(mask_path.parent / "summary.json")
     same = all(before.get("identity", {}).get(key) == summary["identity"].get(key) for key in ("images", "test labels"))
     if same and before.get("acc_last", 0) > summary.get("acc_last", 100):
-        who = "zero-shot CLIP" if before["script"] == "main_detect" else "the detector's own classifier"
+        zero_shot = before["script"] == "main_detect"
+        who = "zero-shot CLIP" if zero_shot else "the detector's own classifier"
+        instead = "" if zero_shot else ", and --adaptation none saves that classifier"
         print(
             f"warning: this model is worse than {who} ({mask_path.parent}): {summary['acc_last']:.2f} % of the test images "
-            f"right, {before['acc_last']:.2f} % there. More epochs can help, or training the head alone: --finetune false "
-            "--lr 5e-3 --tag head"
+            f"right, {before['acc_last']:.2f} % there. More epochs can help, or training the head alone (--finetune false "
+            f"--lr 5e-3 --tag head){instead}"
         )

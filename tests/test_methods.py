@@ -15,8 +15,13 @@ import main_real_baseline
 import main_real_phase1
 import main_real_phase2
 import main_small_loss
+from dataloader.dataset import View
+from dataloader.load import load_data
+from dataloader.loaders import Loader
+from dataloader.transforms import Pixels
 from model.classifier import build_classifier
 from model.clip import load_clip
+from model.saved import load_classifier
 from tests.helpers import (
     CELL,
     checkpoint,
@@ -151,6 +156,11 @@ def test_adaptation_none_peft_and_fft(cell, tmp_path):
     mask = ["--mask", str(out / "digits/sym-0.4/seed0/deft/clean_mask.npz"), "--epochs", "1", "--vpt_len", "2"]
     none = main_phase2.main(phase2(tmp_path, *mask, "--adaptation", "none"))
     assert none["name"] == "phase2-deft-tiny-clip-digits-none" and none["acc_last"] == finished["deft"]["acc_last"]
+    model, info = load_classifier(tmp_path / "digits/sym-0.4/seed0" / none["name"])  # for report.predict
+    test, pixels = load_data(load_config(phase2(tmp_path))).test, Pixels(info["pixels"], info["mean"], info["std"])
+    seen = Loader(test, View(), pixels, 100, torch.device("cpu"), False).eval()
+    right = sum((model(images).argmax(1) == labels).sum().item() for images, labels, _ in seen)
+    assert 100 * right / len(test.labels) == pytest.approx(none["acc_last"])
     for adaptation, trained in (("peft", 2 + 4), ("fft", 2 + 4 * 12)):  # the head, and prompts or blocks
         main_phase2.main(phase2(tmp_path, *mask, "--adaptation", adaptation))
         run = tmp_path / f"digits/sym-0.4/seed0/phase2-deft-tiny-clip-digits-{adaptation}"
@@ -161,6 +171,11 @@ def test_adaptation_none_peft_and_fft(cell, tmp_path):
     np.save(tmp_path / "mask.npy", np.ones(359, dtype=bool))
     with pytest.raises(UserError, match="no finished run beside"):
         main_phase2.main(phase2(tmp_path, "--mask", str(tmp_path / "mask.npy"), "--adaptation", "none"))
+    (tmp_path / "names.txt").write_text("\n".join(f"digit {k}" for k in range(10)))
+    with pytest.raises(UserError, match="seed0/deft was trained with other class names"):
+        main_phase2.main(
+            phase2(tmp_path / "renamed", *mask, "--adaptation", "none", "--classnames", str(tmp_path / "names.txt"))
+        )
     with pytest.raises(UserError, match="is for phase 2 only"):
         main_baseline.main(phase2(tmp_path, "--adaptation", "none"))
 
