@@ -178,7 +178,10 @@ def test_captions_say_what_is_in_the_image():
     "file, bar",
     [("cifar10_train10k_test2k", 65), ("cifar100_train10k_test2k", 35), ("tiny_imagenet_train20k_val2k", 20)],
 )
-def test_embedded_clip_knows_photographs_zero_shot(file, bar, capsys):
+def test_embedded_clip_knows_photographs_zero_shot(file, bar, monkeypatch, capsys):
+    """Of every third test image; the model card has the figures of all."""
+    images, labels, names = make_tiny_clip_photos.load_npz(DATA / f"{file}.npz")
+    monkeypatch.setattr(make_tiny_clip_photos, "load_npz", lambda path: (images[::3], labels[::3], names))
     make_tiny_clip_photos.evaluate("tiny-clip-photos", [DATA / f"{file}.npz"])
     said = capsys.readouterr().out
     assert float(said.split("zero-shot ")[1].split(" %")[0]) >= bar
