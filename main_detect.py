@@ -11,6 +11,7 @@ import tempfile
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -68,17 +69,7 @@ def detect(
     detector = detector or default
     pick({**DETECTORS, **({} if given else {"deft": None})}, detector, "detector")
     with tempfile.TemporaryDirectory() as folder:
-        lists = {key: [*map(str, value)] for key, value in settings.items() if isinstance(value, (list, tuple))}
-        file = Path(folder) / "settings.yaml"  # in which, unlike in a flag, a word may have commas
-        file.write_text(yaml.safe_dump(read_yaml(DEFAULTS.parent / "PEFT" / "own.yaml") | lists), encoding="utf-8")
-        rest = {"output_dir": folder} | {key: value for key, value in settings.items() if key not in lists}
-        flags = ["--cfg", str(file), *(f"--{key}={value}" for key, value in rest.items())]
-        trains = detector == "deft"
-        cfg = (
-            load_config(flags, script="main_phase1", **REAL_WORLD)
-            if trains
-            else load_config([*flags, f"--detector={detector}"], script="main_detect")
-        )
+        cfg = _config(detector, {"output_dir": folder} | settings, Path(folder))
         cfg.script = "detect"  # which has its images from a notebook
         cfg.backbone = "own model" if given else cfg.backbone
         if labels is None:
@@ -88,7 +79,7 @@ def detect(
         data, values, rows = in_memory(images, labels, classnames, cfg, "output_dir" in settings, given)
         given = {name: x[rows] for name, x in given.items()}
         with contextlib.redirect_stdout(io.StringIO()):  # which speaks of files; progress goes on
-            if trains:
+            if trains := detector == "deft":
                 settle_epochs(cfg, len(data.train.labels))
             run = Run(cfg, data.place, detector, data.identity | {name: array_hash(x) for name, x in given.items()})
             if not run.summary:
@@ -101,6 +92,17 @@ def detect(
     everyone, suggested = np.full(len(labels), np.nan), np.array(labels)
     everyone[rows], suggested[rows] = p_clean, values[np.where(mask, data.train.labels, predicted)]
     return everyone, suggested
+
+
+def _config(detector: str, settings: dict[str, Any], folder: Path) -> SimpleNamespace:
+    """The configuration of `detect`; lists go through a YAML file in `folder`, since in a flag a word may have no commas."""
+    lists = {key: [*map(str, value)] for key, value in settings.items() if isinstance(value, (list, tuple))}
+    file = folder / "settings.yaml"
+    file.write_text(yaml.safe_dump(read_yaml(DEFAULTS.parent / "PEFT" / "own.yaml") | lists), encoding="utf-8")
+    flags = ["--cfg", str(file), *(f"--{key}={value}" for key, value in settings.items() if key not in lists)]
+    if detector == "deft":
+        return load_config(flags, script="main_phase1", **REAL_WORLD)
+    return load_config([*flags, f"--detector={detector}"], script="main_detect")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ def main(argv: list[str] | None = None, description: str | None = __doc__, **set
     from methods.masks import mask_name, trusted_samples
     from methods.pseudo_labels import PseudoLabels, pseudo_labels
     from methods.selection import precision_recall
-    from report.record import finish, recorded_accuracies, say_if_worse
+    from report.record import finish, is_phase1, recorded_accuracies, say_if_worse
     from utils.distributed import rank
     from utils.runs import Run, backbone_name, seed_folder
 
@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None, description: str | None = __doc__, **set
         numbers |= precision_recall(mask[index], is_clean)
     if cfg.adaptation == "none":
         numbers |= recorded_accuracies(path)
-        if path and (path.parent / "checkpoint.pt").is_file() and rank() == 0:  # else zero-shot CLIP
+        if path and is_phase1(path.parent) and rank() == 0:
             save_text_classifier(run.folder, path.parent, data, run.device)
         return finish(run, data, numbers)
     print(f"training on {mask.sum()} of {len(mask)} samples ({path or 'all labels are trusted'})")

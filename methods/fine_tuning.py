@@ -40,6 +40,14 @@ def follow(
     return averaged.module
 
 
+def milestones_of(cfg: SimpleNamespace) -> list[int]:
+    """The epochs after which `schedule: steps` lowers the learning rate; UserError if it has none."""
+    milestones = whole_numbers(cfg.milestones, "milestones")
+    if cfg.schedule == "steps" and not milestones:
+        raise UserError("schedule: steps needs milestones, e.g. --milestones 5,8; without, the learning rate stays.")
+    return milestones
+
+
 def fine_tune(
     cfg: SimpleNamespace, data: Dataset, run: Run, method: Method, clean_mask: np.ndarray | None = None
 ) -> tuple[dict[str, Any], dict[str, np.ndarray] | None]:
@@ -49,9 +57,7 @@ def fine_tune(
     for the summary and, if the method selects samples, the selection of its last epoch (`mask`, `p_clean`, `predicted`,
     `confidence`, (N,) numpy), else None.
     """
-    device, milestones = run.device, whole_numbers(cfg.milestones, "milestones")
-    if cfg.schedule == "steps" and not milestones:
-        raise UserError("schedule: steps needs milestones, e.g. --milestones 5,8; without, the learning rate stays.")
+    device, milestones = run.device, milestones_of(cfg)
     model, pixels = method.build(cfg, data)
     train, tests = make_loaders(data, cfg, pixels, device)
     model.to(device)

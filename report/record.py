@@ -84,6 +84,11 @@ def recorded_accuracies(mask_path: Path | None) -> dict[str, Any]:
     return {k: v for k, v in summary.items() if k.startswith("acc_")}
 
 
+def is_phase1(folder: Path) -> bool:
+    """Whether the run in a folder is one of phase 1, and not of a detector without prompts of its own."""
+    return str(read_summary(folder / "summary.json").get("script")).endswith("phase1")
+
+
 def say_if_worse(summary: dict[str, Any], mask_path: Path | None) -> None:
     """Print if the predictions of the detector's run that made the mask are right on more of the same test images."""
     if mask_path is None:
@@ -91,9 +96,8 @@ def say_if_worse(summary: dict[str, Any], mask_path: Path | None) -> None:
     before = read_summary(mask_path.parent / "summary.json")
     same = all(before.get("identity", {}).get(key) == summary["identity"].get(key) for key in ("images", "test labels"))
     if same and before.get("acc_last", 0) > summary.get("acc_last", 100):
-        zero_shot = before["script"] == "main_detect"
-        who = "zero-shot CLIP" if zero_shot else "the detector's own classifier"
-        instead = "" if zero_shot else ", and --adaptation none saves that classifier"
+        who = "zero-shot CLIP" if before.get("script") == "main_detect" else "the detector's own classifier"
+        instead = ", and --adaptation none saves that classifier" if is_phase1(mask_path.parent) else ""
         print(
             f"warning: this model is worse than {who} ({mask_path.parent}): {summary['acc_last']:.2f} % of the test images "
             f"right, {before['acc_last']:.2f} % there. More epochs can help, or training the head alone (--finetune false "

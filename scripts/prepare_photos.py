@@ -6,7 +6,8 @@
 
 Every folder of a set is a class; its images lie anywhere beneath. An image is left out if its decoded pixels, at the
 size of the file, equal those of an excluded image. --exclude takes folders of CIFAR-10, CIFAR-100 or Tiny-ImageNet in the
-layouts they are published in, and npz files: arrays `*images` (N, H, W, 3), or JPEG bytes `X_jpeg` with `X_offsets`. Writes NAME_images.npy, uint8 (N, 32, 32, 3), NAME_labels.npy and NAME_classes.json.
+layouts they are published in, and npz files: arrays `*images` (N, H, W, 3), or JPEG bytes `X_jpeg` with `X_offsets`.
+Writes NAME_images.npy, uint8 (N, 32, 32, 3), NAME_labels.npy and NAME_classes.json.
 """
 
 import argparse

@@ -159,6 +159,7 @@ def read_unseen(folder):
 
 
 def read_npz(path):
+    """{name: array} of an npz file; UserError if it is none."""
     try:
         with np.load(path, allow_pickle=False) as file:
             return dict(file)

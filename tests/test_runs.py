@@ -440,3 +440,9 @@ def test_phase2_says_if_the_detector_predicts_better(tmp_path, capsys):
     say_if_worse({"identity": same, "acc_last": 13.0}, tmp_path / "clean_mask.npz")
     said = capsys.readouterr().out
     assert "worse than zero-shot CLIP" in said and "13.00 % of the test images right, 42.00 % there" in said
+    for script, saved in (("main_phase1", True), ("main_baseline", False), (None, False)):  # None: an older version's
+        before["script"] = script
+        write_summary(tmp_path / "summary.json", with_checksum({k: v for k, v in before.items() if v is not None}))
+        say_if_worse({"identity": same, "acc_last": 13.0}, tmp_path / "clean_mask.npz")
+        said = capsys.readouterr().out
+        assert "worse than the detector's own classifier" in said and ("--adaptation none" in said) == saved
