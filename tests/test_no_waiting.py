@@ -19,7 +19,7 @@ from methods.deft import build_detector, epoch_rules, train_detector_epoch
 from methods.method import Training, train_classifier_epoch
 from model.classifier import build_classifier, build_optimizer
 from model.clip import input_pixels
-from tests.helpers import FAST
+from tests.helpers import CELL, FAST
 from utils.config import load_config
 from utils.device import Amp
 
@@ -69,7 +69,7 @@ def watched(batches):
 
 
 def cell(*flags):
-    cfg = load_config(["--backbone", "tiny-clip-digits", "--noise_mode", "sym", "--noise_ratio", "0.4", *FAST, *flags])
+    cfg = load_config(["--backbone", "tiny-clip-digits", *CELL, *FAST, "--test_fraction", "0.9", *flags])
     data = load_data(cfg)
     return cfg, data, EpochRandomness(0, 1, data.train.labels, data.num_classes)
 
@@ -140,7 +140,7 @@ def test_image_noise(noise):
 
 @pytest.mark.parametrize("name", [name for name, method in METHODS.items() if hasattr(method, "divide")])
 def test_semi_supervised_steps(name):
-    cfg, data, _ = cell("--finetune", "--lr", "0.01", "--warmup", "0", "--test_fraction", "0.9", "--epochs", "12")
+    cfg, data, _ = cell("--finetune", "--lr", "0.01", "--warmup", "0", "--epochs", "12")
     method = METHODS[name](cfg, len(data.train.labels), data.num_classes)
     model, pixels = method.build(cfg, data)
     train, _ = make_loaders(data, cfg, pixels, CPU)
