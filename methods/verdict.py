@@ -14,20 +14,17 @@ from methods.inputs import Inputs
 from methods.neighbours import sampled_vote
 
 BOUND = 2.33  # standard deviations: a bound that guessing passes once in a hundred times
-WEAK = (
-    0.1  # skill, (accuracy - guessing) / (1 - guessing); right predictions of labels of which 80 % are wrong have 0.2
-)
+# skill, (accuracy - guessing) / (1 - guessing): right predictions of labels of which 80 % are wrong have 0.2
+WEAK = 0.1
 TEXT_TELLS = 0.7  # chosen on the digits: with texts that know less of what the neighbours know, neighbours did better
-MANY, MOST = (
-    0.7,
-    0.9,
-)  # share of suspects: more than any real data set known, and more than a classifier could learn from
+# share of suspects: more than any real data set known, and more than a classifier could learn from
+MANY, MOST = 0.7, 0.9
 COLLAPSE = 0.8  # of its best test accuracy, below which a training has failed
 CLASS = 10  # labels of a class from which on it counts that none of them is trusted
 
 NO_NAMES = "main_detect.py --detector auto or confident-learning, which need no class names"
 FAILED = (
-    "a longer warm-up (--warmup), smaller batches, more epochs or a lower lr; "
+    "a lower --lr together with a longer --warmup, smaller batches or more epochs; "
     "or main_detect.py --detector auto, which trains no network"
 )
 OTHER_ENCODER = "another image encoder (--backbone)"

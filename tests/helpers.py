@@ -141,3 +141,16 @@ def same(a, b):
 
 class Killed(BaseException):
     pass
+
+
+def kill_at(patch, place, name, call):
+    """Make the n-th call of place.name end like a kill."""
+    real, calls = getattr(place, name), []
+
+    def killed(*args, **rest):
+        calls.append(name)
+        if len(calls) == call:
+            raise Killed
+        return real(*args, **rest)
+
+    patch.setattr(place, name, killed)

@@ -18,7 +18,7 @@ from methods.loops import learning_rate
 from model.classifier import build_classifier, head_input, linear_head
 from model.preact_resnet import PreActResNet18
 from model.saved import load_classifier
-from tests.helpers import Killed, checkpoint, phase2, same, write_digits
+from tests.helpers import Killed, checkpoint, kill_at, phase2, same, write_digits
 from utils.config import UserError, load_config
 
 PUBLISHED = Path("../shared/paper/tables.yaml")
@@ -135,13 +135,8 @@ def test_the_average_is_tested_saved_and_survives_a_stop(few_digits, tmp_path, m
         whole = main_phase2.main(phase2(tmp_path / "whole", *flags))
     assert len(averaged) == 4 and len(set(averaged)) == 2  # in two epochs: the network and its moving average
     plain = main_phase2.main(phase2(tmp_path / "plain", *flags, "--ema", "0"))
-    real, calls = fine_tuning.evaluate_all, []
     with monkeypatch.context() as patch:
-        patch.setattr(
-            fine_tuning,
-            "evaluate_all",
-            lambda *a, **k: calls.append(1) or real(*a, **k) if not calls else (_ for _ in ()).throw(Killed()),
-        )
+        kill_at(patch, fine_tuning, "evaluate_all", 2)
         with pytest.raises(Killed):
             main_phase2.main(phase2(tmp_path / "cut", *flags))
     assert main_phase2.main(phase2(tmp_path / "cut", *flags))["acc_last"] == whole["acc_last"]

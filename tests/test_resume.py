@@ -14,7 +14,7 @@ import main_baseline
 import main_phase1
 import main_phase2
 from methods import deft, fine_tuning
-from tests.helpers import Killed, checkpoint, phase1, phase2, same
+from tests.helpers import Killed, checkpoint, kill_at, phase1, phase2, same
 from utils import runs
 from utils.config import UserError, load_config
 from utils.files import write_whole
@@ -28,18 +28,12 @@ def test_killed_and_resumed_ends_the_same(cell, tmp_path, monkeypatch, script, f
     whole = out / "digits/sym-0.4/seed0" / ("deft" if script is main_phase1 else "phase2-deft-tiny-clip-digits")
     mask = [] if script is main_phase1 else ["--mask", str(out / "digits/sym-0.4/seed0/deft/clean_mask.npz")]
     with monkeypatch.context() as patch:
-        if moment == "between checkpoint and log":
-            patch.setattr(runs.Run, "_write_log", lambda self: (_ for _ in ()).throw(Killed()))
-        elif moment == "before the checkpoint":
+        if moment == "before the checkpoint":
             patch.setattr(torch, "save", lambda value, file: (file.write(b"half"), (_ for _ in ()).throw(Killed())))
+        elif moment == "between checkpoint and log":
+            kill_at(patch, runs.Run, "_write_log", 1)
         else:
-            loop = deft if script is main_phase1 else fine_tuning
-            real, calls = loop.evaluate_all, []
-            patch.setattr(
-                loop,
-                "evaluate_all",
-                lambda *a, **k: calls.append(1) or real(*a, **k) if not calls else (_ for _ in ()).throw(Killed()),
-            )
+            kill_at(patch, deft if script is main_phase1 else fine_tuning, "evaluate_all", 2)
         with pytest.raises(Killed):
             script.main(flags(tmp_path, *mask))
     folder = next((tmp_path / "digits/sym-0.4/seed0").iterdir())
@@ -91,13 +85,8 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
 def test_elr_targets_survive_a_stop(tmp_path, monkeypatch):
     flags = ["--lnl_methods", "ELR"]
     main_baseline.main(phase2(tmp_path / "whole", *flags))
-    real, calls = fine_tuning.evaluate_all, []
     with monkeypatch.context() as patch:
-        patch.setattr(
-            fine_tuning,
-            "evaluate_all",
-            lambda *a, **k: calls.append(1) or real(*a, **k) if not calls else (_ for _ in ()).throw(Killed()),
-        )
+        kill_at(patch, fine_tuning, "evaluate_all", 2)
         with pytest.raises(Killed):
             main_baseline.main(phase2(tmp_path / "cut", *flags))
     main_baseline.main(phase2(tmp_path / "cut", *flags))

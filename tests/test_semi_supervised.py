@@ -20,7 +20,7 @@ from methods.rolt import soft_labels
 from methods.semi_supervised import Outputs, mixup, ramp, sharpen
 from model.classifier import build_classifier
 from model.saved import load_classifier
-from tests.helpers import Killed, checkpoint, phase2, same, write_digits
+from tests.helpers import Killed, checkpoint, kill_at, phase2, same, write_digits
 from utils.config import UserError, load_config
 from utils.device import torch_generator
 
@@ -361,13 +361,8 @@ def test_whole_runs_are_recorded_and_go_on_where_they_stopped(few_digits, tmp_pa
         flags += ["--mask", str(tmp_path / "mask.npy"), "--theta_r2", "0.2"]
     whole = main_baseline.main(phase2(tmp_path / "whole", *flags))
     assert whole["epochs"] == 2 and 0 < whole["selected"] < 1 and {"precision", "auroc"} <= whole.keys()
-    real, calls = fine_tuning.evaluate_all, []
     with monkeypatch.context() as patch:
-        patch.setattr(
-            fine_tuning,
-            "evaluate_all",
-            lambda *a, **k: calls.append(1) or real(*a, **k) if not calls else (_ for _ in ()).throw(Killed()),
-        )
+        kill_at(patch, fine_tuning, "evaluate_all", 2)
         with pytest.raises(Killed):
             main_baseline.main(phase2(tmp_path / "cut", *flags))
     main_baseline.main(phase2(tmp_path / "cut", *flags))
