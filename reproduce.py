@@ -395,7 +395,8 @@ class Runner:
 
     def _watch(self, words: list[str], gpu: str | None) -> tuple[int, str | None, str]:
         """Run a command and echo its output. Returns its exit code, the run's folder, and its last line."""
-        run_folder = re.compile(re.escape(str(self.args.output_dir)) + r"/([^/\s]+/[^/\s]+/seed\d+/[^/\s:]+)")
+        # other lines name other runs, such as the one whose mask is used
+        place = re.compile(rf"(?:results|already finished): {re.escape(str(self.args.output_dir))}/(.+)")
         folder, last = None, ""
         threads = {} if self.gpus else {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // self.jobs))}
         child = subprocess.Popen(
@@ -412,7 +413,7 @@ class Runner:
         for line in child.stdout or ():
             last = line.strip() or last
             print(f"    {line.rstrip()}", file=sys.stderr, flush=True)
-            folder = found[1] if (found := run_folder.search(line)) else folder
+            folder = found[1] if (found := place.match(line)) else folder
         self.children.discard(child)
         return child.wait(), folder, last
 

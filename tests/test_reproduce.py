@@ -56,6 +56,8 @@ if not (folder / "summary.json").is_file():
     summary = {summary!r} | {{"name": name, "seed": int(flags["seed"]), "precision": value / 100, "acc_last": value}}
     write_summary(folder / "summary.json", with_checksum(summary))
 print(f"results: {{folder}}")
+if {after!r}:  # the last line names another run
+    print(f"warning: worse than {{folder.parent / {after!r}}}")
 """
 
 TOY = """
