@@ -173,7 +173,7 @@ with the published batches of 64 and learning rate of 0.03, its warm-up has 24 s
     python main_phase1.py --cfg config/PEFT/photos/cifar10.yaml --data_path few/cifar-10 --noise_mode sym --noise_ratio 0.4 \\
         --batch_size 64 --lr 0.03 --tag published
 
-With batches of 16 it still collapsed in two of 55 runs, both on CIFAR-100 with seed 1: at sym 0.6 (F1 4.5) and at idn 0.4 (F1 11.6).
+With batches of 16 it still collapsed in two of 57 runs, both on CIFAR-100 with seed 1: at sym 0.6 (F1 4.5) and at idn 0.4 (F1 11.6).
 
 Seconds of detectors on features are CPU seconds in one thread, features excluded; those of detectors that train are by the clock,
 two at a time on two cores, which others used at the same time.
