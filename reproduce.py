@@ -227,7 +227,7 @@ class Ledger:
     def __init__(self, output_dir: Path, data_root: Path | None) -> None:
         self.output_dir, self.data_root, self.path = output_dir, data_root, output_dir / "reproduce.jsonl"
         self.lines: list[dict[str, Any]] = []
-        self.reasons: dict[Step, str] = {}  # why a Step has no summary
+        self.reasons: dict[Step, str] = {}  # why a Step has no summary, or one that does not count
         self._summaries: dict[Step, dict[str, Any]] = {}
         for text in self.path.read_text(encoding="utf-8").splitlines() if self.path.is_file() else []:
             try:
@@ -241,6 +241,15 @@ class Ledger:
             return None
         path = Path(step.settings["data_path"])
         return self.data_root / path.relative_to("data") if self.data_root and path.is_relative_to("data") else path
+
+    def lacks(self, step: Step) -> str:
+        """What is missing of the step's data, '' where nothing is."""
+        path = self.data_path(step)
+        return f"there is no {path}" if path and not path.exists() else ""
+
+    def failures(self) -> list[Step]:
+        """The Steps with a reason of their own that is not missing data."""
+        return [s for s, why in self.reasons.items() if s.after not in self.reasons and why != self.lacks(s)]
 
     def add(self, step: Step, settings: dict[str, Any], folder: str, seconds: float) -> None:
         """Record a finished step, with the settings that it was started with."""
@@ -336,7 +345,6 @@ class Runner:
         for i in range(self.jobs):
             self.free.put(self.gpus[i % len(self.gpus)] if self.gpus else None)
         self.children: set[subprocess.Popen[str]] = set()
-        self.started: set[Step] = set()
 
     def command(self, step: Step) -> list[str]:
         """The words of the step's command, with where it runs."""
@@ -351,11 +359,8 @@ class Runner:
         in_order = [chain[i] for i in range(max(map(len, chains), default=0)) for chain in chains if i < len(chain)]
         return [s for s in dict.fromkeys(in_order) if not self.ledger.summary(s) and s not in self.ledger.reasons]
 
-    def run_all(self, steps: list[Step]) -> int:
-        """Run the missing steps: first those that need no mask, then those that use the masks of these, and so on.
-
-        Returns how many of them were started and failed.
-        """
+    def run_all(self, steps: list[Step]) -> None:
+        """Run the missing steps: first those that need no mask, then those that use the masks of these, and so on."""
         todo = self.missing(steps)
         for depth in range(1, 1 + max((len(step.chain()) for step in todo), default=0)):
             now = [(i, len(todo), step) for i, step in enumerate(todo, 1) if len(step.chain()) == depth]
@@ -367,20 +372,18 @@ class Runner:
                     for child in list(self.children):
                         child.terminate()
                     raise
-        return sum(step in self.started and not self.ledger.summary(step) for step in todo)
 
     def run(self, numbered: tuple[int, int, Step]) -> None:
         """Run (number, total, Step); if it fails, its last line of output is the reason."""
         number, total, step = numbered
-        reasons, path = self.ledger.reasons, self.ledger.data_path(step)
+        reasons = self.ledger.reasons
         if step.after and not self.ledger.summary(step.after):
             reasons[step] = reasons.get(step.after, "the run before it did not finish")
-        elif path and not path.exists():
-            reasons[step] = f"there is no {path}"
+        elif lacking := self.ledger.lacks(step):
+            reasons[step] = lacking
         else:
             start, settings, words = time.perf_counter(), step.settings, self.command(step)
             print(f"[{number}/{total}] python {shlex.join(words)}", file=sys.stderr, flush=True)
-            self.started.add(step)
             gpu = self.free.get()
             code, folder, last = self._watch(words, gpu)
             self.free.put(gpu)
@@ -492,7 +495,7 @@ def list_commands(steps: list[Step], runner: Runner) -> None:
     todo = runner.missing(steps)
     times = {step: runner.ledger.expected_seconds(step) for step in todo}
     for step in todo:
-        print(f"python {shlex.join(runner.command(step))}  # {in_words(times[step])}")
+        print(f"python {shlex.join(runner.command(step))}  # {runner.ledger.lacks(step) or in_words(times[step])}")
     known = [seconds for seconds in times.values() if seconds is not None]
     finished = len({s for step in steps for s in step.chain() if runner.ledger.summary(s)})
     expected = in_words(sum(known) / runner.jobs if known or not todo else None)
@@ -534,6 +537,7 @@ def results_of(
                 like = first.setdefault((cell.place[0], cell.place[2]), outcome)
                 if outcome.get("source") != like.get("source"):
                     outcome = f"{_place(outcome)}: was made with other images or labels than {_place(like)}"
+                    ledger.reasons[cell.step] = outcome
         results.setdefault(cell.place, []).append(outcome)
     return results
 
@@ -568,7 +572,7 @@ def read_flags(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> dict[str, list[dict[str, Any]]]:
     """Run and print the tables that the flags name; returns {table: its rows, see report.comparison.compare}.
 
-    UserError, after the tables, if a command failed.
+    UserError, after the tables, if a command failed, if a record does not count, or if there is no run at all.
     """
     args = read_flags(argv)
     if Path.cwd() != HERE.resolve():
@@ -592,13 +596,12 @@ def main(argv: list[str] | None = None) -> dict[str, list[dict[str, Any]]]:
         raise UserError(f"reproduce.py: {', '.join(names)}: no run matches --dataset, --noise and --profile together.")
     steps = [c.step for name, table in tables.items() if "settings" not in table for c in cells[name] if c.step]
     ledger = Ledger(args.output_dir, args.data_root)
-    failed = 0
     if args.dry_run:
         list_commands(steps, Runner(ledger, args))
         print()
     elif steps:
         with only_one(args.output_dir):
-            failed = Runner(ledger, args).run_all(steps)
+            Runner(ledger, args).run_all(steps)
     out = {}
     for name, table in tables.items():
         if not cells[name]:
@@ -610,11 +613,23 @@ def main(argv: list[str] | None = None) -> dict[str, list[dict[str, Any]]]:
             plot(out[name], table["plot"], Path(args.plots) / f"{name}.png")
     if out:
         print(show({f"{name}: {tables[name]['title']}": rows for name, rows in out.items()}))
-    if failed:
-        raise UserError(
-            f"reproduce.py: {failed} of the commands failed; the table says why, and the same command tries again."
-        )
+    if not args.dry_run:
+        check_complete(steps, ledger)
     return out
+
+
+def check_complete(steps: list[Step], ledger: Ledger) -> None:
+    """UserError if a run failed or does not count, or if none of the Steps could be run for want of data."""
+    if failed := ledger.failures():
+        raise UserError(
+            f"reproduce.py: {len(failed)} of the runs failed or do not count; the table says why. The same command "
+            "tries again what failed."
+        )
+    if steps and not any(map(ledger.summary, steps)):
+        raise UserError(
+            f"reproduce.py: nothing could be run: {'; '.join(dict.fromkeys(ledger.reasons.values()))}. --data_root names "
+            "the folder of the data sets."
+        )
 
 
 if __name__ == "__main__":

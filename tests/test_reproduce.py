@@ -127,13 +127,13 @@ def test_runs_once_and_compares(toy, capsys):
     toy("--table", "1", "--seeds", "0", "1")
     assert len(starts()) == 16  # another YAML: the scripts are asked again
     Path("config/PEFT/toy.yaml").write_text("dataset: toy\nLR: 0.3\nlnl_methods: edits\n")
-    with pytest.raises(UserError, match="1 of the commands failed"):
+    with pytest.raises(UserError, match="1 of the runs failed"):
         toy("--table", "1", "--noise", "sym_0.2", "--dataset", "toy")
     assert "its settings were changed while it ran" in capsys.readouterr().out
 
 
 def test_failures_and_variants_in_the_table(toy, capsys):
-    with pytest.raises(UserError, match="2 of the commands failed; the table says why"):
+    with pytest.raises(UserError, match="2 of the runs failed or do not count; the table says why"):
         toy("--table", "2", "--jobs", "2", "--format", "csv")
     printed = capsys.readouterr().out
     rows = {(row["method"], row["column"]): row for row in csv.DictReader(io.StringIO(printed))}
@@ -167,7 +167,9 @@ def test_seeds_of_other_data_are_not_averaged(toy):
     summary = read_summary(path)
     del summary["checksum"]
     write_summary(path, with_checksum(summary | {"source": "other"}))
-    first, second = toy(*flags)["table1"]
+    with pytest.raises(UserError, match="1 of the runs failed or do not count"):
+        toy(*flags)
+    first, second = toy(*flags, "--dry_run")["table1"]
     assert (first["ours"], first["n"]) == (52, 1) and "seed1/deft: was made with other images or labels" in first[
         "missing"
     ]
@@ -197,12 +199,12 @@ def test_every_gpu_has_one_command_at_a_time(toy, monkeypatch):
     }
     tables["tables"]["table2"] |= {"methods": ["detector"]}
     path.write_text(yaml.safe_dump(tables, sort_keys=False))
-    with pytest.raises(UserError, match="6 of the commands failed"):
+    with pytest.raises(UserError, match="6 of the runs failed"):
         toy("--table", "2")
     assert ["3", "5"] in together and ["3", "3"] not in together and ["5", "5"] not in together
 
 
-def test_data_in_another_place(toy, tmp_path):
+def test_data_in_another_place(toy, tmp_path, capsys):
     """--data_root stands for ./data; a YAML that names a folder elsewhere, or a file, is taken at its word."""
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "table.csv").touch()
@@ -210,8 +212,11 @@ def test_data_in_another_place(toy, tmp_path):
     rows = toy("--table", "1", "--dataset", "gone", "--noise", "sym_0.2", "--data_root", "few/")["table1"]
     assert rows[0]["ours"] == 52
     Path("config/PEFT/gone.yaml").write_text("data_path: ./data/gone")
-    rows = toy("--table", "1", "--dataset", "gone", "--noise", "sym_0.4", "--data_root", "few/")["table1"]
-    assert rows[0]["missing"] == "there is no few/gone"
+    toy("--table", "1", "--dataset", "gone", "--noise", "sym_0.4", "--data_root", "few/", "--dry_run")
+    assert "--data_path few/gone  # there is no few/gone\n" in capsys.readouterr().out
+    with pytest.raises(UserError, match="nothing could be run: there is no few/gone. --data_root names"):
+        toy("--table", "1", "--dataset", "gone", "--noise", "sym_0.4", "--data_root", "few/")
+    assert "not run [1]" in capsys.readouterr().out
 
 
 def test_other_data_are_asked_for_again(toy):
@@ -271,12 +276,16 @@ def test_a_changed_record_is_noticed(toy, capsys):
         (good[:40], "not the record of a run"),
     ):
         path.write_text(bad)
-        row = toy("--table", "1", "--dataset", "toy", "--noise", "sym_0.2")["table1"][0]
-        assert row["ours"] is None and why in row["missing"]
+        with pytest.raises(UserError, match="1 of the runs failed or do not count"):
+            toy("--table", "1", "--dataset", "toy", "--noise", "sym_0.2")
+        out = capsys.readouterr().out
+        assert "| toy      | detector | not run [1] / 50.00 |" in out and why in out
     path.write_text(good)
     settings = path.with_name("config.yaml")
     settings.write_text(settings.read_text().replace("seed: 0", "seed: 1"))
-    assert "was made with seed 1, not 0" in toy("--table", "1", "--noise", "sym_0.2")["table1"][0]["missing"]
+    with pytest.raises(UserError, match="1 of the runs failed or do not count"):
+        toy("--table", "1", "--noise", "sym_0.2")
+    assert "was made with seed 1, not 0" in capsys.readouterr().out
 
 
 def test_only_one_at_a_time(toy):
