@@ -5,7 +5,7 @@ python main_baseline.py --cfg config/FFT/cifar100.yaml --noise_mode sym --noise_
 
 from typing import Any
 
-from utils.config import UserError, load_config, pick, settle_epochs
+from utils.config import load_config, pick, settle_epochs
 from utils.start import run_main
 
 
@@ -22,8 +22,6 @@ def main(
     from report.record import finish
     from utils.runs import Run, backbone_name, seed_folder
 
-    if cfg.adaptation == "none":
-        raise UserError("adaptation: none is for phase 2 only; a baseline needs peft or fft.")
     build = pick(METHODS, cfg.lnl_methods, "lnl_methods")
     data = load_data(cfg)
     settle_epochs(cfg, len(data.train.labels))
@@ -31,11 +29,8 @@ def main(
     numbers: dict[str, Any] = {}
     if build.takes_mask:
         path, mask, data.train = trusted_samples(cfg, data, seed_folder(cfg, data.place))
-        name, identity, numbers = (
-            [*name, mask_name(cfg.mask)],
-            {**data.identity, "mask": label_hash(mask)},
-            {"mask": str(path or cfg.mask)},
-        )
+        name.append(mask_name(cfg.mask))
+        identity, numbers = {**data.identity, "mask": label_hash(mask)}, {"mask": str(path or cfg.mask)}
     run = Run(cfg, data.place, "-".join(filter(None, [*name, backbone_name(cfg), cfg.adaptation])), identity)
     if run.summary:
         return run.summary

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def main(argv: list[str] | None = None, **settings: Any) -> dict[str, Any]:
     """Select and train; returns the summary of the training. `settings` are the script's own defaults."""
-    own = {"detector": "clipcleaner", "lnl_methods": "MixFix"}
+    own = {"detector": "clipcleaner", "lnl_methods": "MixFix", "is_coop": False, "full_batch": False}  # as MixFix needs
     cfg = load_config(argv, __doc__, "main_clipcleaner", **own | settings)
     from dataloader.dataset import label_hash
     from dataloader.load import load_data

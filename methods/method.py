@@ -104,16 +104,9 @@ def train_classifier_epoch(
 
 def selection_by_batch(result: dict[str, Any]) -> dict[str, Tensor]:
     """Move the per-sample columns out of an epoch's result into a selection, where p_clean is the label's probability."""
-    index, mask, losses, predicted, confidence = (
-        result.pop(k) for k in ("index", "mask", "losses", "predicted", "confidence")
-    )
-    back = index.argsort()
-    return {
-        "mask": mask[back],
-        "p_clean": (-losses[back]).exp(),
-        "predicted": predicted[back],
-        "confidence": confidence[back],
-    }
+    back = result.pop("index").argsort()
+    found = {name: result.pop(name)[back] for name in ("mask", "losses", "predicted", "confidence")}
+    return found | {"p_clean": (-found.pop("losses")).exp()}
 
 
 class Method(nn.Module):
@@ -128,6 +121,8 @@ class Method(nn.Module):
     def __init__(self, cfg: SimpleNamespace, num_samples: int, num_classes: int) -> None:
         super().__init__()
         self.cfg = cfg
+        if cfg.adaptation == "none":
+            raise UserError(f"adaptation: none is for phase 2 only; {type(self).__name__} needs peft or fft.")
         if self.is_warm(cfg.epochs):
             raise UserError(
                 f"warmup: {cfg.warmup} leaves {type(self).__name__} no epoch to select in; epochs is {cfg.epochs}"

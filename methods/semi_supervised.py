@@ -55,6 +55,10 @@ class SemiSupervised(Method):
             raise UserError(
                 f"is_coop: {type(self).__name__} trains linear heads, which the text classifier does not have."
             )
+        if cfg.full_batch:
+            raise UserError(
+                f"full_batch: {type(self).__name__} makes its batches itself, of the samples that it trains on."
+            )
         self.num_samples, self.num_classes = num_samples, num_classes
         self.count = cfg.networks or 1 + self.pair
         self.plan: dict[str, Tensor] = {}  # per-sample tensors for the steps of an epoch, by name

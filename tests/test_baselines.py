@@ -60,6 +60,19 @@ def test_selecting_needs_an_epoch_after_the_warm_up():
     METHODS["CE"](load_config(["--epochs", "1"]), 4, 2)
 
 
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--adaptation", "none"], "adaptation: none is for phase 2 only; MixFix needs peft or fft"),
+        (["--full_batch"], "full_batch: MixFix makes its batches itself"),
+        (["--is_coop"], "is_coop: MixFix trains linear heads"),
+    ],
+)
+def test_settings_that_a_method_cannot_follow(flags, message):
+    with pytest.raises(UserError, match=message):
+        METHODS["MixFix"](load_config(flags), 4, 2)
+
+
 def test_small_loss_needs_an_estimate_where_labels_may_be_wrong():
     cfg = load_config(["--lnl_methods", "small-loss"])
     index = np.arange(2)

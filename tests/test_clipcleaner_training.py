@@ -42,7 +42,8 @@ def test_learning_rate_in_steps(tmp_path):
     rates = [learning_rate(0.02, epoch, 300, "steps", [200, 250]) for epoch in (1, 200, 201, 250, 251)]
     assert rates == pytest.approx([0.02, 0.02, 0.002, 0.002, 0.0002])
     with pytest.raises(UserError, match="milestones: must be whole numbers, not 2, x"):
-        main_baseline.main(["--cfg", "config/FFT/digits.yaml", "--milestones", "2,x", "--output_dir", str(tmp_path)])
+        flags = ["--cfg", "config/FFT/digits.yaml", "--schedule", "steps", "--milestones", "2,x"]
+        main_baseline.main([*flags, "--output_dir", str(tmp_path)])
 
 
 def test_the_yaml_files_hold_the_published_settings():

@@ -1,10 +1,17 @@
+import contextlib
+import fnmatch
+import re
 import subprocess
 import sys
 
 import pytest
 import yaml
 
-from utils.config import DEFAULTS, UserError, load_config
+from dataloader.load import DATASETS
+from dataloader.noise import NOISE
+from methods.baselines import METHODS
+from methods.detectors import DETECTORS
+from utils.config import DEFAULTS, UserError, known_keys, load_config
 
 # the keys of the official YAML files, as in config/PEFT/clothing1m.yaml and config/FFT/cifar100.yaml there
 OFFICIAL = """
@@ -106,6 +113,60 @@ def test_bad_yaml(tmp_path, content, message):
 def test_bad_flags(argv, message):
     with pytest.raises(UserError, match=message.replace("?", r"\?")):
         load_config(argv)
+
+
+@pytest.mark.parametrize(
+    "script, argv, message",
+    [
+        (
+            "main_baseline",
+            ["--mask", "deft"],
+            "--mask: has no effect with lnl_methods CE; it needs lnl_methods MixFix.",
+        ),
+        ("main_baseline", ["--lnl_methods", "MixFix", "--mask", "deft"], ""),
+        ("main_phase2", ["--mask", "deft", "--adaptation", "fft"], ""),  # which has no lnl_methods
+        ("main_baseline", ["--lnl_methods", "GMM", "--rho", "0.7"], "it needs lnl_methods ProMix."),
+        ("main_phase2", ["--n_ctx", "4"], "--n_ctx: has no effect with is_coop false; it needs is_coop."),
+        ("main_phase2", ["--n_ctx", "4", "--is_coop"], ""),
+        ("main_phase1", ["--n_ctx", "4"], ""),
+        ("main_phase2", ["--vpt_len", "4"], "has no effect with vpt_deep false and vpt_shallow false"),
+        ("main_phase2", ["--vpt_len", "4", "--adaptation", "peft"], ""),
+        ("main_phase1", ["--theta_gmm", "0.3"], "has no effect with agree_with empty"),
+        ("main_phase1", ["--theta_gmm", "0.3", "--agree_with", "clipcleaner-lr-gmm"], ""),
+        (
+            "main_detect",
+            ["--theta_gmm", "0.3", "--detector", "knn"],
+            "has no effect with detector knn; it needs detector ",
+        ),
+        ("main_detect", ["--image_noise_level", "0.1"], "has no effect with image_noise none"),
+        ("main_phase2", ["--backbone", "resnet", "--momentum", "0.5"], "has no effect with optimizer adamw"),
+        ("main_clipcleaner", ["--warmup", "2"], "--warmup: main_clipcleaner.py does not use this key"),
+        (None, ["--rho", "0.7"], ""),
+    ],
+)
+def test_a_flag_without_effect_is_an_error(script, argv, message):
+    with pytest.raises(UserError, match=re.escape(message)) if message else contextlib.nullcontext():
+        load_config(argv, script=script)
+
+
+def test_a_yaml_is_for_several_methods(tmp_path):
+    path = tmp_path / "shared.yaml"
+    path.write_text("lnl_methods: ProMix\nrho: 0.7\n")
+    assert load_config(["--cfg", str(path), "--lnl_methods", "CE"], script="main_baseline").rho == 0.7
+
+
+def test_conditions_name_keys_and_their_values():
+    keys = known_keys()
+    conditions = {name: key.condition for name, key in keys.items() if key.condition}
+    assert len(conditions) > 30 and all(other in keys for condition in conditions.values() for other in condition)
+    for names, other in (
+        (METHODS, "lnl_methods"),
+        (DETECTORS, "detector"),
+        (NOISE, "noise_mode"),
+        (DATASETS, "dataset"),
+    ):
+        patterns = {p for condition in conditions.values() for p in condition.get(other, [])}
+        assert patterns and all(fnmatch.filter(names, pattern) for pattern in patterns), other
 
 
 def test_errors_are_one_line_with_exit_code_2():

@@ -41,14 +41,13 @@ def test_real_world_scripts_on_a_folder(tmp_path):
         str(tmp_path / "data"),
         "--backbone",
         "tiny-clip-digits",
-        "--n_ctx",
-        "4",
         "--output_dir",
         str(tmp_path / "runs"),
         "--device",
         "cpu",
     ]
-    summary = main_real_phase1.main([*flags, "--vpt_deep", "--vpt_len", "2", "--epochs", "2", "--warmup", "1"])
+    prompts = ["--n_ctx", "4", "--vpt_deep", "--vpt_len", "2"]
+    summary = main_real_phase1.main([*flags, *prompts, "--epochs", "2", "--warmup", "1"])
     assert "precision" not in summary and "noise_rate" not in summary  # nobody knows the truth
     config = yaml.safe_load((tmp_path / "runs/own-data/none/seed0/deft/config.yaml").read_text())
     assert {k: config[k] for k in ("require_agreement", "warmup_loss", "pseudo_from", "schedule", "warmup")} == {
@@ -154,7 +153,7 @@ def test_the_text_classifier_starts_from_words_too():
 
 def test_adaptation_none_peft_and_fft(cell, tmp_path):
     out, finished = cell
-    mask = ["--mask", str(out / "digits/sym-0.4/seed0/deft/clean_mask.npz"), "--epochs", "1", "--vpt_len", "2"]
+    mask = ["--mask", str(out / "digits/sym-0.4/seed0/deft/clean_mask.npz"), "--epochs", "1"]
     none = main_phase2.main(phase2(tmp_path, *mask, "--adaptation", "none"))
     assert none["name"] == "phase2-deft-tiny-clip-digits-none" and none["acc_last"] == finished["deft"]["acc_last"]
     model, info = load_classifier(tmp_path / "digits/sym-0.4/seed0" / none["name"])  # for report.predict
@@ -163,7 +162,8 @@ def test_adaptation_none_peft_and_fft(cell, tmp_path):
     right = sum((model(images).argmax(1) == labels).sum().item() for images, labels, _ in seen)
     assert 100 * right / len(test.labels) == pytest.approx(none["acc_last"])
     for adaptation, trained in (("peft", 2 + 4), ("fft", 2 + 4 * 12)):  # the head, and prompts or blocks
-        main_phase2.main(phase2(tmp_path, *mask, "--adaptation", adaptation))
+        vpt_len = ["--vpt_len", "2"] * (adaptation == "peft")
+        main_phase2.main(phase2(tmp_path, *mask, "--adaptation", adaptation, *vpt_len))
         run = tmp_path / f"digits/sym-0.4/seed0/phase2-deft-tiny-clip-digits-{adaptation}"
         assert len(checkpoint(run)["model"]) == trained
     assert load_config(phase2(tmp_path, "--adaptation", "peft")).lr == 0.03

@@ -349,7 +349,7 @@ def test_two_networks_start_alike_with_other_heads_and_are_saved_as_one(tmp_path
 def few_digits(tmp_path_factory):
     """Flags of the shortest run: 73 images to train on, 17 to test on, two epochs."""
     folder, _, _ = write_digits(tmp_path_factory.mktemp("digits"), 0.0, every=20)
-    return ["--dataset", "own", "--data_path", str(folder), "--test_fraction", "0.2", "--epochs", "2", "--warmup", "0"]
+    return ["--dataset", "own", "--data_path", str(folder), "--test_fraction", "0.2", "--epochs", "2"]
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -359,6 +359,8 @@ def test_whole_runs_are_recorded_and_go_on_where_they_stopped(few_digits, tmp_pa
         _, data = small_run(tmp_path, *flags)
         np.save(tmp_path / "mask.npy", data.true_labels == data.train.labels)
         flags += ["--mask", str(tmp_path / "mask.npy"), "--theta_r2", "0.2"]
+    else:
+        flags += ["--warmup", "0"]
     whole = main_baseline.main(phase2(tmp_path / "whole", *flags))
     assert whole["epochs"] == 2 and 0 < whole["selected"] < 1 and {"precision", "auroc"} <= whole.keys()
     with monkeypatch.context() as patch:
@@ -378,7 +380,7 @@ def test_whole_runs_are_recorded_and_go_on_where_they_stopped(few_digits, tmp_pa
 
 
 def test_precision_and_small_pieces(few_digits, tmp_path):
-    flags = [*few_digits, "--lnl_methods", "ProMix", "--epochs", "1"]
+    flags = [*few_digits, "--lnl_methods", "ProMix", "--epochs", "1", "--warmup", "0"]
     losses = {}
     for name, more in {"plain": [], "pieces": ["--micro_batch", "40"], "bf16": ["--prec", "bf16"]}.items():
         main_baseline.main(phase2(tmp_path / name, *flags, *more))

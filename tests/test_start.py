@@ -53,7 +53,7 @@ def test_help_imports_nothing_heavy(command):
         ),
         (
             ["main_detect.py", "--warmup", "1"],
-            "--warmup: .*it is used by main_phase1.py, main_baseline.py, main_small_loss.py and main_clipcleaner.py.",
+            "--warmup: .*it is used by main_phase1.py, main_baseline.py and main_small_loss.py.",
         ),
         (["-m", "report.predict", "run", "x.png", "--devise", "cpu"], "--devise: unknown flag. Did you mean --device?"),
         (["main_phase1.py", "--epochs"], "argument --epochs: expected one argument"),

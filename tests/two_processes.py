@@ -21,8 +21,8 @@ def train_all(out, data):
     and one of a single image, of which the second process has none.
     """
     few = ["--dataset", "own", "--data_path", str(data), "--test_fraction", "0.2"]
-    quick = [*few, "--vpt_len", "4", "--batch_size", "64", "--epochs", "2"]
-    main_phase1.main(phase1(out, *quick))
+    quick = [*few, "--batch_size", "64", "--epochs", "2"]
+    main_phase1.main(phase1(out, *quick, "--vpt_len", "4"))
     main_phase2.main(phase2(out, *quick, "--mask", "deft"))
     for method in ("ELR", "GMM", "TURN"):
         main_baseline.main(phase2(out, *quick, "--lnl_methods", method))

@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NoReturn, TypeVar
@@ -39,6 +40,11 @@ REAL_WORLD: dict[str, Any] = {
     "pseudo_from": 2,
     "schedule": "constant",
 }
+# keys that do not change the result of a run, and may differ when it is resumed
+FREE_KEYS = set(
+    "device gpuid num_workers cache_gb output_dir data_path name model score mask micro_batch checkpoint_text compile download "
+    "check_data tensorboard script".split()
+)
 T = TypeVar("T")
 DEFAULTS = Path(__file__).resolve().parents[1] / "config" / "default.yaml"
 
@@ -91,6 +97,27 @@ class Key:
     def read_by(self, script: str | None) -> bool:
         """Whether the script reads the key. script None reads every key."""
         return script is None or not self.scripts or script in self.scripts
+
+    @property
+    def condition(self) -> dict[str, list[str]]:
+        """{other key: values, [] for any} from `if KEY VALUE|VALUE or KEY:` in the comment; {} if the key always counts."""
+        found = re.match(r"[^:]*?\bif ([^:]+): ", self.comment)
+        parts = [part.partition(" ") for part in found[1].split(" or ")] if found else []
+        return {name: values.split("|") if values else [] for name, _, values in parts}
+
+    def check_effect(self, name: str, cfg: SimpleNamespace) -> None:
+        """UserError if none of the conditions of this key, called `name`, holds in `cfg`; keys not in `cfg` do not count."""
+        needed = {other: values for other, values in self.condition.items() if hasattr(cfg, other)}
+        now = {other: getattr(cfg, other) for other in needed}
+        if needed and not any(
+            any(fnmatch(now[other], value) for value in values) if values else now[other]
+            for other, values in needed.items()
+        ):
+            found = " and ".join(
+                f"{other} {({False: 'false', '': 'empty'}).get(value, value)}" for other, value in now.items()
+            )
+            wanted = " or ".join(" ".join([other, ", ".join(values)]).strip() for other, values in needed.items())
+            raise UserError(f"--{name}: has no effect with {found}; it needs {wanted}.")
 
 
 def known_keys() -> dict[str, Key]:
@@ -272,7 +299,8 @@ def load_config(
     that are not keys of the script are passed through.
 
     Several scripts may share a YAML, so a key that the script does not read is validated there and then ignored. As a
-    flag it is an error. Raises UserError for an unknown key, a wrong type, a value out of range or a missing file.
+    flag it is an error, and so is a flag that has no effect with the other settings. Raises UserError for an unknown key, a
+    wrong type, a value out of range or a missing file.
     """
     keys = known_keys()
     resolved = {name: settings.get(name, key.default) for name, key in keys.items() if key.read_by(script)}
@@ -301,7 +329,10 @@ def load_config(
         if text is not None:
             value = text.split(",") if isinstance(keys[name].default, list) else text
             given[name] = _coerce(name, keys[name], value, f"--{name}")
-    return SimpleNamespace(**settings | resolved | _implied(given, resolved) | given, script=script)
+    cfg = SimpleNamespace(**settings | resolved | _implied(given, resolved) | given, script=script)
+    for name in given if script else ():
+        keys[name].check_effect(name, cfg)
+    return cfg
 
 
 def settle_epochs(cfg: SimpleNamespace, num_samples: int) -> None:

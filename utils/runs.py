@@ -20,7 +20,7 @@ import yaml
 from torch.optim import Optimizer
 
 from utils.checkpoint import load_checkpoint, save_checkpoint
-from utils.config import UserError, recorded_settings
+from utils.config import FREE_KEYS, UserError, recorded_settings
 from utils.device import pick_device, precision
 from utils.distributed import rank, wait_for_all
 from utils.files import listed_changes, slug, write_csv, write_text
@@ -29,26 +29,6 @@ from utils.memory import peak_gb
 from utils.summaries import read_summary, verdict_line, with_checksum, write_summary
 from utils.tensorboard import summary_writer, write_epoch
 
-# keys that do not change the result of a run, and may differ when it is resumed
-FREE_KEYS = {
-    "device",
-    "gpuid",
-    "num_workers",
-    "cache_gb",
-    "output_dir",
-    "data_path",
-    "name",
-    "model",
-    "score",
-    "mask",
-    "micro_batch",
-    "checkpoint_text",
-    "compile",
-    "download",
-    "check_data",
-    "tensorboard",
-    "script",
-}
 # in a run's identity where they are known; runs of older versions have none of them
 IF_KNOWN = ("class names", "test labels", "true labels", "descriptions", "weights")
 # how numbers are printed; fractions are printed in per cent, as in the tables
@@ -113,9 +93,8 @@ def git_commit() -> str | None:
 
 def project_version() -> str:
     """The version in pyproject.toml."""
-    return tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"][
-        "version"
-    ]
+    pyproject = Path(__file__).parents[1] / "pyproject.toml"
+    return tomllib.loads(pyproject.read_text(encoding="utf-8"))["project"]["version"]
 
 
 def environment(device: torch.device) -> dict[str, Any]:
