@@ -5,16 +5,18 @@
 Precision, recall and F1 are of the clean class: of the labels kept, against the labels that are right. AUROC is of p_clean,
 AUPRC of p_clean as a score of the mislabelled class. summary.json has precision, recall and F1 of that class as well.
 A * marks runs that judged the labels of the images held out for testing too, as detectors without training do.
+Runs of one name with different settings are not averaged: what differs stands behind the name.
 The verdict, of several seeds the worst, says whether a detector's result can be used; summary.json has the reason.
 """
 
 import argparse
 import math
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from utils.config import UserError, parse_flags
+from utils.config import FREE_KEYS, UserError, default_values, parse_flags, read_yaml
 from utils.start import run_main
 from utils.summaries import LEVELS, read_summary
 
@@ -37,7 +39,36 @@ def read_summaries(folders: Sequence[str | Path]) -> list[dict[str, Any]]:
     paths = sorted({p for folder in folders for p in Path(folder).rglob("summary.json")})
     if not paths:
         raise UserError(f"{' '.join(map(str, folders))}: no finished run (summary.json) below.")
-    return [read_summary(p) for p in paths]
+    return _told_apart([(path, read_summary(path)) for path in paths])
+
+
+def _told_apart(runs: list[tuple[Path, dict[str, Any]]]) -> list[dict[str, Any]]:
+    """The summaries of runs; where runs of one name are not seeds of each other, the name is followed by what differs.
+
+    That is their settings or, if a seed comes twice, the folder.
+    """
+    groups: dict[tuple[str, ...], list[tuple[Path, dict[str, Any]]]] = {}
+    for path, summary in runs:
+        groups.setdefault(tuple(summary[key] for key in ("dataset", "noise", "name")), []).append((path, summary))
+    out = []
+    for group in groups.values():
+        differ = _differences([path.with_name("config.yaml") for path, _ in group])
+        seeds = Counter((label, summary["seed"]) for label, (_, summary) in zip(differ, group))
+        for label, (path, summary) in zip(differ, group):
+            folder = path.parents[2 + len(Path(summary["name"]).parts)].parent
+            label += f" in {folder}" * (seeds[label, summary["seed"]] > 1)
+            out.append(summary | {"name": f"{summary['name']} ({label.strip()})" if label else summary["name"]})
+    return out
+
+
+def _differences(files: list[Path]) -> list[str]:
+    """The settings in which these config.yaml differ, as text, one for each file; seed and FREE_KEYS do not count."""
+    if len(files) == 1:
+        return [""]
+    defaults = default_values()
+    settings = [defaults | read_yaml(file) if file.is_file() else defaults for file in files]
+    keys = [k for k in defaults if k not in FREE_KEYS | {"seed"} and len({str(one[k]) for one in settings}) > 1]
+    return [", ".join(f"{key} {one[key]}" for key in keys) for one in settings]
 
 
 def mean_std(values: Sequence[float]) -> tuple[float, float | None]:

@@ -26,6 +26,7 @@ from report import tables
 from report.record import say_if_worse
 from tests.helpers import (
     CELL,
+    SUMMARY,
     detection,
     phase1,
     phase2,
@@ -35,6 +36,7 @@ from tests.helpers import (
 from utils import runs
 from utils.config import UserError, known_keys, load_config
 from utils.device import precision
+from utils.files import write_text
 from utils.runs import Run, in_time, in_words, show
 from utils.summaries import REQUIRED, with_checksum, write_summary
 
@@ -220,6 +222,27 @@ def test_tables(cell, capsys):
     assert [row[:2] for row in levels[1:]] == [["digits", "red-0.2"], ["digits", "red-0.4"]]
     both = tables.make_table([deft, {**deft, "name": "knn", "all_judged": True}])
     assert [row[2] for row in both[1:]] == ["deft", "knn *"]
+
+
+def test_runs_of_other_settings_are_no_seeds(tmp_path):
+    """Neither are two runs of one seed, in two folders; keys that a run of an older version lacks have their default."""
+    for out, seed, settings in (
+        ("a", 0, "epochs: 10\nseed: 0\ndevice: cpu"),
+        ("a", 1, "seed: 1\ndevice: cuda"),
+        ("a", 2, "epochs: 20\nseed: 2"),
+        ("b", 2, "epochs: 20\nseed: 2"),
+    ):
+        folder = tmp_path / out / f"toy/none/seed{seed}/x"
+        write_text(folder / "config.yaml", settings)
+        write_summary(folder / "summary.json", with_checksum(SUMMARY | {"seed": seed, "acc_last": 10.0 * seed}))
+    rows = tables.make_table(tables.read_summaries([tmp_path]))
+    last = rows[0].index("last acc.")
+    found = {row[2]: (row[4], row[last]) for row in rows[1:]}
+    assert found == {
+        "x (epochs 10)": ("2", "5.00 ± 7.07"),
+        f"x (epochs 20 in {tmp_path / 'a'})": ("1", "20.00"),
+        f"x (epochs 20 in {tmp_path / 'b'})": ("1", "20.00"),
+    }
 
 
 def test_the_screen_speaks_in_words():
