@@ -123,13 +123,13 @@ def zero_shot_probabilities(
     cfg: SimpleNamespace, data: Dataset, folder: str | Path, device: torch.device
 ) -> np.ndarray:
     """softmax of CLIP's zero-shot logits (N, K), numpy, by the CLIP of the run that made the mask, or `backbone`."""
-    cfg = settings_of(folder, cfg) or cfg
+    templates, cfg = cfg.templates, settings_of(folder, cfg) or cfg
     if cfg.backbone in BACKBONES or cfg.backbone.startswith("timm:"):
         raise UserError(
             f"noisy_samples: {cfg.backbone} has no zero-shot classifier, and no run of a CLIP lies in {folder}."
         )
     encoder = load_encoder(cfg, device)
-    text_features = zero_shot_features(encoder.clip, encoder.tokenizer, data.classnames, cfg.templates)
+    text_features = zero_shot_features(encoder.clip, encoder.tokenizer, data.classnames, templates)
     features = image_features(encoder, data.train, data.view, cfg, device)
     with torch.no_grad():
         return cosine_logits(encoder.clip, features.to(device), text_features).softmax(1).cpu().numpy()

@@ -68,6 +68,8 @@ def test_both_sources_on_the_digits(cell):
     label_match = np.load(folder.parent / "label-match/clean_mask.npz")
     np.testing.assert_array_equal(zero_shot.argmax(1), label_match["predicted"])
     np.testing.assert_allclose(zero_shot.max(1), label_match["confidence"], atol=1e-4)
+    cfg.templates = ["a scan of the number {}."]  # phase 2's own, whatever the detector's run had
+    assert not np.allclose(zero_shot_probabilities(cfg, data, folder, CPU), zero_shot, atol=0.01)
     found = detector_probabilities(cfg, data, folder, CPU)
     model = build_detector(load_config(["--cfg", str(folder / "config.yaml")]), data.classnames, CPU)
     load_checkpoint(folder / "checkpoint.pt", model)
