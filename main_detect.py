@@ -89,7 +89,7 @@ def detect(
             warnings.warn(verdict_line(run.summary), stacklevel=2)
         with np.load(run.folder / "clean_mask.npz", allow_pickle=False) as file:
             mask, p_clean, predicted = (file[k] for k in ("mask", "p_clean", "predicted"))
-    everyone, suggested = np.full(len(labels), np.nan), np.array(labels)
+    everyone, suggested = np.full(len(labels), np.nan), np.array(labels, dtype=values.dtype)
     everyone[rows], suggested[rows] = p_clean, values[np.where(mask, data.train.labels, predicted)]
     return everyone, suggested
 

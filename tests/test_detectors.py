@@ -182,6 +182,8 @@ def test_detect_in_a_notebook(tmp_path):
     again, suggested_numbers = detect(paths, numbers, classnames=DIGITS, **settings, output_dir=tmp_path / "runs")
     assert np.allclose(again, p_clean) and [DIGITS[k] for k in suggested_numbers] == suggested.tolist()
     assert (tmp_path / "runs/own-notebook/none/seed0/label-match/clean_mask.npz").is_file()
+    _, far = detect(paths[:20], np.zeros(20, np.uint8), ["cat"] * 300 + DIGITS, **settings)
+    assert (far >= 300).mean() > 0.5  # more than a label of 8 bits can say
     p_clean, suggested = detect(paths, labels, detector="deft", n_ctx=2, vpt_len=1, epochs=1, **settings)
     assert p_clean.shape == suggested.shape == (200,) and ((0 <= p_clean) & (p_clean <= 1)).all()
     for args, message in [
