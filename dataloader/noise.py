@@ -284,6 +284,8 @@ def make_noise(
         raise UserError(f"noise_mode: unknown name '{mode}'; expected one of {', '.join(NOISE)}.{nearest(mode, NOISE)}")
     rng = np.random.default_rng([cfg.seed, 0])
     if mode == "none":
+        if ratio and not cfg.dataset.endswith("mini_imagenet"):  # whose own noise it is
+            print(f"noise_ratio: {ratio:g} makes no noise, since noise_mode is none")
         return labels
     if mode == "file":
         if not cfg.noise_file:

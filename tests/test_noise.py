@@ -231,6 +231,15 @@ def test_idn_on_files_of_any_size(tmp_path):
         assert 0.1 < np.mean(data.train.labels != data.true_labels) < 0.7
 
 
+def test_a_ratio_alone_makes_no_noise_and_says_so(capsys):
+    labels = np.arange(10)
+    assert noise.make_noise(cfg("none", 0.4), labels, 10) is labels
+    assert "noise_ratio: 0.4 makes no noise, since noise_mode is none" in capsys.readouterr().out
+    noise.make_noise(cfg("none", 0.4, dataset="red_mini_imagenet"), labels, 10)  # has its own
+    noise.make_noise(cfg("none", 0.0), labels, 10)
+    assert not capsys.readouterr().out
+
+
 def test_unknown_noise():
     with pytest.raises(UserError, match="noise_mode: unknown name 'symm'.*Did you mean sym"):
         noise.make_noise(cfg("symm"), np.array([0, 1]), 2)
