@@ -3,6 +3,7 @@
 python main_phase1.py --cfg config/PEFT/cifar100.yaml --noise_mode sym --noise_ratio 0.2
 """
 
+from types import SimpleNamespace
 from typing import Any
 
 from utils.config import load_config, settle_epochs
@@ -21,22 +22,20 @@ def main(argv: list[str] | None = None, description: str | None = __doc__, **set
     from report.record import finish, say_where
     from utils.runs import Run
 
-    score, cfg.score = cfg.score, ""
-    data = load_data(cfg)
-    cfg.score = score
-    scored = to_score(cfg, data) if score else None  # before training: it may not fit
-    cfg.score = ""
-    settle_epochs(cfg, len(data.train.labels))
-    run = Run(cfg, data.place, "deft", data.identity)
+    training = SimpleNamespace(**vars(cfg) | {"score": ""})
+    data = load_data(training)
+    scored = to_score(cfg, data) if cfg.score else None  # before training: it may not fit
+    settle_epochs(training, len(data.train.labels))
+    run = Run(training, data.place, "deft", data.identity)
     if not run.summary:
-        selection, numbers = train_detector(cfg, data, run)
-        finish(run, data, numbers, limit_suspects(selection, cfg))
+        selection, numbers = train_detector(training, data, run)
+        finish(run, data, numbers, limit_suspects(selection, training))
         say_where(run)
     if scored is not None:
-        cfg.score = score
-        run = Run(cfg, scored.place, "deft", scored.identity)
+        scoring = SimpleNamespace(**vars(training) | {"score": cfg.score})
+        run = Run(scoring, scored.place, "deft", scored.identity)
         if not run.summary:
-            finish(run, scored, {}, limit_suspects(score_labels(cfg, scored, run), cfg))
+            finish(run, scored, {}, limit_suspects(score_labels(scoring, scored, run), scoring))
             say_where(run)
     return run.summary
 
