@@ -9,17 +9,15 @@ more than at its top. Where the truth is known, calibration.png in the run's fol
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
-from report.flags import add_run_flags
-from utils.config import UserError, parse_flags
+from report.flags import add_run_flags, count, probability
+from utils.config import parse_flags
 from utils.files import write_whole
 from utils.start import run_main
 
 if TYPE_CHECKING:
     import numpy as np
-
-Number = TypeVar("Number", int, float)
 
 
 def main(argv: list[str] | None = None) -> dict[str | int, Any]:
@@ -28,10 +26,14 @@ def main(argv: list[str] | None = None) -> dict[str | int, Any]:
         prog="python -m report.estimate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_run_flags(parser)
-    parser.add_argument("--review_budget", metavar="N", default="0", help="how many labels a person will look at")
-    parser.add_argument("--target_precision", metavar="P", default="0", help="wrong labels among the suspects, 0 to 1")
+    parser.add_argument(
+        "--review_budget", type=count, metavar="N", default=0, help="how many labels a person will look at"
+    )
+    parser.add_argument(
+        "--target_precision", type=probability, metavar="P", default=0, help="wrong labels among the suspects, 0 to 1"
+    )
     flags = parse_flags(parser, argv)
-    budget, target = _number(flags, "review_budget", int, 1e12), _number(flags, "target_precision", float, 1)
+    budget, target = flags.review_budget, flags.target_precision
     from methods.estimates import of_run
     from report.suspects import read_run
 
@@ -59,18 +61,6 @@ def main(argv: list[str] | None = None) -> dict[str | int, Any]:
         out["calibration_error"] = _draw(Path(flags.run) / "calibration.png", found.p_wrong[index], ~is_clean)
         print(f"calibration error {100 * out['calibration_error']:.1f} %: {Path(flags.run) / 'calibration.png'}")
     return out
-
-
-def _number(flags: argparse.Namespace, key: str, kind: type[Number], most: float) -> Number:
-    try:
-        value = kind(getattr(flags, key))
-        if 0 <= value <= most:
-            return value
-    except ValueError:
-        pass
-    raise UserError(
-        f"--{key}: expected {'a whole number' if kind is int else 'a number from 0 to 1'}, not '{getattr(flags, key)}'."
-    )
 
 
 def _draw(path: Path, p_wrong: "np.ndarray", is_wrong: "np.ndarray") -> float:

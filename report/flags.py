@@ -5,7 +5,15 @@ import argparse
 RELABEL_ABOVE = 0.9  # a choice: the probability is the detector's own, and not calibrated
 
 
-def _probability(text: str) -> float:
+def count(text: str) -> int:
+    """A type for argparse: a whole number."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected a whole number, not '{text}'")
+    return int(text)
+
+
+def probability(text: str) -> float:
+    """A type for argparse: a number from 0 to 1."""
     try:
         if 0 <= float(text) <= 1:
             return float(text)
@@ -19,7 +27,7 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="folder of a finished detector run")
     parser.add_argument(
         "--relabel_above",
-        type=_probability,
+        type=probability,
         default=RELABEL_ABOVE,
         metavar="P",
         help="a suspect gets the suggested label where its probability is P or more, 0 to 1 (default: "

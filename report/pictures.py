@@ -35,11 +35,16 @@ def thumbnail(images: Any, i: int, size: int) -> Image.Image:
     return image
 
 
+def encoded(image: Image.Image, quality: int, optimize: bool = False) -> tuple[str, bytes]:
+    """("jpeg", content), or ("png", content) of a small image, where JPEG would blur the few pixels."""
+    kind, file = "png" if max(image.size) <= 48 else "jpeg", io.BytesIO()
+    image.save(file, kind, quality=quality, optimize=optimize)
+    return kind, file.getvalue()
+
+
 def data_uri(image: Image.Image) -> str:
-    kind = "PNG" if max(image.size) <= 48 else "JPEG"
-    file = io.BytesIO()
-    image.save(file, kind, quality=80, optimize=True)
-    return f"data:image/{kind.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
+    kind, content = encoded(image, quality=80, optimize=True)
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def thumbnails(images: Any, order: Sequence[int] | np.ndarray, size: int = THUMBNAIL) -> list[str]:
@@ -63,17 +68,14 @@ def draw_suspects(
     arrow = " → " if max(map(len, names)) <= 8 else "\n→ "
     headline = f"{heading}. The most suspect: given label → suggestion"
     with matplotlib.rc_context({"text.parse_math": False}), warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", "Glyph"
-        )  # the picture shows boxes for letters its font lacks; the page does not
+        # the picture shows boxes for letters that its font lacks; the page does not
+        warnings.filterwarnings("ignore", "Glyph")
         figure = Figure(figsize=(1.15 * columns, 1.62 * rows + 0.6))
         axes, right = figure.subplots(rows, columns, squeeze=False), 0
         for ax, i in zip(axes.flat, order):
             given, believed = arrays["labels"][i], arrays["predicted"][i]
-            title, colour = (
-                f"{names[given]}{arrow}{'(none fits better)' if believed == given else names[believed]}",
-                "black",
-            )
+            suggestion = "(none fits better)" if believed == given else names[believed]
+            title, colour = f"{names[given]}{arrow}{suggestion}", "black"
             if data.true_labels is not None:
                 truth = data.true_labels[i]
                 right += truth == believed

@@ -64,7 +64,7 @@ def _interval(k: int, n: int) -> str:
     return f"{100 * low:.1f}–{100 * high:.1f} %"
 
 
-def overview(data: Dataset, arrays: dict[str, np.ndarray], relabel_above: float) -> Section:
+def overview(arrays: dict[str, np.ndarray], relabel_above: float) -> Section:
     """How many labels are suspect, in numbers, and the histogram of p_clean."""
     n, suspects = len(arrays["mask"]), int(np.sum(~arrays["mask"]))
     _, sure = fixed_labels(arrays, relabel_above)

@@ -1,6 +1,5 @@
 """The server of a review: serves the page of a run on this machine only, and logs each decision in the run's folder."""
 
-import io
 import json
 import secrets
 import threading
@@ -9,7 +8,7 @@ from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 from methods.decisions import Images, Log, as_arrays, by_image
-from report.pictures import THUMBNAIL, thumbnail
+from report.pictures import THUMBNAIL, encoded, thumbnail
 from report.render import label_sections, other_sections, page_html
 from report.similar import find_features, nearest_of_classes
 from report.suspects import follow, read_run
@@ -44,11 +43,8 @@ class Review:
             return page_html(self.folder, self.data, self.arrays, self.summary, sections, server=True)
 
     def picture(self, image: str, size: int) -> tuple[str, bytes]:
-        """An image as the bytes of a JPEG, or of a PNG where it is small; KeyError for one that is not of the run."""
-        picture = thumbnail(self.data.train.images, self.index[image], size)
-        kind, file = "PNG" if max(picture.size) <= 48 else "JPEG", io.BytesIO()
-        picture.save(file, kind, quality=88)
-        return kind.lower(), file.getvalue()
+        """An image at most `size` pixels large, see `encoded`; KeyError for one that is not of the run."""
+        return encoded(thumbnail(self.data.train.images, self.index[image], size), quality=88)
 
     def nearest(self, image: str) -> dict[str, list[str]]:
         """Identifiers of the nearest images of its given and of its suggested class; KeyError as for picture."""
