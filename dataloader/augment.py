@@ -54,9 +54,8 @@ def draw_operations(policy: str, n: int, rng: np.random.Generator) -> tuple[np.n
         ]
         strengths = np.array([[(level or 0) / 9 for _, _, level in pairs[k]] for k in drawn])
     levels = [[level_of(*one) for one in zip(*rows)] for rows in zip(names, strengths, signs)]
-    return np.array([[OPS.index(op) for op in row] for row in names], dtype=np.int64), np.array(
-        levels, dtype=np.float32
-    )
+    ops = [[OPS.index(op) for op in row] for row in names]
+    return np.array(ops, dtype=np.int64), np.array(levels, dtype=np.float32)
 
 
 def augment(images: Tensor, ops: Tensor, levels: Tensor) -> Tensor:

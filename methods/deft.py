@@ -198,23 +198,10 @@ def train_with_records(cfg: SimpleNamespace, data: Dataset, run: Run) -> tuple[d
         mask = records["mask"].numpy()
         quality = {} if known is None else precision_recall(mask[known[0]], known[1])
         saved = {"acc_per_class": accuracy["acc_per_class"]}
-        run.end_epoch(
-            {
-                "epoch": epoch,
-                "images": len(labels),
-                **result,
-                "selected": float(mask.mean()),
-                **quality,
-                "p_clean": histograms(records["p_clean"].numpy(), known),
-                **accuracy["accs"],
-                "lr": optimizer.param_groups[0]["lr"],
-            },
-            model,
-            optimizer,
-            amp.scaler,
-            recent=recent,
-            **saved,
-        )
+        line = dict[str, Any](epoch=epoch, images=len(labels), **result, selected=float(mask.mean()), **quality)
+        line |= {"p_clean": histograms(records["p_clean"].numpy(), known), **accuracy["accs"]}
+        line |= {"lr": optimizer.param_groups[0]["lr"]}
+        run.end_epoch(line, model, optimizer, amp.scaler, recent=recent, **saved)
     return {k: v.numpy() for k, v in recent.items()}, {"acc_per_class": saved["acc_per_class"]}
 
 

@@ -36,10 +36,8 @@ def linear_probe_dynamics(
     x = torch.from_numpy(np.ascontiguousarray(features, dtype=np.float32))
     mean, std = x.mean(0), x.std(0).clamp(min=1e-6)
     x, y = (x - mean) / std / x.shape[1] ** 0.5, torch.from_numpy(labels)
-    weight, bias = (
-        torch.zeros(num_classes, x.shape[1], requires_grad=True),
-        torch.zeros(num_classes, requires_grad=True),
-    )
+    weight = torch.zeros(num_classes, x.shape[1], requires_grad=True)
+    bias = torch.zeros(num_classes, requires_grad=True)
     optimizer = torch.optim.SGD([weight, bias], lr=lr, momentum=0.9, weight_decay=5e-4)
     generator = torch.Generator().manual_seed(seed)
     of_label, probabilities = (np.empty((epochs, len(labels)), dtype=np.float32) for _ in range(2))

@@ -84,18 +84,12 @@ def fine_tune(
         with amp():
             predict = frozen(final)
         accuracy = evaluate_all(predict, tests, data.num_classes, amp)
-        saved, p_clean = {"acc_per_class": accuracy["acc_per_class"]}, {}
+        saved = {"acc_per_class": accuracy["acc_per_class"]}
+        line = {"epoch": epoch, "images": result.pop("samples"), **result}
         if method.selects and selection:
-            p_clean["p_clean"] = histograms(selection["p_clean"].numpy(), data.known())
+            line["p_clean"] = histograms(selection["p_clean"].numpy(), data.known())
         run.end_epoch(
-            {
-                "epoch": epoch,
-                "images": result.pop("samples"),
-                **result,
-                **p_clean,
-                **accuracy["accs"],
-                "lr": optimizer.param_groups[0]["lr"],
-            },
+            line | accuracy["accs"] | {"lr": optimizer.param_groups[0]["lr"]},
             model,
             optimizer,
             amp.scaler,

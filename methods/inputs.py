@@ -158,11 +158,11 @@ def load_inputs(cfg: SimpleNamespace, data: Dataset, device: torch.device) -> tu
         data.train.labels,
         data.num_classes,
         cfg,
-        text.cpu().numpy(),
-        logits(features),
-        _descriptions(encoder, cfg, data.classnames),
-        cfg.seed,
-        name,
+        text_features=text.cpu().numpy(),
+        logits=logits(features),
+        descriptions=_descriptions(encoder, cfg, data.classnames),
+        seed=cfg.seed,
+        kept_as=name,
     )
     tests = {}
     for test, split in data.tests.items():

@@ -234,10 +234,8 @@ def load_clip(backbone: str, pretrained: str = "") -> tuple[Clip, Tokenizer]:
             if backbone.startswith("hf-hub:") and not pretrained:  # weights and all from the hub
                 name = backbone
                 with one_try():
-                    clip, tokenizer = (
-                        open_clip.create_model(name, require_pretrained=True),
-                        open_clip.get_tokenizer(name),
-                    )
+                    clip = open_clip.create_model(name, require_pretrained=True)
+                    tokenizer = open_clip.get_tokenizer(name)
             else:
                 name, weights, quick_gelu = _resolve(backbone, pretrained)
                 with one_try() if _needs_the_hub(name) else contextlib.nullcontext():
@@ -256,11 +254,8 @@ def load_clip(backbone: str, pretrained: str = "") -> tuple[Clip, Tokenizer]:
         ) from None
     config, text = open_clip.get_model_config(name), getattr(clip, "text", clip)
     quick = any(isinstance(module, QuickGELU) for module in clip.visual.modules())
-    clip.visual.config = {
-        "embed_dim": config["embed_dim"],
-        "vision_cfg": config["vision_cfg"],
-        "quick_gelu": quick,
-    }  # what rebuilds this tower (model/saved.py)
+    # what rebuilds this tower (model/saved.py)
+    clip.visual.config = {key: config[key] for key in ("embed_dim", "vision_cfg")} | {"quick_gelu": quick}
     weights = "untrained" if pretrained == "none" else f"weights: {pretrained}" if pretrained else "its own weights"
     print(f"CLIP: {name.removeprefix('local-dir:')} ({weights}, {'QuickGELU' if quick else 'GELU'})")
     if _has_clip_blocks(text) and text_pool(clip) in ("argmax", "first", "last"):

@@ -76,16 +76,13 @@ def load_timm(cfg: SimpleNamespace, num_classes: int, seed: int) -> tuple[nn.Mod
     with torch.random.fork_rng(devices=[]), one_try() if fetched else nullcontext():
         torch.manual_seed(seed)
         try:
-            model = (
-                untrained(name, num_classes)
-                if name in OWN_NETWORKS
-                else timm.create_model(
-                    name,
-                    pretrained=cfg.pretrained != "none",
-                    num_classes=num_classes,
-                    pretrained_cfg_overlay={"file": cfg.pretrained} if is_file else None,
+            if name in OWN_NETWORKS or cfg.pretrained == "none":
+                model = untrained(name, num_classes)
+            else:
+                overlay = {"file": cfg.pretrained} if is_file else None
+                model = timm.create_model(
+                    name, pretrained=True, num_classes=num_classes, pretrained_cfg_overlay=overlay
                 )
-            )
         except Exception as error:  # missing networks and unsuitable files raise many exceptions
             if is_file:
                 raise UserError(

@@ -180,9 +180,8 @@ two at a time on two cores, which others used at the same time.
 Every row of every seed is in `detectors-few.csv`."""
 PHOTO_CELLS = (
     *((dataset, *noise) for dataset in ("cifar100", "cifar10") for noise in NOISES),
-    *(
-        ("cifar10", *human) for human in (("aggre", 0.09), ("random1", 0.17), ("worse", 0.4))
-    ),  # as in config/tables.yaml
+    # the ratios of human labels as in config/tables.yaml
+    *(("cifar10", *human) for human in (("aggre", 0.09), ("random1", 0.17), ("worse", 0.4))),
     *(("tiny_imagenet", "sym", ratio) for ratio in (0.2, 0.4)),
 )
 OF_DIGITS = ("label-match, 6 templates", "lemon, 6 templates")
