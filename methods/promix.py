@@ -32,7 +32,8 @@ class ProMix(SemiSupervised):
     values for CIFAR-10; it uses tau 0.95 and delta 0.5 for CIFAR-100, and rho 0.7 for a noise of 0.2. Fractions of the
     epochs refer to its 600.
 
-    Simplified: MixUp only, no FMix.
+    Simplified: MixUp only, no FMix; one MixUp for both heads, where the code draws two; guesses are ranked by the lower of the
+    two confidences, where the code takes their mean.
     """
 
     weak, strong, beta, share = 1, 1, 4.0, 0.9

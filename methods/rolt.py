@@ -25,6 +25,7 @@ class RoLT(SemiSupervised):
 
     where y_net and y_proto are the predictions of the network and of the prototypes, from logits averaged over the epochs
     (0.6 old average + 0.4 new, bias-corrected). Constants: the released code. The published warm-up is 80 of 200 epochs.
+    The code's prototype logits are squared distances; here the distances are not squared.
     """
 
     pair, weak, features, keep = False, 1, True, 0.6

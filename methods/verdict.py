@@ -130,7 +130,8 @@ def _skill(known: dict[str, Any]) -> float:
 
 def _in_words(known: dict[str, Any]) -> str:
     accuracy, chance = 100 * known["accuracy"], 100 * known["chance"]
-    return f"{known['of']} agree with {accuracy:.1f} % of {known['images']:,} labels (guessing: {chance:.1f} %)"
+    share = f"{accuracy:.1f} % of {known['images']:,} labels, averaged over the classes"
+    return f"{known['of']} agree with {share} (guessing: {chance:.1f} %)"
 
 
 def _without_trusted(mask: np.ndarray, data: Dataset) -> list[str]:

@@ -74,7 +74,9 @@ def test_a_constant_prediction_is_guessing_whatever_the_shares():
     constant = agreement("predictions", np.zeros(1000, dtype=int), labels)
     assert constant["accuracy"] == constant["chance"] == 0.25
     data = SimpleNamespace(**vars(DATA) | {"train": SimpleNamespace(labels=labels)})
-    assert judge(data, labels == 0, {"neighbours": constant}, {})["level"] == "not usable"
+    verdict = judge(data, labels == 0, {"neighbours": constant}, {})
+    assert verdict["level"] == "not usable"  # though it agrees with 90 % of all labels
+    assert "agree with 25.0 % of 1,000 labels, averaged over the classes (guessing: 25.0 %)" in verdict["why"]
 
 
 def test_guessing_passes_its_bound_rarely():
