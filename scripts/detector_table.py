@@ -50,6 +50,7 @@ from utils.start import run_main
 from utils.summaries import read_summary
 
 NOISES = (("sym", 0.2), ("sym", 0.4), ("sym", 0.6), ("asym", 0.3), ("asym", 0.4), ("idn", 0.2), ("idn", 0.4))
+RESULTS = Path(__file__).resolve().parents[1] / "results"
 COLUMNS = ("dataset", "noise", "seed", "detector", "f1", "auroc", "auprc_wrong", "precision_100", "seconds")
 METRICS = {
     "f1": "F1 of the right labels, %",
@@ -94,90 +95,30 @@ ROWS = {
     "deft": [name for name in DEFT if "ctx_init" not in name],
     "ctx": [name for name in DEFT if "ctx_init" in name],
 }
-
-
-DRAWN_ROWS = (
-    "auto",
-    "label-match",
-    "clip-margin",
-    "lemon",
-    "clipcleaner",
-    "confident-learning",
-    "knn",
-    "aum",
-    "deft",
-    "deft, mask_by margin",
-)
-STYLES = ("C3o-", "C0s-", "C9^-", "C1D-", "C2v-", "C4P-", "C5X-", "C6d-", "k*-", "k*--")
+DRAWN = {  # style of each curve of the plots
+    "auto": "C3o-",
+    "label-match": "C0s-",
+    "clip-margin": "C9^-",
+    "lemon": "C1D-",
+    "clipcleaner": "C2v-",
+    "confident-learning": "C4P-",
+    "knn": "C5X-",
+    "aum": "C6d-",
+    "deft": "k*-",
+    "deft, mask_by margin": "k*--",
+}
 
 
 class Table(NamedTuple):
-    """What a table is of: its file in results/, its text, its cells (dataset, noise_mode, noise_ratio), seeds and variants."""
+    """What a table is of: its file in results/, its cells (dataset, noise_mode, noise_ratio), seeds and variants."""
 
     file: str
-    introduction: str
     cells: tuple
     seeds: tuple
     folder: str  # of the data sets' YAML files
     left_out: tuple = ()  # of ROWS
 
 
-INTRODUCTION = """# Detectors on the digits
-
-1,437 real 8 x 8 digits of scikit-learn, the embedded `tiny-clip-digits`, seven label noises; mean ± standard deviation over
-five seeds, which draw the noise, the split and the initial values. `python -m scripts.detector_table`, and with `--rows deft ctx`
-for the rows that train (10 epochs, `config/PEFT/digits.yaml`); every row of every seed is in `detectors.csv`.
-
-The settings of `auto`, of `mask_by` and of `clip-margin`, `confident-learning` and the linear probe were chosen on these
-very digits, which flatters them; LEMoN's and CLIPCleaner's were not. `auto, no texts` is `auto` with the texts withheld,
-as with a timm encoder. `ctx_init` is "a photo of a"; with it, the detector collapses at sym 0.6 with two of the five
-seeds, where it trusts a tenth of the labels. Seconds of the detectors on features are CPU seconds of one thread, features excluded, on
-one noise with seed 0; those of the rows that train are by the clock, on a machine that others used at the same time."""
-PHOTOS = """# Detectors on photographs
-
-10,000 images of CIFAR-10, 10,000 of CIFAR-100 and 20,000 of Tiny-ImageNet (at 32 x 32) that the embedded `tiny-clip-photos`
-never saw. Mean ± standard deviation over three seeds, which draw the noise and the initial values; their number is in brackets where
-it is not three. The human labels of CIFAR-10N (`aggre` 9 %, `random1` 18 %, `worse` 41 % wrong) are the same for every seed.
-
-    python -m scripts.unpack_photos data/cifar-10 data/cifar-100 data/tiny-imagenet-200 --out photos
-    python -m scripts.detector_table --table photos --data_root photos --out again
-
-Without `--out`, what is in `results/` is not made again; `--dataset cifar10 --noise worse_0.4 --seeds 0` makes one cell.
-
-Settings were chosen on the digits ([detectors.md](detectors.md)); one was chosen here, on CIFAR-100 with seed 0: what `auto` does
-where the texts tell more than the neighbours. CIFAR-10, CIFAR-10N and Tiny-ImageNet were run afterwards, once.
-`auto, no texts` is `auto` with the texts withheld, as with a timm encoder. DeFT (`--rows deft`, four epochs of
-`config/PEFT/photos/` with the published batches of 64 and learning rate of 0.03) was run in two cells, with one seed: an epoch of
-10,000 images takes about 110 CPU seconds. Seconds are CPU seconds in one thread, features excluded (about 50 s for 10,000 images,
-once), on one noise with seed 0; those of DeFT are by the clock, on a machine that others used at the same time. Every row of every
-seed is in `detectors-photos.csv`."""
-FEW = """# Detectors on few photographs
-
-The parts of [detectors-photos.md](detectors-photos.md) cut down to 1,500 training images of CIFAR-10 and of CIFAR-100 and 3,000 of
-Tiny-ImageNet, so that what trains could be run under every noise: DeFT (`config/PEFT/photos/`), small-loss with visual prompts
-(the same, with batches of 64 and learning rate 0.03) and GMM by full fine-tuning (`config/FFT/photos/`), four epochs each. Mean ±
-standard deviation over three seeds; their number is in brackets where it is not three.
-
-    python -m scripts.unpack_photos data/cifar-10 data/cifar-100 --out few --train 1500 --test 1000
-    python -m scripts.unpack_photos data/tiny-imagenet-200 --out few --train 3000 --test 1000
-    python reproduce.py --table label_noises --profile photos --data_root few --output_dir few_runs --seeds 0 1 2
-    python -m scripts.detector_table --table few --data_root few --runs few_runs --rows features trained deft --out again
-
-Without `--out`, what is in `results/` is not made again; `--dataset cifar10 --noise worse_0.4 --seeds 0` makes one cell.
-
-Chosen on CIFAR-100 with seed 0: the learning rate of full fine-tuning; batch size and learning rate of DeFT and of small-loss; and
-what `auto` does where the texts tell more than the neighbours. That DeFT needs smaller batches here was first seen on CIFAR-10:
-with the published batches of 64 and learning rate of 0.03, its warm-up has 24 steps, and it collapsed at sym 0.4, sym 0.6 and `worse`
-(F1 17 to 31), as it does on CIFAR-100 at sym 0.4 with seed 1 (F1 54):
-
-    python main_phase1.py --cfg config/PEFT/photos/cifar10.yaml --data_path few/cifar-10 --noise_mode sym --noise_ratio 0.4 \\
-        --batch_size 64 --lr 0.03 --tag published
-
-With batches of 16 it still collapsed in two of 57 runs, both on CIFAR-100 with seed 1: at sym 0.6 (F1 4.5) and at idn 0.4 (F1 11.6).
-
-Seconds of detectors on features are CPU seconds in one thread, features excluded; those of detectors that train are by the clock,
-two at a time on two cores, which others used at the same time.
-Every row of every seed is in `detectors-few.csv`."""
 PHOTO_CELLS = (
     *((dataset, *noise) for dataset in ("cifar100", "cifar10") for noise in NOISES),
     # the ratios of human labels as in config/tables.yaml
@@ -187,16 +128,9 @@ PHOTO_CELLS = (
 OF_DIGITS = ("label-match, 6 templates", "lemon, 6 templates")
 OF_TEN_EPOCHS = ("deft, mask_epochs 5",)
 TABLES = {
-    "digits": Table("detectors", INTRODUCTION, tuple(("digits", *noise) for noise in NOISES), (0, 1, 2, 3, 4), ""),
-    "photos": Table(
-        "detectors-photos",
-        PHOTOS,
-        PHOTO_CELLS,
-        (0, 1, 2),
-        "photos/",
-        (*OF_DIGITS, *OF_TEN_EPOCHS),
-    ),
-    "few": Table("detectors-few", FEW, PHOTO_CELLS, (0, 1, 2), "photos/", (*OF_DIGITS, *OF_TEN_EPOCHS)),
+    "digits": Table("detectors", tuple(("digits", *noise) for noise in NOISES), (0, 1, 2, 3, 4), ""),
+    "photos": Table("detectors-photos", PHOTO_CELLS, (0, 1, 2), "photos/", (*OF_DIGITS, *OF_TEN_EPOCHS)),
+    "few": Table("detectors-few", PHOTO_CELLS, (0, 1, 2), "photos/", (*OF_DIGITS, *OF_TEN_EPOCHS)),
 }
 
 
@@ -349,9 +283,13 @@ def cell_text(numbers, column, seeds):
 
 
 def write_tables(rows, table, out):
-    """The Table's Markdown: a table for each measure and data set, mean and standard deviation over the seeds there are."""
+    """The Table's Markdown: a table for each measure and data set, mean and standard deviation over the seeds there are.
+
+    The text above the tables is that of the page in results/.
+    """
+    introduction = (RESULTS / f"{table.file}.md").read_text(encoding="utf-8").split("\n\n## ")[0]
     names = [n for group in ROWS.values() for n in group if any(row[3] == n for row in rows)]
-    datasets, text = list(dict.fromkeys(dataset for dataset, *_ in table.cells)), [table.introduction]
+    datasets, text = list(dict.fromkeys(dataset for dataset, *_ in table.cells)), [introduction]
     for column, title in METRICS.items():
         text.append(f"## {title}")
         i = COLUMNS.index(column)
@@ -368,9 +306,9 @@ def write_tables(rows, table, out):
 
 
 def draw(rows, table, path):
-    """Plot the mean F1 and AUROC of the detectors in DRAWN_ROWS: a column of plots for each data set, a curve for each detector."""
+    """Plot the mean F1 and AUROC of the detectors in DRAWN: a column of plots for each data set, a curve for each detector."""
     datasets = [d for d in dict.fromkeys(dataset for dataset, *_ in table.cells) if any(row[0] == d for row in rows)]
-    drawn = [(style, name) for style, name in zip(STYLES, DRAWN_ROWS) if any(row[3] == name for row in rows)]
+    drawn = {name: style for name, style in DRAWN.items() if any(row[3] == name for row in rows)}
     of = {dataset: [noise_name(mode, ratio) for d, mode, ratio in table.cells if d == dataset] for dataset in datasets}
     figure, axes = plt.subplots(
         2,
@@ -385,7 +323,7 @@ def draw(rows, table, path):
         i = COLUMNS.index(measure)
         line[0].set_ylabel(title)
         for axis, (dataset, noises) in zip(line, of.items()):
-            for style, name in drawn:
+            for name, style in drawn.items():
                 here = [[float(r[i]) for r in rows if r[:2] == (dataset, n) and r[3] == name] for n in noises]
                 means = [100 * np.mean(values) if values else np.nan for values in here]
                 axis.plot(noises, means, style, label=name, markersize=6, linewidth=0.8)
