@@ -42,16 +42,8 @@ TABLE_KEYS = {  # of a file of tables: the keys that every entry of a group has,
     "profiles": (["datasets", "backbones"], []),
     "tables": (["title", "datasets", "methods"], "columns set flags_to metrics settings paper plot".split()),
 }
-NOT_COMPARED = (  # of two runs: time, place and machine
-    "seconds",
-    "images_per_second",
-    "peak_memory_gb",
-    "peak_cuda_memory_gb",
-    "git_commit",
-    "checksum",
-    "mask",
-    "device",
-    "versions",
+NOT_COMPARED = set(  # of two runs: time, place and machine
+    "seconds images_per_second peak_memory_gb peak_cuda_memory_gb git_commit checksum mask device versions".split()
 )
 
 
@@ -495,25 +487,21 @@ def list_commands(steps: list[Step], runner: Runner) -> None:
     todo = runner.missing(steps)
     times = {step: runner.ledger.expected_seconds(step) for step in todo}
     for step in todo:
-        print(f"python {shlex.join(runner.command(step))}  # {runner.ledger.lacks(step) or in_words(times[step])}")
+        print(f"python {shlex.join(runner.command(step))}  # {runner.ledger.lacks(step) or duration(times[step])}")
     known = [seconds for seconds in times.values() if seconds is not None]
     finished = len({s for step in steps for s in step.chain() if runner.ledger.summary(s)})
-    expected = in_words(sum(known) / runner.jobs if known or not todo else None)
+    expected = duration(sum(known) / runner.jobs if known or not todo else None)
     expected += f", and {len(todo) - len(known)} of unknown length" if 0 < len(known) < len(todo) else ""
     print(f"{len(todo)} commands to run, {finished} finished; expected: {expected}")
 
 
-def in_words(seconds: float | None) -> str:
+def duration(seconds: float | None) -> str:
     """A duration in words."""
     if seconds is None:
         return "unknown"
-    return (
-        f"{seconds:.0f} s"
-        if seconds < 120
-        else f"{seconds / 60:.0f} min"
-        if seconds < 7200
-        else f"{seconds / 3600:.1f} h"
-    )
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def results_of(

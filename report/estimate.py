@@ -7,11 +7,10 @@ Labels that a person has decided about, in the run or in the file, make the esti
 more than at its top. Where the truth is known, calibration.png in the run's folder shows how good the chances are.
 """
 
-import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from report.flags import add_run_flags, count, probability
+from report.flags import add_run_flags, command_parser, count, probability
 from utils.config import parse_flags
 from utils.files import write_whole
 from utils.start import run_main
@@ -22,9 +21,7 @@ if TYPE_CHECKING:
 
 def main(argv: list[str] | None = None) -> dict[str | int, Any]:
     """Print the estimates of a run; returns them as a dict."""
-    parser = argparse.ArgumentParser(
-        prog="python -m report.estimate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser("estimate", __doc__)
     add_run_flags(parser)
     parser.add_argument(
         "--review_budget", type=count, metavar="N", default=0, help="how many labels a person will look at"

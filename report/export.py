@@ -5,7 +5,6 @@ DIR/metadata.csv has the label, original label, score and source of each, in the
 python -m report.export runs/own-DATA/none/seed0/deft --to cleaned --fixed
 """
 
-import argparse
 import fcntl
 import hashlib
 import json
@@ -19,7 +18,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from report.flags import add_run_flags
+from report.flags import add_run_flags, command_parser
 from utils.config import UserError, parse_flags
 from utils.files import as_text, csv_text, safe_name, unused, write_csv, write_text, write_whole
 from utils.start import run_main
@@ -182,9 +181,7 @@ def export(
 
 def main(argv: list[str] | None = None) -> None:
     """Export one run."""
-    parser = argparse.ArgumentParser(
-        prog="python -m report.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser("export", __doc__)
     add_run_flags(parser)
     parser.add_argument(
         "--to", required=True, metavar="FOLDER", help="target: a new or empty folder outside the source"

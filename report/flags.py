@@ -1,8 +1,14 @@
-"""Flags of the commands that use a detector's run. Nothing heavy is imported here: flags are read before PyTorch is."""
+"""Flags of the commands in report/. Nothing heavy is imported here: flags are read before PyTorch is."""
 
 import argparse
 
 RELABEL_ABOVE = 0.9  # a choice: the probability is the detector's own, and not calibrated
+
+
+def command_parser(module: str, description: str | None) -> argparse.ArgumentParser:
+    """The parser of `python -m report.<module>`; --help keeps the line breaks of the description."""
+    layout = argparse.RawDescriptionHelpFormatter
+    return argparse.ArgumentParser(prog=f"python -m report.{module}", description=description, formatter_class=layout)
 
 
 def count(text: str) -> int:

@@ -7,19 +7,16 @@ suspects.csv, labels_clean.csv, labels_fixed.csv      see docs/own-images.md
     python -m report.page runs/digits/sym-0.4/seed0/deft --relabel_above 0.9
 """
 
-import argparse
 from pathlib import Path
 
-from report.flags import add_run_flags
+from report.flags import add_run_flags, command_parser
 from utils.config import parse_flags
 from utils.start import run_main
 
 
 def main(argv: list[str] | None = None) -> None:
     """Write the report of one run into its folder."""
-    parser = argparse.ArgumentParser(
-        prog="python -m report.page", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser("page", __doc__)
     add_run_flags(parser)
     args = parse_flags(parser, argv)
     from report.pictures import draw_suspects

@@ -5,7 +5,6 @@ With --top K, the K most probable labels, each followed by its probability.
 python -m report.predict runs/digits/sym-0.4/seed0/phase2-deft-tiny-clip-digits photo.jpg more_photos/
 """
 
-import argparse
 import os
 import re
 import signal
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
+from report.flags import command_parser
 from utils.config import UserError, parse_flags
 from utils.files import as_text, write_csv
 from utils.start import run_main
@@ -80,9 +80,7 @@ def predict(
 
 def main(argv: list[str] | None = None) -> None:
     """Print the prediction for each image; UserError at the end if some could not be read."""
-    parser = argparse.ArgumentParser(
-        prog="python -m report.predict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser("predict", __doc__)
     parser.add_argument("run", metavar="RUN", help="folder of a finished run of phase 2 or of a baseline")
     parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files, or folders with images in them")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")

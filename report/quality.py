@@ -5,7 +5,6 @@
 writes image_issues.csv into the run's folder; from then on the report has a section on it. Each image is checked once.
 """
 
-import argparse
 import contextlib
 import io
 import json
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from report.flags import command_parser
 from utils.config import UserError, parse_flags
 from utils.files import write_csv, write_whole
 from utils.start import run_main
@@ -148,9 +148,7 @@ def quality_sections(folder: str | Path, data: "Dataset", arrays: dict[str, np.n
 
 def main(argv: list[str] | None = None) -> None:
     """Write image_issues.csv of one run."""
-    parser = argparse.ArgumentParser(
-        prog="python -m report.quality", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser("quality", __doc__)
     parser.add_argument("run", metavar="RUN", help="folder of a finished detector run")
     parser.add_argument("--data_path", metavar="DIR", help="folder of the images, if they have moved since the run")
     flags = parse_flags(parser, argv)

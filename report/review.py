@@ -5,18 +5,14 @@ python -m report.review runs/own/none/seed0/deft
 The page is served on this machine only, at an address that nobody can guess. Ctrl-C ends it.
 """
 
-import argparse
-
-from report.flags import add_run_flags
+from report.flags import add_run_flags, command_parser
 from utils.config import parse_flags
 from utils.start import run_main
 
 
 def main(argv: list[str] | None = None) -> None:
     """Serve the page of one run until Ctrl-C."""
-    parser = argparse.ArgumentParser(
-        prog="python -m report.review", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser("review", __doc__)
     add_run_flags(parser)
     parser.add_argument("--port", type=int, default=0, metavar="N", help="port of this machine (default: a free one)")
     args = parse_flags(parser, argv)

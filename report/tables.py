@@ -9,13 +9,13 @@ Runs of one name with different settings are not averaged: what differs stands b
 The verdict, of several seeds the worst, says whether a detector's result can be used; summary.json has the reason.
 """
 
-import argparse
 import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from report.flags import command_parser
 from utils.config import FREE_KEYS, UserError, default_values, parse_flags, read_yaml
 from utils.start import run_main
 from utils.summaries import LEVELS, read_summary
@@ -125,9 +125,7 @@ def format_table(rows: list[list[str]], words: int = 4) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     """Print the table of the runs below the folders given."""
-    parser = argparse.ArgumentParser(
-        prog="python -m report.tables", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser("tables", __doc__)
     parser.add_argument("runs", nargs="+", metavar="RUNS", help="folder; every summary.json below it is read")
     rows = make_table(read_summaries(parse_flags(parser, argv).runs))
     print(format_table(rows))

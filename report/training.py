@@ -6,13 +6,13 @@ Written into RUN: training.png (losses, test accuracy, selection, histograms of 
 DeFT detector words.csv (the tokens nearest to each learned context vector), with --tensorboard the folder tensorboard/.
 """
 
-import argparse
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from report.flags import command_parser
 from report.tables import format_table
 from utils.config import UserError, parse_flags, recorded_settings
 from utils.files import write_csv, write_whole
@@ -136,9 +136,7 @@ def words_table(rows: list[tuple[str, str, int, int, str, str]]) -> list[list[st
 
 def main(argv: list[str] | None = None) -> Path:
     """Draw a run's training and write its prompts' nearest words; returns the folder."""
-    parser = argparse.ArgumentParser(
-        prog="python -m report.training", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser("training", __doc__)
     parser.add_argument("run", metavar="RUN", help="folder of a run that trains, finished or not")
     parser.add_argument("--tensorboard", action="store_true", help="write RUN/tensorboard/ too")
     args = parse_flags(parser, argv)
