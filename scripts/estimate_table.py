@@ -151,11 +151,11 @@ def measure(name, which, cells):
 def by_noise(names, noises, cells):
     """The table of estimates from the scores alone, a row for each of the noises (dataset, noise_mode, noise_ratio).
 
-    cells: the scores of all noises with the first seed, then with the next.
+    cells: {(noise, seed): scores}.
     """
     rows = [["data", "noise", "wrong, %", *names]]
-    for k, (dataset, mode, ratio) in enumerate(noises):
-        runs = cells[k :: len(noises)]
+    for dataset, mode, ratio in noises:
+        runs = [found for (noise, _), found in cells.items() if noise == (dataset, mode, ratio)]
         row = [dataset, noise_name(mode, ratio), f"{100 * np.mean([cell['wrong'] for cell in runs]):.1f}"]
         for name in names:
             found = [(*estimate(cell[name]).wrong(), cell["wrong"].sum()) for cell in runs]
@@ -177,17 +177,17 @@ def main():
     torch.set_num_threads(1)
     args.runs.mkdir(parents=True, exist_ok=True)
     table, names = TABLES[args.table], NAMES[args.table]
-    cells = [
-        scores((*names, *["deft"] * (seed in args.deft)), table, cell, seed, args)
+    cells = {
+        (cell, seed): scores((*names, *["deft"] * (seed in args.deft)), table, cell, seed, args)
         for seed in args.seeds
         for cell in table.cells
-    ]
+    }
     text, (figure, axes) = [], plt.subplots(1, 3, figsize=(12, 4.2), sharey=True)
     for (title, which), axis in zip(CHECKED.items(), axes):
         rows = []
         axis.plot([0, 1], [0, 1], "--", color="grey", linewidth=1)
         for name in (*names, *["deft"] * bool(args.deft)):
-            row, (p_wrong, wrong) = measure(name, which, cells)
+            row, (p_wrong, wrong) = measure(name, which, cells.values())
             rows.append(row)
             points = [point[:2] for point in calibration(p_wrong, wrong)[0] if point[2] >= 50]
             axis.plot(*zip(*points), marker=".", label=name)

@@ -92,8 +92,11 @@ def test_calibration_by_hand_and_degenerate_scores():
 def test_the_table_of_noises_has_each_noise_of_all_seeds():
     """Cells are in the order of the seeds, rows in that of the noises; with scores that mislead, the interval misses."""
     honest = [drawn(share=share, seed=seed) for seed in (0, 1) for share in (0.1, 0.2)]
-    cells = [{"good": p_clean, "bad": 1 - p_clean, "wrong": wrong} for p_clean, wrong in honest]
     noises = (("digits", "sym", 0.1), ("cifar10", "aggre", 0.09))
+    places = [(noise, seed) for seed in (0, 1) for noise in noises]
+    cells = {
+        place: {"good": p_clean, "bad": 1 - p_clean, "wrong": wrong} for place, (p_clean, wrong) in zip(places, honest)
+    }
     rows = [line.strip("| ").split(" | ") for line in by_noise(("good", "bad"), noises, cells).splitlines()[2:]]
     for (dataset, noise, true, good, bad), (place, name, share) in zip(
         rows, (("digits", "sym 0.1", 10), ("cifar10", "aggre", 20)), strict=True
