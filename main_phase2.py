@@ -32,6 +32,8 @@ def main(argv: list[str] | None = None, description: str | None = __doc__, **set
     settle_epochs(cfg, len(data.train.labels))
     path, mask, data.train = trusted_samples(cfg, data, seed_folder(cfg, data.place))
     others = "" if cfg.noisy_samples == "discard" or path is None else cfg.noisy_samples + "-soft" * cfg.soft_labels
+    if path is None and cfg.noisy_samples != "discard":
+        print(f"noisy_samples: {cfg.noisy_samples} labels no image, since all given labels are trusted")
     if others and cfg.phase2_loss != "CE":
         raise UserError(
             f"phase2_loss: {cfg.phase2_loss} trains on the samples of the mask only, so noisy_samples must be discard."

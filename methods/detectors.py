@@ -35,9 +35,9 @@ class Detection(NamedTuple):
     """What a detector says of N labels, (N,) each."""
 
     mask: np.ndarray  # True where the label is trusted
-    p_clean: np.ndarray  # belief in the label: the lower, the worse
-    predicted: np.ndarray  # the class it would suggest
-    confidence: np.ndarray  # how sure it is of that
+    p_clean: np.ndarray  # score of the label in [0, 1], low where it looks wrong
+    predicted: np.ndarray  # the suggested class
+    confidence: np.ndarray  # its probability
 
 
 def label_match(inputs: Inputs) -> Detection:
@@ -125,7 +125,7 @@ def simifeat_vote(inputs: Inputs) -> Detection:
 
 
 def simifeat_rank(inputs: Inputs) -> Detection:
-    """SimiFeat-R (Zhu et al., ICML 2022): of each class the part that HOC takes for right, in the order of the votes."""
+    """SimiFeat-R (Zhu et al., ICML 2022): trusts the best-voted labels of each class, as many as HOC estimates to be right."""
     shares = neighbours.simifeat_shares(inputs.neighbours, inputs.labels, inputs.num_classes)
     keep = neighbours.right_given_label(inputs.neighbours, inputs.labels, inputs.num_classes)
     score, mask = neighbours.simifeat_rank(shares, inputs.labels, keep)
@@ -245,10 +245,10 @@ def discriminant_margin(features: np.ndarray, labels: np.ndarray, trusted: np.nd
 
 
 def text_tells(logits: np.ndarray, shares: np.ndarray, labels: np.ndarray) -> float:
-    """How much the zero-shot prediction knows of the labels, as a part of what the neighbours know: about 1 for good texts.
+    """How well zero-shot predictions agree with the given labels, relative to the votes of the neighbours; about 1 for good texts.
 
-    Both are Cohen's kappa of a prediction with the given labels, which no prediction has seen: 0 is chance. Wrong labels
-    lower both alike, so the quotient hardly depends on them.
+    The ratio of two Cohen's kappas. Neither prediction has seen the label that it is compared with, and wrong labels lower
+    both kappas alike, so the ratio hardly depends on how many there are.
     """
     return max(_kappa(logits.argmax(1), labels), 0) / max(_kappa(shares.argmax(1), labels), 1e-3)
 
@@ -314,32 +314,34 @@ def _scored(p_clean: np.ndarray, weights: np.ndarray) -> Detection:
     return Detection(p_clean > 0.5, p_clean, weights.argmax(1), weights.max(1) / np.maximum(weights.sum(1), 1e-30))
 
 
-class Detector(NamedTuple):
+class FeatureDetector(NamedTuple):
+    """A function of Inputs, and whether it needs the texts of a CLIP."""
+
     find: Callable[[Inputs], Detection]
     needs_text: bool
 
 
-def _clipcleaner(*criteria: str) -> Detector:
-    return Detector(lambda inputs: clip_cleaner(criteria, inputs), any(c.startswith("zero") for c in criteria))
+def _clipcleaner(*criteria: str) -> FeatureDetector:
+    return FeatureDetector(lambda inputs: clip_cleaner(criteria, inputs), any(c.startswith("zero") for c in criteria))
 
 
 DETECTORS = {
-    "auto": Detector(auto, False),
-    "label-match": Detector(label_match, True),
-    "clip-margin": Detector(clip_margin, True),
-    "lemon": Detector(lemon, True),
+    "auto": FeatureDetector(auto, False),
+    "label-match": FeatureDetector(label_match, True),
+    "clip-margin": FeatureDetector(clip_margin, True),
+    "lemon": FeatureDetector(lemon, True),
     "clipcleaner": _clipcleaner(*clipcleaner.CRITERIA),
     **{f"clipcleaner-{name}": _clipcleaner(name) for name in clipcleaner.CRITERIA},
-    "confident-learning": Detector(confident_learning, False),
-    "knn": Detector(knn, False),
-    "simifeat-vote": Detector(simifeat_vote, False),
-    "simifeat-rank": Detector(simifeat_rank, False),
-    "selfclean": Detector(selfclean, False),
-    "fine": Detector(fine, False),
-    "eigenvector": Detector(eigenvector, False),
-    "aum": Detector(area_under_margin, False),
-    "forgetting": Detector(forgetting, False),
-    "mean-p": Detector(mean_probability, False),
+    "confident-learning": FeatureDetector(confident_learning, False),
+    "knn": FeatureDetector(knn, False),
+    "simifeat-vote": FeatureDetector(simifeat_vote, False),
+    "simifeat-rank": FeatureDetector(simifeat_rank, False),
+    "selfclean": FeatureDetector(selfclean, False),
+    "fine": FeatureDetector(fine, False),
+    "eigenvector": FeatureDetector(eigenvector, False),
+    "aum": FeatureDetector(area_under_margin, False),
+    "forgetting": FeatureDetector(forgetting, False),
+    "mean-p": FeatureDetector(mean_probability, False),
 }
 
 

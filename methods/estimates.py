@@ -1,10 +1,10 @@
 """How many labels are wrong, and how many of the first n suspects: from the scores alone, or from labels a person checked.
 
-A detector's p_clean ranks labels; it is not the chance that a label is right. Here that chance is estimated. A mixture on
-logit(p_clean) gives z, the logit of a first P(wrong), and P(wrong) = low + (high - low) sigmoid(a + b z): how far the mixture
-is off is not known, so that a, b, low and high are drawn, and the draws give intervals. Checked labels then update the groups
-of like score that they lie in, and no others: each group's part of wrong labels has a beta distribution that counts for
-WEIGHT checked labels.
+A detector's p_clean ranks labels; it is not the probability that a label is right, which is estimated here. A mixture on
+logit(p_clean) gives z, the logit of a first P(wrong). Then P(wrong) = low + (high - low) sigmoid(a + b z), where a, b, low and
+high are drawn, since the error of the mixture is not known; the draws give intervals. Checked labels update the group of
+similar scores that they belong to, and no other: the prior of each group's fraction of wrong labels is a beta distribution
+with the weight of WEIGHT checked labels.
 """
 
 from dataclasses import dataclass
@@ -59,7 +59,7 @@ class Estimate:
         return float(expected), float(min(low, expected)), float(max(high, expected))
 
     def suspects_for(self, precision: float) -> int:
-        """The largest n whose first n suspects are expected to be wrong in that part or more; 0 where there is none."""
+        """The largest n such that at least this fraction of the first n suspects is expected to be wrong; 0 if there is none."""
         reached = np.cumsum(self.p_wrong[self.order]) >= precision * np.arange(1, len(self.order) + 1)
         return int(np.flatnonzero(reached)[-1]) + 1 if reached.any() else 0
 
@@ -117,10 +117,10 @@ def _with_mean(p: np.ndarray, before: np.ndarray, now: np.ndarray) -> np.ndarray
 
 
 def limit_suspects(selection: dict[str, np.ndarray], cfg: SimpleNamespace) -> dict[str, np.ndarray]:
-    """The selection with other suspects: the first `review_budget`, or as many as are expected to be wrong in `target_precision`.
+    """The selection with other suspects: the first `review_budget`, or as many as keep the expected precision at `target_precision`.
 
-    Suspects are counted from the lowest p_clean; where both are 0 they are the detector's own. Prints how many, and what to
-    expect of them.
+    Suspects are taken in the order of p_clean, the lowest first; if both settings are 0, they are the detector's own. Prints
+    how many there are and what to expect of them.
     """
     review_budget, target_precision = cfg.review_budget, cfg.target_precision
     if not (review_budget or target_precision):

@@ -17,7 +17,7 @@ THIRD_ORDER_UP_TO = 150  # classes of which label triples are counted: K^3 numbe
 
 @dataclass
 class Neighbours:
-    """The k nearest other images of each: cosine (N, k), falling, and index (N, k).
+    """The k nearest other images of each image: cosine (N, k), in descending order, and index (N, k).
 
     same, other (N,): cosine of the nearest other image with the same, and with another label; -1 where there is none.
     """
@@ -155,7 +155,7 @@ def simifeat_shares(neighbours: Neighbours, labels: np.ndarray, num_classes: int
 def simifeat_rank(shares: np.ndarray, labels: np.ndarray, keep_rates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """SimiFeat, ranked: score (N,), cosine between soft label and one-hot label, and mask (N,).
 
-    Of each class, the part keep_rates (K,) with the highest scores is trusted; the rate is held within [0.05, 0.95].
+    In class k, the fraction keep_rates[k] with the highest scores is trusted; rates are clipped to [0.05, 0.95].
     """
     score = shares[np.arange(len(labels)), labels] / np.linalg.norm(shares, axis=1)
     mask = np.zeros(len(labels), dtype=bool)

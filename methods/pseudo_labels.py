@@ -74,8 +74,8 @@ def choose_labels(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Distributions p (N, K) and which of them are to be used (N,) bool, from those of one or more sources (S, N, K); numpy.
 
-    rule confidence: of the sources the one with the largest max p, used where that reaches min_confidence; entropy: the one
-    with the lowest entropy, used where that, in parts of log K, is at most max_entropy; else the first source, always used.
+    rule confidence takes the source with the highest max p, if it reaches min_confidence; entropy the one with the lowest
+    entropy, if that is at most max_entropy log K; any other rule takes the first source, always.
     """
     N, K = probabilities.shape[1:]
     confidence = probabilities.max(2)
