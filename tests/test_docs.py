@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import yaml
 
+import reproduce
 from dataloader.load import load_data
 from dataloader.noise import HUMAN
 from scripts import detector_table
@@ -131,6 +132,15 @@ def test_the_extensions_of_the_design_page_work(tmp_path):
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "tests"]
     run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert run.returncode == 0 and "6 passed" in run.stdout, run.stdout + run.stderr
+
+
+def test_the_table_of_the_design_page(tmp_path, capsys):
+    text = Path("docs/design.md").read_text(encoding="utf-8").partition("### A table")[2]
+    (tmp_path / "mine.yaml").write_text(re.findall(r"```yaml\n(.*?)```", text, re.S)[0])
+    flags = ["--table", "mine", "--dry_run", "--output_dir", str(tmp_path / "runs")]
+    assert len(reproduce.main(["--tables", str(tmp_path / "mine.yaml"), *flags])["mine"]) == 8
+    out = capsys.readouterr().out
+    assert "6 commands to run" in out and out.count("--mask deft-margin") == 2  # of the phase 1 with that tag
 
 
 def test_figures_of_the_detectors():
