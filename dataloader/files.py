@@ -37,11 +37,16 @@ def is_system(name: str) -> bool:
 
 
 def image_files(folder: str | Path) -> tuple[list[str], Counter[str]]:
-    """(sorted paths of the image files below a folder, {suffix: number of the other files}), without system files."""
+    """(sorted paths of the image files below a folder, {suffix: number of the other files}), without system files.
+
+    Links to folders below it, which may lead in a circle, are not followed but counted with the others.
+    """
     paths: list[str] = []
     others: Counter[str] = Counter()
     for place, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not is_system(name)]
+        if linked := sum(os.path.islink(os.path.join(place, name)) for name in folders):
+            others["links to folders"] += linked
         for name in files:
             suffix = os.path.splitext(name)[1].lower()
             if suffix in IMAGE_SUFFIXES and not is_system(name):

@@ -39,6 +39,11 @@ class Decision:
         return f"id {self.id}" if self.id else f"path {self.path}" if self.path else f"content {self.content}"
 
     @property
+    def key(self) -> str:
+        """What a page knows the image and its label by: a table may list a file under two labels."""
+        return f"{self.image}\n{self.given_label}"
+
+    @property
     def contradicts_itself(self) -> bool:
         """Whether it calls the given label right and names another, or wrong and names the given one."""
         return bool(self.new_label) and (self.decision == "right") != (self.new_label == self.given_label)
@@ -273,3 +278,29 @@ def followed(
     """(mask (N,) bool, labels (N,)) to train on: labels called right and relabelled ones are in, wrong ones are out."""
     relabelled = new_labels >= 0
     return (mask & (decision != WRONG)) | (decision == RIGHT) | relabelled, np.where(relabelled, new_labels, labels)
+
+
+def differing_copies(data: Dataset) -> list[list[int]]:
+    """Groups of identical training images that were given different labels, so that at least one label of each is wrong."""
+    groups = Images(data).by_content.values()
+    return [group for group in groups if len(set(data.train.labels[group])) > 1]
+
+
+def say_contradictions(data: Dataset, mask: np.ndarray, labels: np.ndarray, decision: np.ndarray) -> None:
+    """Print which images are kept with a label that contradicts a decision about an identical image.
+
+    mask (N,) bool and labels (N,) are those of `followed`, decision (N,) that of as_arrays.
+    """
+    if not decision.any():
+        return
+    images, against = Images(data), []
+    for group in images.by_content.values():
+        is_it = {labels[i] for i in group if decision[i] and mask[i]}
+        is_not = {labels[i] for i in group if decision[i] and not mask[i]}
+        against += [i for i in group if mask[i] and (is_it - {labels[i]} or labels[i] in is_not)]
+    if against:
+        names = [f"{images.row(i).image.partition(' ')[2]} ({data.label_names[labels[i]]})" for i in against]
+        print(
+            f"warning: labels kept although you decided otherwise about an identical image: {len(against)} "
+            f"({shortened(names, 5)}); review all their copies"
+        )

@@ -8,7 +8,7 @@ import numpy as np
 
 from dataloader.dataset import Dataset, Split, image_keys
 from dataloader.rows import shortened, written_by_report
-from methods.decisions import WRONG, as_arrays, followed, settle
+from methods.decisions import WRONG, as_arrays, followed, say_contradictions, settle
 from utils.config import UserError, brief, nearest
 from utils.files import slug, write_whole
 from utils.safe_pickle import load_arrays
@@ -153,6 +153,7 @@ def trusted_samples(cfg: SimpleNamespace, data: Dataset, seed_folder: Path) -> t
     _say_unusable(path)
     decision, new_labels = as_arrays(settle(path.parent, data), data)
     mask, labels = followed(mask, train.labels, decision, new_labels)
+    say_contradictions(data, mask, labels, decision)
     train, kept = train.relabelled(labels), (decision != WRONG) | (new_labels >= 0)
     return path, mask[kept], train if kept.all() else train.take(np.flatnonzero(kept))
 

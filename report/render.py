@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from string import Template
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from dataloader.dataset import Dataset, label_hash
-from methods.decisions import RIGHT, UNDECIDED, Images
+from methods.decisions import RIGHT, UNDECIDED, Images, differing_copies
 from methods.estimates import spread
 from report.pictures import thumbnails
 from report.quality import quality_sections
@@ -33,14 +34,15 @@ KEPT = {
 }
 
 
-def to_show(arrays: dict[str, np.ndarray], limit: int | None = None) -> np.ndarray:
-    """Indices of the images in the page: the `limit` worst suspects to review, what the sample adds to them, all reviewed.
+def to_show(arrays: dict[str, np.ndarray], limit: int | None = None, copies: Sequence[int] = ()) -> np.ndarray:
+    """Indices of the images in the page: the `limit` worst suspects to review, what is added to them, all reviewed.
 
-    The sample (methods/estimates.py, spread) has labels that the detector keeps, too.
+    Added are the sample (methods/estimates.py, spread) and `copies`. They have labels that the detector keeps, too.
     """
-    suspects, sampled = to_review(arrays)[:limit], spread(arrays["p_clean"])
+    suspects = to_review(arrays)[:limit]
+    others = np.array(list(dict.fromkeys([*spread(arrays["p_clean"]).tolist(), *copies])), dtype=int)
     decided, there = arrays["decision"] != UNDECIDED, arrays["there"]
-    more = sampled[(there & ~decided)[sampled] & ~np.isin(sampled, suspects)]
+    more = others[(there & ~decided)[others] & ~np.isin(others, suspects)]
     reviewed = ranking(arrays["p_clean"], arrays["mask"])
     return np.concatenate([suspects, more, reviewed[(there & decided)[reviewed]]])
 
@@ -59,7 +61,7 @@ def _near(
     images = Images(data)
     pool: dict[int, int] = {}  # places of thumbnails
     near = {
-        images.row(i).image: {
+        images.row(i).key: {
             side: [pool.setdefault(k, len(pool)) for k in found]
             for side, found in nearest_of_classes(features, arrays, i).items()
         }
@@ -83,7 +85,7 @@ def _rows(
     known_by = [summary["identity"]["images"], *images.contents, *names, label_hash(data.train.labels)]
     identity = hashlib.sha256("\n".join(known_by).encode())
     decisions = {
-        images.row(i).image: {
+        images.row(i).key: {
             "decision": "right" if arrays["decision"][i] == RIGHT else "wrong",
             "new_label": names[arrays["new_labels"][i]],
         }
@@ -97,7 +99,7 @@ def _rows(
         "header": header,
         "rows": rows,
         "decisions": decisions,
-        "sample": [images.row(i).image for i in spread(arrays["p_clean"]) if arrays["there"][i]],
+        "sample": [images.row(i).key for i in spread(arrays["p_clean"]) if arrays["there"][i]],
         "near": near,
         "server": server,
         "piece": PIECE,
@@ -152,7 +154,7 @@ def page_html(
     It is one file that loads nothing but, where they are still there, the images themselves, to show them large; or, with
     server, what report/server.py serves, which has the images. features (N, D): see find_features.
     """
-    order = to_show(arrays, None if server else GALLERY)
+    order = to_show(arrays, None if server else GALLERY, [i for group in differing_copies(data) for i in group])
     links = [(name, title) for name, title, _ in sections]
     links.insert(1, ("gallery", "Review"))
     near, nearest = _near(data, arrays, order, None if server else features)

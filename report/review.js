@@ -6,15 +6,20 @@ const page = JSON.parse(find("rows").textContent);
 const column = Object.fromEntries(page.header.map((name, at) => [name, at]));
 const suspects = page.rows.map((row, at) => {
   const get = (name) => row[column[name]] ?? "";
-  const image = get("id") ? "id " + get("id") : get("path") ? "path " + get("path") : "content " + get("content");
+  const image = (get("id") ? "id " + get("id") : get("path") ? "path " + get("path") : "content " + get("content"))
+    + "\n" + get("given_label");  // a table may list a file under two labels
   return {
     row, at, image, given: get("given_label"), suggested: get("predicted_label"), truth: get("true_label"),
     p: Number(get("label_score")), sure: Number(get("predicted_probability")),
-    kept: get("is_label_issue") === "False" && !(image in page.decisions),  // in the sample alone
-    path: get("path"), name: get("id") || get("path").split("/").pop() || "image " + get("index"),
+    kept: get("is_label_issue") === "False" && !(image in page.decisions),  // in the sample or a copy
+    path: get("path"), content: get("content"), name: get("id") || get("path").split("/").pop() || "image " + get("index"),
   };
 });
 const sample = new Set(page.sample);  // images at equal distances in the list of all labels
+const byContent = new Map();  // images with the same file or pixels
+for (const suspect of suspects)
+  if (suspect.content) byContent.set(suspect.content, [...(byContent.get(suspect.content) ?? []), suspect]);
+const copiesOf = (suspect) => (byContent.get(suspect.content) ?? []).filter((other) => other !== suspect);
 const none = {decision: "", new_label: ""};
 const PIECE = 60;  // cards added at a time
 
@@ -60,7 +65,10 @@ function decide(suspect, decision, new_label = "") {
     local.set(suspect.image, {...kept, base: page.decisions[suspect.image] ?? none});
     storage?.setItem(page.run, JSON.stringify([...local]));
   }
-  for (const card of find("cards").children) if (shown[card.dataset.at].image === suspect.image) mark(card);
+  for (const card of find("cards").children) {
+    const other = shown[card.dataset.at];
+    if (other.image === suspect.image || copiesOf(suspect).includes(other)) mark(card);
+  }
   count();
 }
 addEventListener("beforeunload", (event) => { if (unsaved) event.preventDefault(); });
@@ -69,6 +77,12 @@ addEventListener("beforeunload", (event) => { if (unsaved) event.preventDefault(
 function pairOf({given, suggested, kept}) {
   if (given === suggested) return kept ? given : given + " (no class fits better)";
   return given + " → " + suggested;
+}
+function copiesInWords(suspect) {
+  const copies = copiesOf(suspect), rest = copies.length > 3 ? `, … (${copies.length} in all)` : "";
+  if (!copies.length) return "";
+  const one = (other) => `${other.name} (${[other.given, inWords(other)].filter(Boolean).join(", ")})`;
+  return "identical: " + copies.slice(0, 3).map(one).join(", ") + rest;
 }
 function inWords(suspect) {
   const {decision, new_label} = decisionOf(suspect);
@@ -111,13 +125,15 @@ const lists = {
   all: (s) => !s.kept || isReviewed(s),
   open: (s) => !s.kept && !isReviewed(s),
   sample: (s) => sample.has(s.image) && !isReviewed(s),
+  copies: (s) => copiesOf(s).some((other) => other.given !== s.given),  // reviewed ones too, to compare them
   reviewed: isReviewed,
 };
+const together = (s) => (find("which").value === "copies" ? byContent.get(s.content)[0].at : 0);
 function list() {
   const [given, suggested, which] = ["given", "suggested", "which"].map((id) => find(id).value);
   shown = suspects.filter((s) => (!given || s.given === given.slice(1)) && (!suggested || s.suggested === suggested.slice(1))
     && lists[which](s));
-  shown.sort((a, b) => orders[find("order").value](a, b) || a.at - b.at);
+  shown.sort((a, b) => together(a) - together(b) || orders[find("order").value](a, b) || a.at - b.at);
   find("cards").replaceChildren();
   more();
   count();
@@ -146,7 +162,8 @@ function card(suspect, at) {
   const made = element("article", {dataset: {at}}, image, element("p", {}, element("b", {textContent: what})),
     element("p", {className: "soft", textContent: "p_clean " + suspect.p.toFixed(3) + " · " + Math.round(100 * suspect.sure) + "\u00a0%"
       + (suspect.truth && " · is " + suspect.truth)}),
-    element("p", {className: "soft file", title: suspect.path, textContent: suspect.name}), ...buttons,
+    element("p", {className: "soft file", title: suspect.path}, suspect.name,
+      element("span", {className: "copies"})), ...buttons,
     element("p", {className: "said"}));
   made.setAttribute("aria-label", suspect.name + ": " + what);
   mark(made, suspect);
@@ -158,9 +175,11 @@ function mark(card, suspect = shown[card.dataset.at]) {
   const chosen = decision === "wrong" && new_label ? (new_label === suspect.suggested ? "suggestion" : "") : decision;
   for (const button of card.querySelectorAll(".choice")) button.setAttribute("aria-pressed", button.value === chosen);
   card.querySelector(".said").textContent = inWords(suspect);
+  card.querySelector(".copies").textContent = copiesInWords(suspect);
 }
 function count() {
-  const all = suspects.filter(find("which").value === "sample" ? (s) => sample.has(s.image) : lists.all);
+  const which = find("which").value;
+  const all = suspects.filter(which === "sample" ? (s) => sample.has(s.image) : which === "copies" ? lists.copies : lists.all);
   const done = all.filter(isReviewed);
   const wrong = done.filter((s) => decisionOf(s).decision === "wrong").length;
   find("count").textContent = `${shown.length} shown; reviewed: ${done.length} of ${all.length}, `
@@ -176,6 +195,7 @@ find("cards").addEventListener("click", ({target}) => {
   if (button.getAttribute("aria-pressed") === "true") decide(suspect, "");  // a second press takes it back
   else choose(suspect, button.value);
 });
+find("copies").hidden = !suspects.some(lists.copies);
 function choose(suspect, value) {
   if (value !== "suggestion") return decide(suspect, value);
   if (suspect.suggested !== suspect.given) decide(suspect, "wrong", suspect.suggested);
@@ -242,6 +262,7 @@ function look(said = "") {
   find("facts").textContent = `p_clean ${suspect.p.toFixed(3)}, suggestion ${Math.round(100 * suspect.sure)} %`
     + (suspect.truth && `; the truth is ${suspect.truth}`);
   find("review-file").textContent = suspect.path || suspect.name;
+  find("review-copies").textContent = copiesInWords(suspect);
   find("review-said").textContent = inWords(suspect) || "not reviewed";
   for (const button of dialog.querySelectorAll("[data-do=suggestion]")) button.disabled = suspect.given === suspect.suggested;
   find("undo").disabled = !past.length;

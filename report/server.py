@@ -32,7 +32,7 @@ class Review:
         self.features, self.relabel_above = find_features(folder, self.data), relabel_above
         self.sections = other_sections(folder, self.cfg, self.data, self.arrays, self.summary, self.features)
         self.images, self.log, self.lock = Images(self.data), Log(folder), threading.Lock()
-        self.index = {self.images.row(i).image: i for i in range(len(self.data.train.labels))}
+        self.index = {self.images.row(i).key: i for i in range(len(self.data.train.labels))}
 
     def page(self) -> str:
         """The page, with all decisions so far."""
@@ -51,7 +51,7 @@ class Review:
         if self.features is None:
             return {}
         near = nearest_of_classes(self.features, self.arrays, self.index[image])
-        return {side: [self.images.row(i).image for i in found] for side, found in near.items()}
+        return {side: [self.images.row(i).key for i in found] for side, found in near.items()}
 
     def decide(self, image: str, decision: str, new_label: str) -> None:
         """Add a decision, `right`, `wrong` or "", to the log; ValueError or KeyError for one that cannot be."""

@@ -13,7 +13,7 @@ from dataloader.dataset import Dataset, Split, View
 from dataloader.files import inspect_files, inspection_cache
 from dataloader.load import load_data
 from dataloader.rows import TRUSTED_BY, read_csv, shortened
-from methods.decisions import RIGHT, UNDECIDED, as_arrays, settle
+from methods.decisions import RIGHT, UNDECIDED, as_arrays, followed, say_contradictions, settle
 from methods.masks import read_selection
 from utils.config import UserError, recorded_settings
 from utils.files import as_path, write_csv
@@ -57,7 +57,10 @@ def read_run(
         data = _same_arrays(folder, cfg, summary, arrays["labels"])
         arrays["there"] = np.ones(len(data.train.labels), dtype=bool)
     arrays["by_detector"] = arrays["mask"]
-    follow(arrays, *as_arrays(settle(folder, data, decisions, arrays["there"]), data))
+    decision, new_labels = as_arrays(settle(folder, data, decisions, arrays["there"]), data)
+    follow(arrays, decision, new_labels)
+    trusted = followed(arrays["by_detector"] & arrays["there"], arrays["labels"], decision, new_labels)
+    say_contradictions(data, *trusted, decision)
     return cfg, arrays, data, summary
 
 

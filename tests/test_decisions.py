@@ -14,7 +14,7 @@ import main_real_phase2
 import report.page as report
 from dataloader.dataset import Dataset, Split, View
 from dataloader.load import load_data
-from methods.decisions import LOG, Images, Log, read_decisions, settle
+from methods.decisions import LOG, Images, Log, as_arrays, followed, read_decisions, say_contradictions, settle
 from methods.masks import default_mask
 from report import export
 from report.suspects import fixed_labels, read_run, to_review
@@ -187,6 +187,31 @@ def test_a_file_in_several_rows_of_a_table(tmp_path):
     path.write_text("path,label\nimg/0.png,x\nimg/0.png,y\nimg/1.png,y\nimg/1.png,y\nimg/2.png,x\n")
     images = Images(load_data(load_config([*OWN, "--data_path", str(path)])))
     assert [images.find(images.row(i))[0] for i in range(5)] == [[0], [1], [2, 3], [2, 3], [4]]
+
+
+@pytest.mark.parametrize(
+    "said, against",
+    [
+        ({}, ""),
+        ({0: "wrong"}, ""),  # a is not x; that b is y may be
+        ({0: "right"}, "b.png (y)"),
+        ({0: "right", 1: "wrong"}, ""),
+        ({0: "right", 1: "right"}, "a.png (x), b.png (y)"),
+        ({0: "right", 1: "wrong x"}, ""),
+        ({0: "wrong z"}, "b.png (y)"),
+        ({2: "wrong"}, "d.png (z)"),  # two of one label
+        ({2: "right"}, ""),
+    ],
+)
+def test_decisions_against_identical_images(said, against, capsys):
+    split = Split(list("abcd"), np.array([0, 1, 2, 2]), digests=["1", "1", "2", "2"])
+    split.images = [f"/data/{name}.png" for name in split.images]
+    data = Dataset("own", split, None, list("xyz"), View(), label_names=list("xyz"), root="/data")
+    images = Images(data)
+    decision, new = as_arrays({i: images.row(i, *text.split()) for i, text in said.items()}, data)
+    say_contradictions(data, *followed(np.ones(4, dtype=bool), split.labels, decision, new), decision)
+    printed = capsys.readouterr().out
+    assert (f"({against}); review all their copies" in printed) if against else not printed
 
 
 def test_rows_that_contradict_each_other(run, tmp_path):

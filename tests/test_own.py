@@ -204,6 +204,7 @@ def test_a_messy_folder(tmp_path, capsys):
     (tmp_path / "about.pdf").write_bytes(b"x")
     (tmp_path / "007" / "sub" / "deep").mkdir(parents=True)
     (tmp_path / "007" / "0015.png").rename(tmp_path / "007" / "sub" / "deep" / "UPPER.PNG")
+    (tmp_path / "007" / "sub" / "circle").symlink_to(tmp_path)
     data = load(tmp_path)
     printed = capsys.readouterr().out
     assert data.label_names == sorted(names) and data.classnames[data.label_names.index("new\nline")] == "new line"
@@ -212,7 +213,10 @@ def test_a_messy_folder(tmp_path, capsys):
     assert set(data.test.labels.tolist()) == {k for k in range(5) if k != single}
     assert "too few images to hold any out for testing: single" in printed and "nothing in it\n" in printed
     assert f"ignored images outside the class folders (1): {tmp_path / 'loose.png'}\n" in printed
-    assert "ignored files that are not images: .pdf (1), .txt (1)\n" in printed and "CLIP cannot know 007" in printed
+    assert (
+        "ignored files that are not images: .pdf (1), .txt (1), links to folders (1)\n" in printed
+        and "CLIP cannot know 007" in printed
+    )
     assert any("UPPER.PNG" in path for path in [*data.train.images, *data.test.images])
 
 

@@ -297,6 +297,10 @@ def decide(address, **body):
     return urllib.request.urlopen(request).read()
 
 
+def key(row):
+    return f"path {row['path']}\n{row['given_label']}"
+
+
 def status(address, **headers):
     try:
         return urllib.request.urlopen(urllib.request.Request(address, headers=headers)).status
@@ -341,7 +345,7 @@ def test_a_served_page_counts_the_decisions_so_far(nasty_run, tmp_path):
     run = Path(shutil.copytree(nasty_run, tmp_path / "run"))
     server, address = opened(Review(run))
     first, *others = rows_of(run / "suspects.csv")
-    decide(address, image=f"path {first['path']}", decision="right", new_label="")
+    decide(address, image=key(first), decision="right", new_label="")
     page = urllib.request.urlopen(address).read().decode()
     assert f"<dt>suspects</dt><dd>{len(others)}</dd>" in page
     assert "<dt>reviewed: label is right</dt><dd>1</dd>" in page
@@ -353,6 +357,37 @@ def test_a_served_page_counts_the_decisions_so_far(nasty_run, tmp_path):
     server.server_close()
 
 
+def test_a_file_with_two_labels(browser, nasty_run, tmp_path):
+    """Both rows are in a list of their own, side by side, even where the detector keeps them, and each has its decision."""
+    run = Path(shutil.copytree(nasty_run, tmp_path / "run"))
+    header, *rows = csv.reader((run / "scores.csv").open(newline="", encoding="utf-8"))
+    path, given, kept, content = (header.index(n) for n in ("path", "given_label", "is_label_issue", "content"))
+    first = next(row for row in rows if row[kept] == "False")
+    second = next(row for row in rows if row[given] != first[given])
+    second[path], second[content] = first[path], first[content]  # as two rows of a table name one file
+    with (run / "scores.csv").open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([header, *rows])
+    server, address = opened(Review(run))
+    show(browser, address)
+    choose(browser, "which", "copies")
+    both = cards(browser)
+    texts = [card.find_element(By.CSS_SELECTOR, ".copies").text for card in both]
+    assert len(both) == 2 and sorted(texts) == sorted(
+        f"identical: {Path(first[path]).name} ({row[given]})" for row in (first, second)
+    )
+    at = next(k for k, card in enumerate(both) if f"({second[given]})" in texts[k])
+    both[at].find_element(By.CSS_SELECTOR, "button[value=right]").click()
+    assert wait_for(lambda: text(browser, "saved") == "all decisions are saved")
+    (line,) = (run / "decisions.jsonl").read_text(encoding="utf-8").splitlines()
+    assert (json.loads(line)["given_label"], json.loads(line)["decision"]) == (first[given], "right")
+    browser.refresh()
+    choose(browser, "which", "reviewed")
+    assert [card.find_element(By.CSS_SELECTOR, ".said").text for card in cards(browser)] == ["label is right"]
+    browser.get("about:blank")
+    server.shutdown()
+    server.server_close()
+
+
 def test_a_kill_loses_no_decision(nasty_run, tmp_path):
     run = Path(shutil.copytree(nasty_run, tmp_path / "run"))
     command = [sys.executable, "-m", "report.review", str(run)]
@@ -360,7 +395,7 @@ def test_a_kill_loses_no_decision(nasty_run, tmp_path):
     address = next(line for line in process.stdout if "http://" in line).split()[1]
     suspects = rows_of(run / "suspects.csv")
     for row in suspects[:2]:
-        assert decide(address, image=f"path {row['path']}", decision="wrong", new_label="") == b"saved"
+        assert decide(address, image=key(row), decision="wrong", new_label="") == b"saved"
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     process.stdout.close()
