@@ -456,14 +456,21 @@ def verify(folder: str | Path) -> list[str]:
 
 
 def differences(folder: Path, again: Path) -> list[str]:
-    """What differs between two runs, one line each: summary except for NOT_COMPARED, epochs, and the arrays of the mask."""
+    """What differs between two runs, one line each: summary except for NOT_COMPARED, epochs, and the arrays of the mask.
+
+    Of a verdict, only its level counts: the sentence that explains it may be worded anew.
+    """
     import numpy as np
+
+    def of_run(folder: Path) -> dict[str, Any]:
+        summary = read_summary(folder / "summary.json")
+        return summary | ({"verdict": summary["verdict"]["level"]} if "verdict" in summary else {})
 
     def changed(old: dict[str, Any], new: dict[str, Any], place: str = "") -> list[str]:
         keys = [k for k in dict.fromkeys([*old, *new]) if k not in NOT_COMPARED and old.get(k) != new.get(k)]
         return [f"{place}{key}: {old.get(key)} before, {new.get(key)} now" for key in keys]
 
-    out = changed(read_summary(folder / "summary.json"), read_summary(again / "summary.json"))
+    out = changed(of_run(folder), of_run(again))
     for old, new in zip(read_log(folder), read_log(again)):
         out += changed(old, new, f"epoch {old['epoch']}, ")
     masks = [f / "clean_mask.npz" for f in (folder, again)]

@@ -643,6 +643,15 @@ def test_verify_of_other_data(tmp_path):
     ]
 
 
+def test_verify_of_a_verdict(tmp_path):
+    """Its level is a result, the words that explain it are not."""
+    for name, level in (("old", "usable"), ("reworded", "usable"), ("worse", "doubtful")):
+        summary = SUMMARY | {"verdict": {"level": level, "why": name}}
+        write_summary(tmp_path / name / "summary.json", with_checksum(summary))
+    assert reproduce.differences(tmp_path / "old", tmp_path / "reworded") == []
+    assert reproduce.differences(tmp_path / "old", tmp_path / "worse") == ["verdict: usable before, doubtful now"]
+
+
 def test_verify_of_a_renamed_folder(tmp_path, monkeypatch, capsys):
     write_summary(tmp_path / "kept" / "summary.json", with_checksum(SUMMARY | {"script": "main_phase1"}))
 
