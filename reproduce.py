@@ -499,7 +499,7 @@ def list_commands(steps: list[Step], runner: Runner) -> None:
     finished = len({s for step in steps for s in step.chain() if runner.ledger.summary(s)})
     expected = duration(sum(known) / runner.jobs if known or not todo else None)
     expected += f", and {len(todo) - len(known)} of unknown length" if 0 < len(known) < len(todo) else ""
-    print(f"{len(todo)} commands to run, {finished} finished; expected: {expected}")
+    print(f"{len(todo)} command{'s' * (len(todo) != 1)} to run, {finished} finished; expected: {expected}")
 
 
 def duration(seconds: float | None) -> str:
