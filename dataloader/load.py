@@ -96,8 +96,9 @@ def load_data(cfg: SimpleNamespace) -> Dataset:
     if cfg.dataset in SOURCES and not cfg.download and not Path(cfg.data_path).is_dir():
         raise UserError(f"data_path: there is no folder {cfg.data_path}. Get {SOURCES[cfg.dataset]}.")
     if cfg.check_data:
-        print(check_data(cfg))
-        sys.exit(0)
+        report, is_whole = check_data(cfg)
+        print(report)
+        sys.exit(0 if is_whole else 1)
     with first_alone():  # which downloads, or looks through all files, once
         dataset = read(cfg)
     if cfg.skip_broken and not isinstance(dataset.train.images, np.ndarray) and cfg.dataset != "own":
@@ -239,11 +240,11 @@ def _without_broken(dataset: Dataset, cfg: SimpleNamespace) -> Dataset:
     return replace(dataset, train=train, test=test, more_tests=more, skipped=skipped)
 
 
-def check_data(cfg: SimpleNamespace) -> str:
-    """A report on a data set, as text: numbers of images against the published ones, missing and broken files."""
+def check_data(cfg: SimpleNamespace) -> tuple[str, bool]:
+    """A report on a data set: numbers of images against the published ones, missing and broken files; and if there are none."""
     dataset = DATASETS[cfg.dataset](cfg)
     published = PUBLISHED.get(cfg.dataset, (None, None))
-    lines = [f"{cfg.dataset} in {cfg.data_path}"]
+    lines, is_whole = [f"{cfg.dataset} in {cfg.data_path}"], True
     for name, split, expected in (
         ("training", dataset.train, published[0]),
         ("test", dataset.test, published[1]),
@@ -259,5 +260,6 @@ def check_data(cfg: SimpleNamespace) -> str:
             missing = [path for path, reason in broken.items() if reason == "missing"]
             found += f"; {len(missing)} files missing, {len(broken) - len(missing)} broken"
             found += f", first {(missing or list(broken))[0]}" if broken else ""
+            is_whole &= not broken
         lines.append(found)
-    return "\n".join(lines)
+    return "\n".join(lines), is_whole

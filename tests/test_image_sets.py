@@ -15,6 +15,7 @@ import main_phase1
 import main_phase2
 import main_real_phase1
 import main_real_phase2
+from dataloader import load
 from dataloader.dataset import Split, View
 from dataloader.digits import load_digits_8x8
 from dataloader.load import load_data
@@ -319,13 +320,15 @@ def test_check_data_and_skip_broken(tmp_path, capsys):
     paths = load_data(load_config(cfg_of("cub", tmp_path))).train.images
     Path(paths[3]).unlink()
     Path(paths[5]).write_bytes(Path(paths[5]).read_bytes()[:300])
+    check = load_config(cfg_of("cub", tmp_path, "--check_data", "--output_dir", str(tmp_path / "runs")))
     with pytest.raises(SystemExit) as done:
-        load_data(load_config(cfg_of("cub", tmp_path, "--check_data", "--output_dir", str(tmp_path / "runs"))))
+        load_data(check)
     printed = capsys.readouterr().out
-    assert done.value.code == 0
+    assert done.value.code == 1  # not as if all were well
     assert (
         f"training: 200 images of 200 classes, published 5994; 1 files missing, 1 broken, first {paths[3]}" in printed
     )
+    assert load.check_data(load_config(["--dataset", "digits"]))[1]
     data = load_data(load_config(cfg_of("cub", tmp_path, "--skip_broken", "--output_dir", str(tmp_path / "runs"))))
     assert [p for p, _ in data.skipped] == [paths[3], paths[5]] and data.skipped[0][1] == "missing"
     assert len(data.train.images) == 198 == len(data.train.labels)
