@@ -112,13 +112,13 @@ def add_visual_prompts(
 class Adapter(nn.Module):
     """up(relu(down(LN(mlp(x))))), sequential and without an inner skip connection, as in the official code.
 
-    `up` is initialised to zero, so the block's MLP branch is zero at first.
+    `down` is Kaiming-normal with a = sqrt(5), as there; `up` is zero, so the block's MLP branch is zero at first.
     """
 
     def __init__(self, mlp: nn.Module, width: int, dim: int, generator: Generator | None = None) -> None:
         super().__init__()
         self.mlp, self.ln = mlp, nn.LayerNorm(width)
-        self.down, self.up = _bottleneck(width, dim, generator)
+        self.down, self.up = _bottleneck(torch.randn((dim, width), generator=generator) * (3 * width) ** -0.5)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.up(F.relu(self.down(self.ln(self.mlp(x)))))
@@ -127,22 +127,24 @@ class Adapter(nn.Module):
 class AdaptFormer(nn.Module):
     """mlp(x) + s up(relu(down(x))), parallel to the MLP; x is already normalised (Chen et al., NeurIPS 2022, eq. 3).
 
-    The scale s is learned, starting from the paper's 0.1; `up` is initialised to zero.
+    The scale s is learned, starting from the paper's 0.1; `down` is Kaiming-uniform with a = sqrt(5), `up` zero.
     """
 
     def __init__(self, mlp: nn.Module, width: int, dim: int, generator: Generator | None = None) -> None:
         super().__init__()
         self.mlp, self.scale = mlp, nn.Parameter(torch.tensor(0.1))
-        self.down, self.up = _bottleneck(width, dim, generator)
+        self.down, self.up = _bottleneck(_uniform((dim, width), width**-0.5, generator))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.mlp(x) + self.scale * self.up(F.relu(self.down(x)))
 
 
-def _bottleneck(width: int, dim: int, generator: Generator | None) -> tuple[nn.Linear, nn.Linear]:
+def _bottleneck(weight: Tensor) -> tuple[nn.Linear, nn.Linear]:
+    """The linear layers down, with this weight (dim, width), and up, of zeros."""
+    dim, width = weight.shape
     down, up = nn.Linear(width, dim), nn.Linear(dim, width)
     with torch.no_grad():
-        down.weight.copy_(_uniform((dim, width), width**-0.5, generator))  # kaiming-uniform with a = sqrt(5)
+        down.weight.copy_(weight)
         for zero in (down.bias, up.weight, up.bias):
             zero.zero_()
     return down, up

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from model.classifier import Classifier
-from model.tuners import AdaptFormer, tune
+from model.tuners import Adapter, AdaptFormer, tune
 from tests import recipe
 from tests.helpers import golden
 from utils.config import UserError, load_config
@@ -140,6 +140,13 @@ def test_partial_touches_the_last_blocks_and_biases_ignore_it(random_clip):
         assert layers(**flags)[0] == {"1"}
     found, names = layers(bias_tuning=True)
     assert found == {"0", "1"} and "ln_pre.bias" in names and "ln_post.bias" in names
+
+
+@pytest.mark.parametrize("kind, beyond", [(Adapter, 0.083), (AdaptFormer, 0.0)])  # Kaiming-normal and -uniform
+def test_initial_bottleneck(kind, beyond):
+    down = kind(torch.nn.Identity(), 64, 50, torch.Generator().manual_seed(0)).down.weight.detach() * 64**0.5
+    assert down.std().item() == pytest.approx(3**-0.5, rel=0.05)
+    assert (down.abs() > 1).float().mean().item() == pytest.approx(beyond, abs=0.02)
 
 
 def test_adaptformer_starts_as_the_mlp_and_runs_beside_it():
