@@ -660,7 +660,7 @@ def main():
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
     torch.multiprocessing.spawn(work, (args, port), nprocs=args.processes)
-    evaluate(args.out, [])
+    load_clip(str(args.out))  # an error here if what was saved is no model
 
 
 if __name__ == "__main__":
