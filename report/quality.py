@@ -73,8 +73,9 @@ def find_issues(data: "Dataset", samples: list[int], cache: Path) -> dict[str, d
         part = new[start : start + PIECE]
         table = _look_at(Pictures(data.train.images, part))
         for k, i in enumerate(part):
-            scores = {name: float(table[f"{name}_score"].iloc[k]) for name in ISSUES}
-            known[contents[i]] = {name: score for name, score in scores.items() if table[f"is_{name}_issue"].iloc[k]}
+            known[contents[i]] = {
+                name: float(table.at[k, f"{name}_score"]) for name in ISSUES if table.at[k, f"is_{name}_issue"]
+            }
         with write_whole(cache, shared=True) as file:
             file.write(json.dumps(known).encode())
         print(f"checked {start + len(part)} of {len(new)} images", flush=True)
@@ -91,7 +92,7 @@ def _contents(data: "Dataset") -> list[str]:
 
 
 def _look_at(pictures: Pictures) -> Any:
-    """CleanVision's table of the pictures, a row each in their order."""
+    """CleanVision's table of the pictures, a row each; its index is their place among them."""
     try:
         cleanvision = import_module("cleanvision")
     except ImportError as error:
@@ -101,7 +102,7 @@ def _look_at(pictures: Pictures) -> Any:
         lab.find_issues(
             {name: {} for name in ISSUES}, n_jobs=min(os.cpu_count() or 1, -(-len(pictures) // 50)), verbose=False
         )
-    return lab.issues.sort_index()
+    return lab.issues
 
 
 def write_issues(

@@ -67,3 +67,12 @@ def test_images_whose_content_was_not_read_are_told_apart():
     data = Dataset("a", split, None, ["x"], View(), root="/a", fingerprint="12345678")
     others = replace(data, train=Split(["/b/x/0.png"], np.zeros(1, dtype=np.int64)), root="/b", fingerprint="87654321")
     assert len({*quality._contents(data), *quality._contents(others)}) == 3
+
+
+def test_scores_go_with_the_picture_that_they_are_of(tmp_path, monkeypatch):
+    pd = pytest.importorskip("pandas")
+    columns = {f"{name}_score": [0.1, 0.9] for name in quality.ISSUES} | {"is_dark_issue": [True, False]}
+    columns |= {f"is_{name}_issue": [False, False] for name in quality.ISSUES if name != "dark"}
+    monkeypatch.setattr(quality, "_look_at", lambda pictures: pd.DataFrame(columns, index=[1, 0]))  # in its own order
+    data = Dataset("a", Split(["/a/0.png", "/a/1.png"], np.zeros(2, dtype=np.int64)), None, ["x"], View(), root="/a")
+    assert quality.find_issues(data, [0, 1], tmp_path / "cache.json")["dark"] == {1: 0.1}
