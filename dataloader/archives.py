@@ -179,7 +179,8 @@ def saved_rows(rows: Any, cfg: SimpleNamespace) -> list[str]:
     if not (folder / RECORD).is_file():
         samples = _guarded(_rows(images, column, {}), "the data set", "images")
         _unpack(samples, "the data set", folder, content.hexdigest(), cfg)
-    return [str(folder / row[cfg.path_column or "path"]) for _, row in read_csv(folder / TABLE)]
+    names = (next(iter(row.values())) for _, row in read_csv(folder / TABLE))  # the first column, whatever it is called
+    return [str(folder / name) for name in names]
 
 
 def image_column(features: dict[str, Any], wanted: str, where: str) -> str:

@@ -495,6 +495,8 @@ def test_data_sets_of_hugging_face(tmp_path):
     assert np.allclose(again, p_clean, atol=1e-5) and np.array_equal(same, suggested)
     (scores,) = (tmp_path / "runs").rglob("scores.csv")
     assert [row["path"] for row in csv.DictReader(scores.open())] == [image["path"] for image in images]
+    unpacked = load_config([*TINY, "--output_dir", str(tmp_path / "runs"), "--path_column", "image"])
+    assert [Path(path).name for path in from_dataset(table, unpacked)[0]] == [image["path"] for image in images]
     files = [{"bytes": None, "path": path} for path in paths]
     rows = datasets.Dataset.from_dict({"image": files, "label": numbers}, features)
     assert from_dataset(rows, load_config(TINY)) == (paths, numbers, names)
