@@ -9,6 +9,7 @@ import numpy as np
 
 from dataloader.files import below, file_identity, pixel_digests
 from dataloader.image_noise import ImageNoise
+from dataloader.rows import tidy_names
 from utils.files import as_text, slug
 
 
@@ -102,6 +103,12 @@ class Dataset:
     def true_names(self) -> list[str]:
         """Names of the true labels: the classes, then true labels that are no class."""
         return self.label_names + self.other_names
+
+    @property
+    def shown_names(self) -> list[str]:
+        """The classes for a person to read: what CLIP reads is added to a label that says something else, as 3 or n01443537."""
+        same = zip(self.label_names, tidy_names(self.label_names), self.classnames)
+        return [label if name in (label, tidy) else f"{label} ({name})" for label, tidy, name in same]
 
     @property
     def ids(self) -> list[str] | None:

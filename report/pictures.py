@@ -64,7 +64,7 @@ def draw_suspects(
 
     order = to_review(arrays)[:count]
     rows = max(1, -(-len(order) // columns))
-    names = [name if len(name) <= 16 else name[:15] + "…" for name in data.true_names]
+    names = [name if len(name) <= 16 else name[:15] + "…" for name in [*data.shown_names, *data.other_names]]
     arrow = " → " if max(map(len, names)) <= 8 else "\n→ "
     headline = f"{heading}. The most suspect: given label → suggestion"
     with matplotlib.rc_context({"text.parse_math": False}), warnings.catch_warnings():

@@ -31,6 +31,7 @@ def finish(
     if selection is not None:
         numbers = {**numbers, "selected": float(selection["mask"].mean())}
         numbers |= {"root": data.root, "classes": data.label_names}  # of the paths and the labels in the lists
+        numbers |= {"class_names": data.classnames}
         known = numbers.get("evidence") or trained_evidence(
             data, selection, numbers.get("acc_per_class"), scored=bool(run.score)
         )

@@ -96,6 +96,7 @@ def _rows(
         "run": f"{name} {identity.hexdigest()[:16]}",  # the browser keeps decisions of runs apart by this
         "name": f"{name}-decisions.csv",
         "classes": data.label_names,
+        "shown": data.shown_names,
         "header": header,
         "rows": rows,
         "decisions": decisions,

@@ -20,6 +20,8 @@ const byContent = new Map();  // images with the same file or pixels
 for (const suspect of suspects)
   if (suspect.content) byContent.set(suspect.content, [...(byContent.get(suspect.content) ?? []), suspect]);
 const copiesOf = (suspect) => (byContent.get(suspect.content) ?? []).filter((other) => other !== suspect);
+const shownNames = new Map(page.classes.map((label, k) => [label, page.shown[k]]));
+const shownAs = (label) => shownNames.get(label) ?? label;  // "3 (cat)" where the labels are numbers
 const none = {decision: "", new_label: ""};
 const PIECE = 60;  // cards added at a time
 
@@ -75,18 +77,18 @@ addEventListener("beforeunload", (event) => { if (unsaved) event.preventDefault(
 
 // "given → suggestion", or that the label is a suspect although no other class fits better
 function pairOf({given, suggested, kept}) {
-  if (given === suggested) return kept ? given : given + " (no class fits better)";
-  return given + " → " + suggested;
+  if (given === suggested) return shownAs(given) + (kept ? "" : " (no class fits better)");
+  return shownAs(given) + " → " + shownAs(suggested);
 }
 function copiesInWords(suspect) {
   const copies = copiesOf(suspect), rest = copies.length > 3 ? `, … (${copies.length} in all)` : "";
   if (!copies.length) return "";
-  const one = (other) => `${other.name} (${[other.given, inWords(other)].filter(Boolean).join(", ")})`;
+  const one = (other) => `${other.name} (${[shownAs(other.given), inWords(other)].filter(Boolean).join(", ")})`;
   return "identical: " + copies.slice(0, 3).map(one).join(", ") + rest;
 }
 function inWords(suspect) {
   const {decision, new_label} = decisionOf(suspect);
-  return decision === "wrong" && new_label ? "is " + new_label : decision && "label is " + decision;
+  return decision === "wrong" && new_label ? "is " + shownAs(new_label) : decision && "label is " + decision;
 }
 
 // --- images: 100 to a piece of the page, or one by one from the server
@@ -158,10 +160,10 @@ function card(suspect, at) {
   const choices = [["right", suspect.given], ["wrong", "wrong"], ["suggestion", suspect.suggested]];
   const buttons = choices.filter(([value]) => value !== "suggestion" || suspect.given !== suspect.suggested).map(
     ([value, text]) => element("button", {type: "button", value, className: "choice",
-      textContent: value === "wrong" ? "not " + suspect.given : "is " + text}));
+      textContent: value === "wrong" ? "not " + shownAs(suspect.given) : "is " + shownAs(text)}));
   const made = element("article", {dataset: {at}}, image, element("p", {}, element("b", {textContent: what})),
     element("p", {className: "soft", textContent: "p_clean " + suspect.p.toFixed(3) + " · " + Math.round(100 * suspect.sure) + "\u00a0%"
-      + (suspect.truth && " · is " + suspect.truth)}),
+      + (suspect.truth && " · is " + shownAs(suspect.truth))}),
     element("p", {className: "soft file", title: suspect.path}, suspect.name,
       element("span", {className: "copies"})), ...buttons,
     element("p", {className: "said"}));
@@ -204,7 +206,7 @@ for (const side of ["given", "suggested"]) {
   const numbers = new Map();
   for (const suspect of suspects.filter(lists.all)) numbers.set(suspect[side], (numbers.get(suspect[side]) ?? 0) + 1);
   for (const name of [...numbers.keys()].sort(byText))
-    find(side).append(element("option", {value: "=" + name, textContent: `${name} (${numbers.get(name)})`}));
+    find(side).append(element("option", {value: "=" + name, textContent: `${shownAs(name)} (${numbers.get(name)})`}));
 }
 for (const id of ["given", "suggested", "which", "order"]) find(id).addEventListener("change", list);
 
@@ -231,7 +233,7 @@ async function nearest(suspect) {
   }
   if (!near || current() !== suspect) return;
   sides.forEach((side, k) => {
-    find("near-" + side).textContent = suspect[side];
+    find("near-" + side).textContent = shownAs(suspect[side]);
     box.querySelectorAll(".near")[k].replaceChildren(
       ...(near[side] ?? []).map((image) => element("img", {src: source(image), alt: suspect[side]})));
     box.querySelectorAll("h3")[k].hidden = !near[side]?.length;
@@ -257,10 +259,10 @@ function look(said = "") {
   picture.onload = () => picture.classList.toggle("pixels", picture.naturalWidth <= 40);
   picture.src = large(suspect);
   picture.alt = pairOf(suspect);
-  find("is-given").textContent = suspect.given;
-  find("is-suggested").textContent = suspect.given === suspect.suggested ? "no other class" : suspect.suggested;
+  find("is-given").textContent = shownAs(suspect.given);
+  find("is-suggested").textContent = suspect.given === suspect.suggested ? "no other class" : shownAs(suspect.suggested);
   find("facts").textContent = `p_clean ${suspect.p.toFixed(3)}, suggestion ${Math.round(100 * suspect.sure)} %`
-    + (suspect.truth && `; the truth is ${suspect.truth}`);
+    + (suspect.truth && `; the truth is ${shownAs(suspect.truth)}`);
   find("review-file").textContent = suspect.path || suspect.name;
   find("review-copies").textContent = copiesInWords(suspect);
   find("review-said").textContent = inWords(suspect) || "not reviewed";
@@ -270,7 +272,7 @@ function look(said = "") {
   find("progress").max = queue.length;
   find("progress").value = done;
   find("place").textContent = `${place + 1} of ${queue.length}, ${done} reviewed`;
-  find("status").textContent = (said && said + ". ") + `Image ${place + 1}: given ${suspect.given}, suggestion ${suspect.suggested}`;
+  find("status").textContent = (said && said + ". ") + `Image ${place + 1}: given ${shownAs(suspect.given)}, suggestion ${shownAs(suspect.suggested)}`;
   find("search").value = "";
   matches();
   for (const next of queue.slice(place + 1, place + 3)) new Image().src = large(next);  // ready when they are needed
@@ -333,15 +335,15 @@ find("start").addEventListener("click", () => open(0));
 let active = 0, found = [];
 function matches() {
   const text = find("search").value.trim().toLowerCase();
-  const starts = (name) => name.toLowerCase().startsWith(text);
-  found = !text ? [] : page.classes.filter((name) => name.toLowerCase().includes(text))
+  const starts = (name) => [name, shownAs(name).slice(name.length + 2)].some((word) => word.toLowerCase().startsWith(text));
+  found = !text ? [] : page.classes.filter((name) => shownAs(name).toLowerCase().includes(text))
     .sort((a, b) => starts(b) - starts(a) || byText(a, b)).slice(0, 8);
   active = 0;
   options();
 }
 function options() {
   find("classes").replaceChildren(...found.map((name, k) => {
-    const option = element("li", {id: "class-" + k, textContent: name});
+    const option = element("li", {id: "class-" + k, textContent: shownAs(name)});
     option.setAttribute("role", "option");
     option.setAttribute("aria-selected", k === active);
     return option;
@@ -367,7 +369,10 @@ find("search").addEventListener("keydown", (event) => {
   } else return;
   event.preventDefault();
 });
-find("classes").addEventListener("click", ({target}) => { if (target.closest("li")) take(target.closest("li").textContent); });
+find("classes").addEventListener("click", ({target}) => { 
+  const option = target.closest("li");
+  if (option) take(found[Number(option.id.slice("class-".length))]);
+});
 
 const nav = document.querySelector("nav");
 const sticks = () => getComputedStyle(nav).position === "sticky";

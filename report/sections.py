@@ -26,7 +26,8 @@ def section(name: str, title: str, *parts: str) -> Section:
 
 def figures(data: Dataset, arrays: dict[str, np.ndarray], order: Sequence[int]) -> list[str]:
     """A small picture with its given label for each of the samples `order`."""
-    names = [escape(data.label_names[arrays["labels"][i]]) for i in order]
+    shown = data.shown_names
+    names = [escape(shown[arrays["labels"][i]]) for i in order]
     files = [escape(data.path(i) or f"image {i}") for i in order]
     return [
         f'<figure class=small><img alt="{name}" title="{file}" src="{uri}"><figcaption>{name}</figcaption></figure>'
@@ -132,13 +133,13 @@ def by_class(data: Dataset, arrays: dict[str, np.ndarray]) -> Section:
     K, labels, known = data.num_classes, arrays["labels"], data.true_labels is not None
     images, suspects = np.bincount(labels, minlength=K), np.bincount(labels[~arrays["mask"]], minlength=K)
     wrong = np.bincount(labels[data.true_labels != labels], minlength=K) if known else suspects
-    share, rows = suspects / np.maximum(images, 1), []
+    share, rows, names = suspects / np.maximum(images, 1), [], data.shown_names
     for k in np.argsort(-share, kind="stable"):
         if images[k]:
             truth = [f"{100 * wrong[k] / images[k]:.1f} %"] * known
             rows.append(
                 [
-                    escape(data.label_names[k]),
+                    escape(names[k]),
                     f"{suspects[k]:,}",
                     f"{images[k]:,}",
                     f"{100 * share[k]:.1f} %",
@@ -157,7 +158,7 @@ def by_class(data: Dataset, arrays: dict[str, np.ndarray]) -> Section:
 
 def confusions(data: Dataset, arrays: dict[str, np.ndarray]) -> Section:
     """Suspects by given and suggested label: as a matrix, where the classes are few, and as a list of the largest pairs."""
-    names, K = [escape(name) for name in data.label_names], data.num_classes
+    names, K = [escape(name) for name in data.shown_names], data.num_classes
     counts = np.zeros((K, K), dtype=np.int64)
     np.add.at(counts, (arrays["labels"][~arrays["mask"]], arrays["predicted"][~arrays["mask"]]), 1)
     order = [divmod(int(flat), K) for flat in np.argsort(-counts, axis=None, kind="stable")[:PAIRS]]

@@ -99,7 +99,7 @@ def _recorded(
         summary["dataset"],
         split,
         None,
-        classes,
+        summary.get("class_names", classes),
         View(),
         label_names=classes,
         other_names=others,

@@ -21,6 +21,7 @@ from report import render
 from report.server import Review, serve
 from report.suspects import read_run
 from utils.config import UserError
+from utils.summaries import read_summary, with_checksum, write_summary
 
 By = pytest.importorskip("selenium.webdriver.common.by").By
 Keys = pytest.importorskip("selenium.webdriver.common.keys").Keys
@@ -358,7 +359,10 @@ def test_a_served_page_counts_the_decisions_so_far(nasty_run, tmp_path):
 
 
 def test_a_file_with_two_labels(browser, nasty_run, tmp_path):
-    """Both rows are in a list of their own, side by side, even where the detector keeps them, and each has its decision."""
+    """Both rows are in a list of their own, side by side, even where the detector keeps them, and each has its decision.
+
+    A class is shown with the name that CLIP reads, and found by it.
+    """
     run = Path(shutil.copytree(nasty_run, tmp_path / "run"))
     header, *rows = csv.reader((run / "scores.csv").open(newline="", encoding="utf-8"))
     path, given, kept, content = (header.index(n) for n in ("path", "given_label", "is_label_issue", "content"))
@@ -367,15 +371,20 @@ def test_a_file_with_two_labels(browser, nasty_run, tmp_path):
     second[path], second[content] = first[path], first[content]  # as two rows of a table name one file
     with (run / "scores.csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([header, *rows])
+    summary = read_summary(run / "summary.json")
+    summary["class_names"] = ["some bird" if name == first[given] else name for name in summary["classes"]]
+    write_summary(run / "summary.json", with_checksum(summary))
+    shown = {row[given]: row[given] + " (some bird)" * (row is first) for row in (first, second)}
     server, address = opened(Review(run))
     show(browser, address)
     choose(browser, "which", "copies")
     both = cards(browser)
     texts = [card.find_element(By.CSS_SELECTOR, ".copies").text for card in both]
     assert len(both) == 2 and sorted(texts) == sorted(
-        f"identical: {Path(first[path]).name} ({row[given]})" for row in (first, second)
+        f"identical: {Path(first[path]).name} ({shown[row[given]]})" for row in (first, second)
     )
-    at = next(k for k, card in enumerate(both) if f"({second[given]})" in texts[k])
+    at = next(k for k, found in enumerate(texts) if f"({shown[second[given]]})" in found)
+    assert both[at].find_element(By.CSS_SELECTOR, "button[value=right]").text == f"is {shown[first[given]]}"
     both[at].find_element(By.CSS_SELECTOR, "button[value=right]").click()
     assert wait_for(lambda: text(browser, "saved") == "all decisions are saved")
     (line,) = (run / "decisions.jsonl").read_text(encoding="utf-8").splitlines()
@@ -383,6 +392,10 @@ def test_a_file_with_two_labels(browser, nasty_run, tmp_path):
     browser.refresh()
     choose(browser, "which", "reviewed")
     assert [card.find_element(By.CSS_SELECTOR, ".said").text for card in cards(browser)] == ["label is right"]
+    browser.find_element(By.ID, "start").click()
+    press(browser, "/", "some b", Keys.ENTER)
+    assert wait_for(lambda: len((run / "decisions.jsonl").read_text(encoding="utf-8").splitlines()) == 2)
+    press(browser, Keys.ESCAPE)
     browser.get("about:blank")
     server.shutdown()
     server.server_close()
