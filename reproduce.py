@@ -42,8 +42,8 @@ TABLE_KEYS = {  # of a file of tables: the keys that every entry of a group has,
     "profiles": (["datasets", "backbones"], []),
     "tables": (["title", "datasets", "methods"], "columns set flags_to metrics settings paper plot".split()),
 }
-NOT_COMPARED = set(  # of two runs: time, place and machine
-    "seconds images_per_second peak_memory_gb peak_cuda_memory_gb git_commit checksum mask device versions".split()
+NOT_COMPARED = set(  # of two runs: time, place and machine; class names, which older records lack, are in the identity
+    "seconds images_per_second peak_memory_gb peak_cuda_memory_gb git_commit checksum mask device versions class_names".split()
 )
 
 

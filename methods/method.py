@@ -105,8 +105,8 @@ def train_classifier_epoch(
 def selection_by_batch(result: dict[str, Any]) -> dict[str, Tensor]:
     """Move the per-sample columns out of an epoch's result into a selection, where p_clean is the label's probability."""
     back = result.pop("index").argsort()
-    found = {name: result.pop(name)[back] for name in ("mask", "losses", "predicted", "confidence")}
-    return found | {"p_clean": (-found.pop("losses")).exp()}
+    p_clean = (-result.pop("losses")[back]).exp()
+    return {name: result.pop(name)[back] for name in ("mask", "predicted", "confidence")} | {"p_clean": p_clean}
 
 
 class Method(nn.Module):

@@ -369,7 +369,7 @@ find("search").addEventListener("keydown", (event) => {
   } else return;
   event.preventDefault();
 });
-find("classes").addEventListener("click", ({target}) => { 
+find("classes").addEventListener("click", ({target}) => {
   const option = target.closest("li");
   if (option) take(found[Number(option.id.slice("class-".length))]);
 });

@@ -647,6 +647,7 @@ def test_verify_of_a_verdict(tmp_path):
     """Its level is a result, the words that explain it are not."""
     for name, level in (("old", "usable"), ("reworded", "usable"), ("worse", "doubtful")):
         summary = SUMMARY | {"verdict": {"level": level, "why": name}}
+        summary |= {} if name == "old" else {"class_names": ["a"]}  # an older version had none
         write_summary(tmp_path / name / "summary.json", with_checksum(summary))
     assert reproduce.differences(tmp_path / "old", tmp_path / "reworded") == []
     assert reproduce.differences(tmp_path / "old", tmp_path / "worse") == ["verdict: usable before, doubtful now"]
