@@ -18,12 +18,8 @@ def load_digits_8x8() -> tuple[np.ndarray, np.ndarray]:
 
 
 def enlarge_digits(levels: np.ndarray) -> np.ndarray:
-    """Grey levels 0..16, uint8 (N, 8, 8), -> uint8 RGB (N, 32, 32, 3): 16 times the level, bicubic.
-
-    A flaw that stays: 16 x 16 overflows to 0, so that full ink, a tenth of the pixels, is black. tiny-clip-digits was trained
-    on such pictures, and every figure on the digits is of them.
-    """
-    small = (Image.fromarray(image) for image in levels * np.uint8(16))
+    """Grey levels 0..16, uint8 (N, 8, 8), -> uint8 RGB (N, 32, 32, 3), 0..255, bicubic."""
+    small = (Image.fromarray(image) for image in np.rint(levels * (255 / 16)).astype(np.uint8))
     big = [np.asarray(image.resize((32, 32), Image.Resampling.BICUBIC)) for image in small]
     return np.repeat(np.stack(big)[..., None], 3, axis=3)
 

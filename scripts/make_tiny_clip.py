@@ -2,11 +2,17 @@
 
     python scripts/make_tiny_clip.py --mnist mnist.npz --fonts /usr/share/fonts
 
-MNIST's training images and the digits of every font found are size-normalised, thresholded at 32x32 and
-averaged to 8x8 with 16 grey levels, the way the UCI digits were made, then enlarged like the data set
-`digits`. The loss is CLIP's, with every pair of the same digit counted as a match. The recipe was chosen on
-MNIST's test images and by the look of the digits. The scikit-learn digits are never trained on; the last line reads
-them zero-shot. About half an hour on two cores.
+The digits of every font found and MNIST's training images are size-normalised, thresholded at 32x32 and averaged to
+8x8 with 17 grey levels, the way the UCI digits were made, then enlarged like the data set `digits`. The loss is CLIP's,
+with every pair of the same digit counted as a match. The recipe was chosen on MNIST's test images and by the look of
+the digits, but for the share of handwriting, a tenth: with two thirds of it and four times as many steps, the CLIP
+reads 97 % of the scikit-learn digits, and a demo has nothing to find. The scikit-learn digits are never trained on; the
+last line reads them zero-shot. Four minutes on two cores.
+
+The fonts of the embedded weights are those of Debian's packages fonts-{breip, cantarell, comic-neue, croscore,
+crosextra-caladea, crosextra-carlito, dancingscript, dejavu, ebgaramond, ecolier-court, ecolier-lignes-court,
+freefont-ttf, hack, humor-sans, inconsolata, junction, lato, league-spartan, liberation, linuxlibertine, noto-core,
+open-sans, quicksand, roboto-unhinted, sawarabi-gothic, urw-base35}.
 """
 
 import argparse
@@ -25,6 +31,7 @@ from tiny_clip import TOKEN_SEED, contrastive_loss, save_compact  # noqa: E402
 
 from dataloader.digits import enlarge_digits, load_digits_8x8  # noqa: E402
 from dataloader.transforms import normalise  # noqa: E402
+from model.blocks import speed_up  # noqa: E402
 from model.clip import EMBEDDED, load_clip, token_table  # noqa: E402
 from model.prompts import encode_prompts  # noqa: E402
 
@@ -55,6 +62,8 @@ TEMPLATES = (
     "a photo of the number {d}.",
     "a {s} {d}.",
 )
+PRINTED = 0.9  # share of printed digits: a CLIP that knows its classes mostly from other pictures, as real ones do
+TEXT_BATCHES = 120  # of 256 pictures, drawn once for the text tower's training
 CANVAS = 64  # pixels; glyphs are kept at this size, cropped to their ink
 
 
@@ -200,16 +209,16 @@ def matches(captions, rows, labels, source):
 
 
 class Pictures:
-    """Draws labelled pictures in the look of the UCI digits, three of MNIST to one of a font."""
+    """Draws labelled pictures in the look of the UCI digits, most of them printed."""
 
     def __init__(self, mnist, fonts):
         self.hand, self.hand_labels = handwritten(mnist["train_images"], mnist["train_labels"]), mnist["train_labels"]
         self.font, self.font_labels = font_digits(fonts)
         print(f"{len(self.hand)} handwritten and {len(self.font)} printed digits ({len(self.font) // 10} fonts)")
 
-    def sample(self, n, share, generator):
-        """8x8 grey levels, labels and source (0 MNIST, 1 font) of n pictures, `share` of them printed."""
-        printed = int(n * share)
+    def sample(self, n, generator):
+        """8x8 grey levels, labels and source (0 MNIST, 1 font) of n pictures."""
+        printed = int(n * PRINTED)
         h = torch.randint(len(self.hand), (n - printed,), generator=generator).numpy()
         f = torch.randint(len(self.font), (printed,), generator=generator).numpy()
         levels = draw(np.concatenate([self.hand[h], self.font[f]]), generator)
@@ -232,7 +241,7 @@ def train_both_towers(clip, captions, pictures, args, evaluate):
     optimizer = torch.optim.AdamW(trained, lr=args.lr, weight_decay=0.05, betas=(0.9, 0.98))
     for step in range(args.steps):
         set_rate(optimizer, args.lr, step, args.steps, 100)
-        levels, labels, source = pictures.sample(args.batch_size, 1 / 3, generator)
+        levels, labels, source = pictures.sample(args.batch_size, generator)
         rows = captions.two_templates(generator)
         image_features = F.normalize(clip.encode_image(pixels(levels, clip)), dim=-1)
         text_features = encode(clip, used_rows[captions.tokens[rows]], captions.eos[rows])
@@ -255,12 +264,12 @@ def train_text_tower(clip, captions, tokenizer, pictures, args):
     """
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        drawn = [pictures.sample(256, 1 / 4, generator) for _ in range(120)]
+        drawn = [pictures.sample(256, generator) for _ in range(TEXT_BATCHES)]
         features = torch.cat([F.normalize(clip.encode_image(pixels(levels, clip)), dim=-1) for levels, _, _ in drawn])
         labels, source = (torch.cat([d[i] for d in drawn]) for i in (1, 2))
     names = tokenizer([f"{n}." for n in NAMES] + [f"{d}." for d in range(10)])
     names_eos = names.argmax(1)
-    names = torch.searchsorted(captions.used_ids, names[:, : int(names_eos.max()) + 1])
+    names = torch.searchsorted(captions.used_ids, names[:, : int(names_eos.max()) + 1].contiguous())
     clip.positional_embedding.data.mul_(6)
     used_rows = torch.nn.Parameter(clip.token_embedding.weight[captions.used_ids].clone())
     trained = [
@@ -295,8 +304,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--mnist", required=True, help="npz with train_images, train_labels, test_images, test_labels")
     parser.add_argument("--fonts", default="/usr/share/fonts", help="folder searched for .ttf and .otf files")
-    parser.add_argument("--steps", type=int, default=3500)
-    parser.add_argument("--text_steps", type=int, default=900)
+    parser.add_argument("--steps", type=int, default=900)
+    parser.add_argument("--text_steps", type=int, default=300)
     parser.add_argument("--batch_size", type=int, default=256)
     parser.add_argument("--lr", type=float, default=1.5e-3)
     parser.add_argument("--out", default=str(EMBEDDED["tiny-clip-digits"]), help="folder with open_clip_config.json")
@@ -307,6 +316,8 @@ def main():
     test_labels = mnist["test_labels"].astype(np.int64)
     pictures = Pictures(mnist, args.fonts)
     clip = open_clip.create_model(f"local-dir:{args.out}", load_weights=False).eval()
+    speed_up(clip.transformer)  # encode_prompts needs these blocks
+    speed_up(clip.visual.transformer, class_token=True)
     tokenizer = open_clip.get_tokenizer(f"local-dir:{args.out}")
     captions = Captions(tokenizer)
 

@@ -10,6 +10,7 @@ from PIL import Image
 
 from dataloader import cache
 from dataloader.dataset import Split, View
+from dataloader.digits import enlarge_digits
 from dataloader.load import load_data
 from dataloader.loaders import EpochRandomness, Loader, Reading
 from dataloader.transforms import Pixels, decode, normalise, random_crop, random_flip, resize
@@ -174,6 +175,13 @@ def test_truncated_or_missing_cifar(tmp_path):
 def test_unknown_data_set():
     with pytest.raises(UserError, match="dataset: unknown name 'cifar1O'.*Did you mean cifar10"):
         load_data(load_config(["--dataset", "cifar1O"]))
+
+
+def test_full_ink_of_the_digits_is_white():
+    levels = np.arange(17, dtype=np.uint8)
+    enlarged = enlarge_digits(np.broadcast_to(levels[:, None, None], (17, 8, 8)))
+    assert enlarged.shape == (17, 32, 32, 3) and (enlarged == enlarged[:, :1, :1]).all()
+    assert enlarged[0, 0, 0, 0] == 0 and enlarged[16, 0, 0, 0] == 255 and (np.diff(enlarged[:, 0, 0, 0]) >= 15).all()
 
 
 def test_digits_split_is_fixed_by_the_seed():
