@@ -32,7 +32,7 @@ from model import features
 from model.clip import image_statistics
 from model.encoder import load_encoder
 from report import page, tables
-from tests.helpers import DIGITS, detection, phase1, write_digits
+from tests.helpers import DIGITS, detection, phase1, phase2, write_digits
 from utils.checkpoint import load_checkpoint
 from utils.config import UserError, load_config
 
@@ -305,7 +305,7 @@ def test_a_finished_detector_scores_other_labels(cell, tmp_path, capsys, monkeyp
         UserError,
         match="--score: main_phase2.py does not use this key; it is used by main_phase1.py and main_detect.py",
     ):
-        main_real_phase2.main([*phase1(tmp_path), "--mask", str(folder / "clean_mask.npz"), "--score", "test"])
+        main_real_phase2.main([*phase2(tmp_path), "--mask", str(folder / "clean_mask.npz"), "--score", "test"])
     tables.main([str(out)])
     assert "| deft/score-test" in capsys.readouterr().out
 

@@ -143,8 +143,8 @@ class Page(HTMLParser):
 def test_the_page_holds_everything_and_loads_nothing(digits_run, cell):
     page, summary = Page(digits_run / "report.html"), cell[1]["deft"]
     suspects = round(359 * (1 - summary["selected"]))
-    assert summary["verdict"]["level"] == "doubtful"  # two epochs have not taught it much
-    assert f"Doubtful: {suspects} of 359 labels look wrong" in page.texts and f"{suspects}" in page.texts
+    assert summary["verdict"]["level"] == "usable"
+    assert f"{suspects} of 359 labels look wrong" in page.texts and f"{suspects}" in page.texts
     assert "share of wrong labels, 90 % interval, from the scores alone" in page.texts
     issue = [row[page.rows["header"].index("is_label_issue")] for row in page.rows["rows"]]
     assert issue == ["True"] * suspects + ["False"] * (len(issue) - suspects)  # those of the sample

@@ -77,6 +77,7 @@ def test_a_run_leaves_its_record(cell):
 @pytest.mark.skipif(precision(torch.device("cpu"), "auto") != "bf16", reason="bf16 without hardware takes minutes")
 def test_bf16_finds_the_same_labels(tmp_path):
     flags = ["--cfg", "config/PEFT/digits.yaml", *CELL, "--device", "cpu", "--epochs", "2", "--test_fraction", "0.6"]
+    flags += ["--lr", "0.03", "--warmup", "1"]
     found = []
     for prec in ("fp32", "bf16"):
         assert main_phase1.main([*flags, "--prec", prec, "--output_dir", str(tmp_path / prec)])["prec"] == prec
