@@ -40,7 +40,7 @@ DIGITS = """# Estimates of wrong labels on the digits
 
 `methods/estimates.py` against the truth: 1,437 digits, `tiny-clip-digits`, the seven label noises of
 [detectors.md](detectors.md), {seeds}. `python -m scripts.estimate_table{flag}`. The constants of the estimate were chosen on
-these digits, which flatters it.
+these digits with an earlier embedded CLIP, which flatters it.
 
 {measures}
 
