@@ -9,12 +9,14 @@ import pytest
 from scipy.special import expit
 
 import main_detect
+from dataloader.load import load_data
 from methods import estimates
 from methods.estimates import calibration, estimate
 from report import estimate as command
+from scripts import detector_table
 from scripts.estimate_table import by_noise
-from tests.helpers import detection
-from utils.config import UserError
+from tests.helpers import CELL, FAST, detection
+from utils.config import UserError, load_config
 from utils.files import write_csv
 
 
@@ -135,3 +137,12 @@ def test_the_command_and_the_settings(tmp_path, capsys):
             command.main([str(run), *flags])
     with pytest.raises(UserError, match="target_precision must be between 0 and 1"):
         main_detect.main(detection(tmp_path, "--target_precision", "90"))
+
+
+def test_rows_of_deft_share_one_training(tmp_path, monkeypatch):
+    monkeypatch.setattr(detector_table, "DEFT", {"deft": {}, "deft, mask_epochs 2": {"mask_epochs": 2}})
+    cfg = load_config(["--cfg", "config/PEFT/digits.yaml", *CELL, *FAST, "--output_dir", str(tmp_path)])
+    data = load_data(cfg)
+    ((_, alone, _),) = detector_table.deft_rows(["deft"], cfg, data)
+    (_, first, _), _ = detector_table.deft_rows(["deft", "deft, mask_epochs 2"], cfg, data)
+    assert np.array_equal(alone["p_clean"], first["p_clean"])
