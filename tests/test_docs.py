@@ -179,6 +179,9 @@ def test_figures_of_the_methods():
     for method, *texts in map(cells, lines):
         for column, text in zip(cells(head), texts, strict=True):
             exact = found[method, f"{column.replace(' ', '_')} last"]
+            if exact == "not run":
+                assert text == exact
+                continue
             for shown, value in zip(text.split(" ± "), exact.split(" ± "), strict=True):
                 assert abs(float(shown) - float(value)) < 0.0501, (method, column)
     names = {"DeFT, phase 1": "DeFT, phase 1's text classifier", "label-match": "zero-shot CLIP"}
