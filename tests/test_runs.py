@@ -82,9 +82,8 @@ def test_bf16_finds_the_same_labels(tmp_path):
     for prec in ("fp32", "bf16"):
         assert main_phase1.main([*flags, "--prec", prec, "--output_dir", str(tmp_path / prec)])["prec"] == prec
         found.append(np.load(tmp_path / prec / "digits/sym-0.4/seed0/deft/clean_mask.npz"))
-    assert (
-        np.mean(found[0]["mask"] == found[1]["mask"]) >= 0.93
-    )  # of few images after few epochs; chance is near a half
+    # of few images after few epochs; chance is near a half
+    assert np.mean(found[0]["mask"] == found[1]["mask"]) >= 0.93
     assert 1e-4 < np.abs(found[0]["p_clean"] - found[1]["p_clean"]).mean() < 0.06
 
 
