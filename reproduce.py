@@ -30,8 +30,9 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from utils.config import DEFAULTS, UserError, load_config, nearest, parse_flags, pick, read_yaml, whole_numbers
+from utils.config import DEFAULTS, UserError, brief, load_config, nearest, parse_flags, pick, read_yaml, whole_numbers
 from utils.files import slug
+from utils.lock import UNSUPPORTED
 from utils.start import run_main
 from utils.summaries import read_log, read_summary
 
@@ -39,9 +40,10 @@ HERE = Path(__file__).resolve().parent
 NOISE_KEYS = ("noise_mode", "noise_ratio", "image_noise", "image_noise_level", "image_noise_on")  # named by the folder
 TABLE_KEYS = {  # of a file of tables: the keys that every entry of a group has, and those that it may have
     "datasets": (["yaml"], ["real", "flags"]),
-    "profiles": (["datasets", "backbones"], []),
+    "profiles": (["datasets", "backbones"], ["lacks"]),
     "tables": (["title", "datasets", "methods"], "columns set flags_to metrics settings paper plot".split()),
 }
+LEDGER_KEYS = {"script", "flags", "settings", "folder", "seconds"}
 NOT_COMPARED = set(  # of two runs: time, place and machine; class names, which older records lack, are in the identity
     "seconds images_per_second peak_memory_gb peak_cuda_memory_gb git_commit checksum mask device versions class_names".split()
 )
@@ -172,11 +174,14 @@ def make_cell(
     place = (stands_for, *place[1:])
     dataset = pick(known["datasets"], stands_for, "datasets")
     flags = table.get("set", {}) | dataset.get("flags", {}) | flags
+    method = headings(table["methods"])[place[1]]
+    for reason in (why for name, why in profile.get("lacks", {}).items() if name in (method, place[2])):
+        return Cell(place, None, reason)
     if "backbone" in flags and profile:
         if flags["backbone"] not in profile["backbones"]:
             return Cell(place, None, f"the profile has nothing for the backbone {flags['backbone']}")
         del flags["backbone"]  # that of the YAML files stands for it
-    commands = pick(known["methods"], headings(table["methods"])[place[1]], "methods")
+    commands = pick(known["methods"], method, "methods")
     noise, step = {key: value for key, value in flags.items() if key in NOISE_KEYS}, None
     for command in commands:
         all_flags = command == commands[-1] or table.get("flags_to") != "last"
@@ -189,7 +194,7 @@ def make_cells(
 ) -> list[Cell]:
     """The Cells of a table that match the flags."""
     datasets = [d for d in table["datasets"] if not profile or d in profile["datasets"]]
-    return [
+    cells = [
         make_cell(table, known, profile, (dataset, method, column), flags, seed)
         for dataset in datasets
         if not args.dataset or {dataset, profile.get("datasets", {}).get(dataset)} & set(args.dataset)
@@ -198,6 +203,7 @@ def make_cells(
         if not args.noise or column in args.noise
         for seed in args.seeds
     ]
+    return list(dict.fromkeys(cells))  # one data set may stand for two of a table
 
 
 def check_names(tables: list[dict[str, Any]], profile: dict[str, Any], args: argparse.Namespace) -> None:
@@ -221,11 +227,16 @@ class Ledger:
         self.lines: list[dict[str, Any]] = []
         self.reasons: dict[Step, str] = {}  # why a Step has no summary, or one that does not count
         self._summaries: dict[Step, dict[str, Any]] = {}
-        for text in self.path.read_text(encoding="utf-8").splitlines() if self.path.is_file() else []:
+        text = self.path.read_text(encoding="utf-8", errors="replace") if self.path.is_file() else ""
+        for number, line in enumerate(text.splitlines(), 1):
             try:
-                self.lines.append(json.loads(text))
-            except ValueError:  # cut short by a kill
-                print(f"{self.path}: skipped an incomplete line", file=sys.stderr)
+                record = json.loads(line)
+            except ValueError:
+                record = None
+            if isinstance(record, dict) and LEDGER_KEYS <= record.keys():
+                self.lines.append(record)
+            else:  # cut short by a kill
+                print(f"{self.path}, line {number}: skipped, not a whole record", file=sys.stderr)
 
     def data_path(self, step: Step) -> Path | None:
         """Where the step's data lie; None for data that need no files."""
@@ -244,13 +255,17 @@ class Ledger:
         return [s for s, why in self.reasons.items() if s.after not in self.reasons and why != self.lacks(s)]
 
     def add(self, step: Step, settings: dict[str, Any], folder: str, seconds: float) -> None:
-        """Record a finished step, with the settings that it was started with."""
+        """Record a finished step, with the settings that it was started with; `seconds` of an earlier start count, too."""
+        trained = read_summary(self.output_dir / folder / "summary.json").get("seconds", 0)
         line = {"script": step.script, "flags": step.flags, "settings": settings, "data": self._data(step)}
-        text = json.dumps(line | {"folder": folder, "seconds": seconds})
+        text = json.dumps(line | {"folder": folder, "seconds": max(seconds, trained)})
         self.lines.append(json.loads(text))
         whole = not self.path.is_file() or self.path.read_bytes()[-1:] in (b"", b"\n")
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(("" if whole else "\n") + text + "\n")
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(("" if whole else "\n") + text + "\n")
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be written ({error.strerror}).") from None
 
     def _data(self, step: Step) -> str:
         path = self.data_path(step)
@@ -261,7 +276,7 @@ class Ledger:
         if not self._summaries.get(step) and step not in self.reasons:
             line = self._line(step)
             try:
-                self._summaries[step] = self._checked(step, self.output_dir / line["folder"]) if line else {}
+                self._summaries[step] = self._checked(step, line["folder"]) if line else {}
             except UserError as error:
                 self.reasons[step] = str(error)
         return self._summaries.get(step, {})
@@ -280,13 +295,17 @@ class Ledger:
                 return line if same_settings and self._data(step) == line.get("data", self._data(step)) else None
         return None
 
-    def _checked(self, step: Step, folder: Path) -> dict[str, Any]:
+    def _checked(self, step: Step, place: str) -> dict[str, Any]:
+        """The summary of a step in its folder; UserError if it is not of this run, or of other settings."""
+        folder = self.output_dir / place
         summary = read_summary(folder / "summary.json")
         if summary:
+            if _place(summary) != place:
+                raise UserError(f"{folder / 'summary.json'}: is that of {_place(summary)}.")
             settings = _yaml(folder / "config.yaml")
-            for key, value in step.flags:
-                if key in settings and str(settings[key]).lower() not in (value.lower(), _as_float(value)):
-                    raise UserError(f"{folder}: was made with {key} {settings[key]}, not {value}.")
+            for key, value in step.flags[1:]:  # after cfg
+                if str(settings.get(key)).lower() not in (value.lower(), _as_float(value)):
+                    raise UserError(f"{folder}: was made with {key} {settings.get(key)}, not {value}.")
         return summary
 
     def expected_seconds(self, step: Step) -> float | None:
@@ -314,10 +333,13 @@ def only_one(output_dir: str | Path) -> Iterator[None]:
     with (Path(output_dir) / ".reproduce.lock").open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             file.seek(0)
             other = f"another reproduce.py (process {file.read().strip()}) is at work in {output_dir}"
             raise UserError(f"output_dir: {other}; wait for it, or give --output_dir another folder.") from None
+        except OSError as error:
+            if error.errno not in UNSUPPORTED:
+                raise
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
@@ -379,7 +401,9 @@ class Runner:
             gpu = self.free.get()
             code, folder, last = self._watch(words, gpu)
             self.free.put(gpu)
-            if code:
+            if code < 0:
+                reasons[step] = f"{words[0]} was killed ({signal.Signals(-code).name})"
+            elif code:
                 reasons[step] = last.removeprefix("error: ") or f"{words[0]} ended with exit code {code}"
             elif not folder:
                 reasons[step] = f"{words[0]} did not say where its run is"
@@ -390,8 +414,6 @@ class Runner:
 
     def _watch(self, words: list[str], gpu: str | None) -> tuple[int, str | None, str]:
         """Run a command and echo its output. Returns its exit code, the run's folder, and its last line."""
-        # other lines name other runs, such as the one whose mask is used
-        place = re.compile(rf"(?:results|already finished): {re.escape(str(self.args.output_dir))}/(.+)")
         folder, last = None, ""
         threads = {} if self.gpus else {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // self.jobs))}
         child = subprocess.Popen(
@@ -408,7 +430,9 @@ class Runner:
         for line in child.stdout or ():
             last = line.strip() or last
             print(f"    {line.rstrip()}", file=sys.stderr, flush=True)
-            folder = found[1] if (found := place.match(line)) else folder
+            # other lines name other runs, such as the one whose mask is used
+            if found := re.match(r"(?:results|already finished): (.+)", line):
+                folder = str(Path(found[1]).relative_to(self.args.output_dir))
         self.children.discard(child)
         return child.wait(), folder, last
 
@@ -466,16 +490,27 @@ def differences(folder: Path, again: Path) -> list[str]:
         summary = read_summary(folder / "summary.json")
         return summary | ({"verdict": summary["verdict"]["level"]} if "verdict" in summary else {})
 
+    def arrays_of(mask: Path) -> dict[str, Any]:
+        try:
+            return dict(np.load(mask, allow_pickle=False))
+        except Exception as error:  # a damaged zip, objects …
+            raise UserError(f"{mask}: not a mask file ({brief(error)}).") from None
+
     def changed(old: dict[str, Any], new: dict[str, Any], place: str = "") -> list[str]:
         keys = [k for k in dict.fromkeys([*old, *new]) if k not in NOT_COMPARED and old.get(k) != new.get(k)]
         return [f"{place}{key}: {old.get(key)} before, {new.get(key)} now" for key in keys]
 
     out = changed(of_run(folder), of_run(again))
-    for old, new in zip(read_log(folder), read_log(again)):
+    logs = read_log(folder), read_log(again)
+    if len(logs[0]) != len(logs[1]):
+        out.append(f"log.jsonl: {len(logs[0])} epochs before, {len(logs[1])} now")
+    for old, new in zip(*logs):
         out += changed(old, new, f"epoch {old['epoch']}, ")
     masks = [f / "clean_mask.npz" for f in (folder, again)]
-    if masks[0].is_file():
-        old, new = (dict(np.load(mask, allow_pickle=False)) for mask in masks)
+    if masks[0].is_file() != masks[1].is_file():
+        out.append(f"clean_mask.npz: {'missing now' if masks[0].is_file() else 'there now'}")
+    elif masks[0].is_file():
+        old, new = map(arrays_of, masks)
         for key, array in old.items():
             if key not in new:
                 out.append(f"clean_mask.npz, {key}: missing now")
@@ -538,7 +573,8 @@ def results_of(
 
 
 def _place(summary: dict[str, Any]) -> str:
-    return f"{summary['dataset']}/{summary['noise']}/seed{summary['seed']}/{summary['name']}"
+    """The folder of a run, below output_dir."""
+    return f"{slug(summary['dataset'])}/{slug(summary['noise'])}/seed{summary['seed']}/{summary['name']}"
 
 
 def read_flags(argv: list[str] | None) -> argparse.Namespace:
@@ -576,6 +612,8 @@ def main(argv: list[str] | None = None) -> dict[str, list[dict[str, Any]]]:
         found = verify(args.verify)
         print("\n".join(found) if found else f"{args.verify}: the same again")
         sys.exit(1 if found else 0)
+    if args.plots:
+        _make_folder(args.plots)
     from report.comparison import FORMATS, compare, plot
 
     known, show = read_tables(args.tables), pick(FORMATS, args.format, "--format")
@@ -604,13 +642,20 @@ def main(argv: list[str] | None = None) -> dict[str, list[dict[str, Any]]]:
             continue
         metrics = table.get("metrics") or table["settings"]
         out[name] = compare(results_of(cells[name], table, ledger), metrics, paper.get(name), table.get("paper"))
-        if args.plots and "plot" in table:
-            plot(out[name], table["plot"], Path(args.plots) / f"{name}.png")
     if out:
         print(show({f"{name}: {tables[name]['title']}": rows for name, rows in out.items()}))
+    for name in (name for name in out if args.plots and "plot" in tables[name]):
+        plot(out[name], tables[name]["plot"], Path(args.plots) / f"{name}.png")
     if not args.dry_run:
         check_complete(steps, ledger)
     return out
+
+
+def _make_folder(path: str) -> None:
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--plots: {path}: no folder can be made there ({error.strerror}).") from None
 
 
 def check_complete(steps: list[Step], ledger: Ledger) -> None:

@@ -53,7 +53,8 @@ if not (folder / "summary.json").is_file():
     for epoch in range(int(flags["epochs"]) if "epochs" in flags else 3):
         time.sleep(0.02)
     value = 50 + 10 * float(flags["noise_ratio"]) + int(flags["seed"])
-    summary = {summary!r} | {{"name": name, "seed": int(flags["seed"]), "precision": value / 100, "acc_last": value}}
+    summary = {summary!r} | {{"name": name, "seed": int(flags["seed"]), "noise": folder.parent.parent.name}}
+    summary |= {{"precision": value / 100, "acc_last": value, "seconds": 60}}
     write_summary(folder / "summary.json", with_checksum(summary))
 print(f"results: {{folder}}")
 if {after!r}:  # the last line names another run
@@ -132,6 +133,56 @@ def test_runs_once_and_compares(toy, capsys):
     assert "its settings were changed while it ran" in capsys.readouterr().out
 
 
+def test_a_summary_in_the_place_of_another_run(toy, capsys):
+    """Copied by hand, or stripped of what shows an edit: no figure, and an error."""
+    flags = "--table", "1", "--dataset", "toy", "--noise", "sym_0.2", "--seeds", "0", "1"
+    toy(*flags)
+    runs = Path("out dir/toy/sym-0.2")
+    there, other = (runs / seed / "deft" / "summary.json" for seed in ("seed0", "seed1"))
+    original = there.read_text()
+    for text, settings, message in (
+        (other.read_text(), "", "summary.json: is that of toy/sym-0.2/seed1/deft"),
+        (re.sub(r',\s*"checksum": "\w+"', ', "version": "1"', original).replace("0.52", "0.5"), "", "modified after"),
+        (original, "noise_mode: sym", "was made with noise_ratio None, not 0.2"),
+    ):
+        there.write_text(text)
+        (runs / "seed0/deft/config.yaml").write_text(settings or "noise_mode: sym\nnoise_ratio: 0.2\nseed: 0\n")
+        capsys.readouterr()
+        with pytest.raises(UserError, match="1 of the runs failed or do not count"):
+            toy(*flags)
+        assert message in (out := capsys.readouterr().out) and "| 53.00 (1) [1] / 50.00" in out
+
+
+def test_a_killed_run_says_so(toy, capsys):
+    script = Path("main_phase1.py")
+    script.write_text(
+        "import os, signal\nprint('epoch 3/40: loss 0.6', flush=True)\nos.kill(os.getpid(), signal.SIGKILL)"
+    )
+    with pytest.raises(UserError, match="1 of the runs failed"):
+        toy("--table", "1", "--dataset", "toy", "--noise", "sym_0.2")
+    assert "[1] main_phase1.py was killed (SIGKILL)" in capsys.readouterr().out
+
+
+def test_records_that_were_edited(toy, capsys):
+    flags = "--table", "1", "--dataset", "toy", "--noise", "sym_0.2"
+    rows = toy(*flags)
+    with Path("out dir/reproduce.jsonl").open("ab") as file:
+        file.write(b"{}\n[]\n\xff\n")
+    assert toy(*flags) == rows and len(starts()) == 2
+    capsys.readouterr()
+    toy(*flags, "--seeds", "2", "--dry_run")
+    out, err = capsys.readouterr()
+    assert err.count("skipped, not a whole record") == 3 and "out dir/reproduce.jsonl, line 3: skipped" in err
+    assert "2 commands to run, 0 finished; expected: 2 min" in out  # a minute each, as the runs say themselves
+
+
+def test_pictures_need_a_folder(toy):
+    Path("file").touch()
+    with pytest.raises(UserError, match="--plots: file: no folder can be made there"):
+        toy("--table", "1", "--plots", "file")
+    assert not starts()
+
+
 def test_failures_and_variants_in_the_table(toy, capsys):
     with pytest.raises(UserError, match="2 of the runs failed or do not count; the table says why"):
         toy("--table", "2", "--jobs", "2", "--format", "csv")
@@ -155,7 +206,7 @@ def test_a_seed_counts_once(toy):
 
 
 def test_the_folder_of_runs_may_be_written_in_any_way(toy):
-    for folder in ("out/", "./other"):
+    for folder in ("out/", "./other", "."):
         rows = toy("--table", "1", "--dataset", "toy", "--noise", "sym_0.2", "--output_dir", folder)["table1"]
         assert [row["missing"] for row in rows] == ["", ""], folder
 
@@ -312,7 +363,7 @@ def test_killed_and_started_again(toy, capsys):
     for _ in range(2):
         rows = reproduce.main(flags)["table1"]
         assert [(row["ours"], row["n"]) for row in rows] == [(expected[row["column"]], 1) for row in rows]
-    assert "skipped an incomplete line" in capsys.readouterr().err
+    assert re.search(r"reproduce.jsonl, line \d: skipped, not a whole record", capsys.readouterr().err)
 
 
 def test_unknown_names():
@@ -400,14 +451,56 @@ def test_every_figure_of_the_paper_has_a_cell(name):
     )
 
 
+# of the paper's file: settings, which the tests below and test_clipcleaner_training.py compare with the YAML files …
+SETTINGS = "implementation_in_paper configuration_in_code hyperparameters_in_readme_commands defaults_in_code".split()
+# … words on the code and on other papers, and curves without printed values
+WORDS = "paper code_facts figures oddities_to_expect missing selection_in_code fm_srm_port ido dkaf noisegpt".split()
+
+
 def test_paper_figures_are_the_verified_ones():
+    """Reads every block of the paper's file: it is one of ours, of known settings or words, or was read second hand."""
     if not PAPER.is_file():
         pytest.skip("the paper's file is not here")
-    blocks = yaml.safe_load(PAPER.read_text())["deft"]
-    for name, block in blocks.items():
-        if name.startswith("table"):
-            assert block["verified"] is True and FIGURES[name.split("_")[0]] == block["values"]
-    assert FIGURES.keys() == {name.split("_")[0] for name in blocks if name.startswith("table")}
+    content = yaml.safe_load(PAPER.read_text())
+    tables = {name.split("_")[0]: block for name, block in content["deft"].items() if name.startswith("table")}
+    assert {name: block["values"] for name, block in tables.items()} == FIGURES
+    assert all(block["verified"] is True for block in tables.values())
+    for paper in content.keys() - {"about"}:
+        for name, block in content[paper].items():
+            second_hand = isinstance(block, dict) and block.get("verified") is False
+            assert second_hand != (name in [*SETTINGS, *WORDS] or name.split("_")[0] in tables), name
+
+
+def test_the_yaml_files_hold_the_published_settings():
+    if not PAPER.is_file():
+        pytest.skip("the paper's file is not here")
+    published = yaml.safe_load(PAPER.read_text())["deft"]
+    code, paper = published["configuration_in_code"], published["implementation_in_paper"]
+    one, two, both = code["phase1_peft"], code["phase2_fft"], code["common"]
+    assert (one["lr"], one["vpt_len"], one["n_ctx"], two["lr"]) == (
+        paper["phase1"]["lr"],
+        paper["visual_prompt_length"],
+        paper["textual_prompt_length"],
+        paper["phase2"]["lr"],
+    )
+    for name, warmup in code["phase1_warmup"].items():
+        file = {"cifar100n": "cifar100N"}.get(name, name)
+        cfg = load_config(["--cfg", f"config/PEFT/{file}.yaml"])
+        shared = {key: both[key] for key in ("epochs", "batch_size", "weight_decay", "momentum", "seed")}
+        expected = shared | {"warmup": warmup} | {key: one[key] for key in ("lr", "vpt_len", "n_ctx")}
+        expected |= {
+            "backbone": paper["clip_backbone"],
+            "vpt_deep": one["vpt"] == "deep",
+            "lora_dim": 8,
+            "adapter_dim": 8,
+        }
+        assert {key: getattr(cfg, key) for key in expected} == expected, file
+        tuning = load_config(["--cfg", f"config/FFT/{file}.yaml"])
+        expected = shared | {"lr": two["lr"], "finetune": True, "backbone": paper["clip_backbone"]}
+        expected["warmup"] = code["phase2_config_warmup_used_by_gmm_and_small_loss_baselines"][name]
+        if name in code["noise_ratio_field"]:
+            expected["noise_ratio"] = code["noise_ratio_field"][name]
+        assert {key: getattr(tuning, key) for key in expected} == expected, file
 
 
 def quoted(path):
@@ -469,6 +562,13 @@ def test_profile_maps_data_and_backbones():
     by_backbone = TABLES["tables"]["table4"] | {"datasets": ["cifar100"]}
     (cell, *_) = reproduce.make_cells(by_backbone, TABLES, digits, args_of())
     assert cell.step is None and "nothing for the backbone resnet" in cell.reason
+    selection = reproduce.make_cells(TABLES["tables"]["clipcleaner_selection"], TABLES, digits, args_of())
+    assert {c.place[2]: c.reason for c in selection if not c.step} == {
+        "asym_similar_0.4": digits["lacks"]["asym_similar_0.4"]
+    }
+    # of two data sets of a table that one stands for, each run counts once
+    both = {"datasets": {"cifar100": "digits", "cub200": "digits"}, "backbones": []}
+    assert reproduce.make_cells(TABLES["tables"]["table1"], TABLES, both, args_of()) == first
 
 
 def test_profile_of_photographs():
@@ -641,6 +741,16 @@ def test_verify_of_other_data(tmp_path):
         "clean_mask.npz, p: of shape (3,) before, (4,) now",
         "clean_mask.npz, lost: missing now",
     ]
+    (tmp_path / "old/log.jsonl").write_text('{"epoch": 1}\n')
+    (tmp_path / "new/clean_mask.npz").unlink()
+    assert reproduce.differences(tmp_path / "old", tmp_path / "new") == [
+        "log.jsonl: 1 epochs before, 0 now",
+        "clean_mask.npz: missing now",
+    ]
+    for name in ("old", "new"):
+        (tmp_path / name / "clean_mask.npz").write_bytes(b"PK cut short")
+    with pytest.raises(UserError, match="old/clean_mask.npz: not a mask file"):
+        reproduce.differences(tmp_path / "old", tmp_path / "new")
 
 
 def test_verify_of_a_verdict(tmp_path):

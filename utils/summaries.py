@@ -32,7 +32,8 @@ def write_summary(path: str | Path, summary: dict[str, Any]) -> None:
 def read_summary(path: str | Path) -> dict[str, Any]:
     """The summary of a finished run, empty if the file does not exist.
 
-    Raises UserError if the file is not what the run wrote. Summaries of older versions have no checksum; they are accepted.
+    Raises UserError if the file is not what the run wrote. Those of versions that wrote neither their version nor a checksum are
+    accepted.
     """
     path = Path(path)
     if not path.is_file():
@@ -47,7 +48,7 @@ def read_summary(path: str | Path) -> dict[str, Any]:
             raise ValueError(f"it has no {lacks[0]}")
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: not the record of a run ({brief(error)}). {mend}") from None
-    if summary.get("checksum", _checksum(summary)) != _checksum(summary):
+    if summary.get("checksum", None if "version" in summary else _checksum(summary)) != _checksum(summary):
         raise UserError(f"{path}: modified after the run wrote it. {mend}")
     return summary
 
