@@ -16,11 +16,17 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from utils.config import DEFAULTS, REAL_WORLD, load_config, pick, read_yaml, settle_epochs
+from utils.config import DEFAULTS, REAL_WORLD, UserError, load_config, pick, read_yaml, settle_epochs
 from utils.start import run_main
 
 if TYPE_CHECKING:
     import numpy as np
+
+# keys that say where data are and what is done to them, which do nothing to what a notebook has in memory
+NOT_IN_MEMORY = (
+    "dataset data_path path_column split_column id_column true_label_column num_class class_names download check_data "
+    "num_samples test_fraction noise_mode noise_ratio noise_file noise_rng image_noise image_noise_level image_noise_on score"
+).split()
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
@@ -68,6 +74,9 @@ def detect(
     default = "confident-learning" if "pred_probs" in given else "auto" if given else "label-match"
     detector = detector or default
     pick({**DETECTORS, **({} if given else {"deft": None})}, detector, "detector")
+    for key in sorted(settings.keys() & {*NOT_IN_MEMORY, *(["label_column"] if labels is not None else [])}):
+        instead = "; the argument classnames has them" if key == "class_names" else ""
+        raise UserError(f"{key}: has no effect on images in memory{instead}.")
     with tempfile.TemporaryDirectory() as folder:
         cfg = _config(detector, {"output_dir": folder} | settings, Path(folder))
         cfg.script = "detect"  # which has its images from a notebook

@@ -21,9 +21,10 @@ def main(argv: list[str] | None = None, description: str | None = __doc__, **set
     from methods.masks import mask_name, trusted_samples
     from methods.pseudo_labels import PseudoLabels, pseudo_labels
     from methods.selection import precision_recall
-    from report.record import finish, is_phase1, recorded_accuracies, say_if_worse
+    from report.record import finish, folder_of_phase1, say_if_worse
     from utils.distributed import rank
     from utils.runs import Run, backbone_name, seed_folder
+    from utils.summaries import read_summary
 
     if cfg.adaptation == "none" and (cfg.noisy_samples, cfg.phase2_loss) != ("discard", "CE"):
         key = "noisy_samples" if cfg.noisy_samples != "discard" else "phase2_loss"
@@ -50,9 +51,12 @@ def main(argv: list[str] | None = None, description: str | None = __doc__, **set
         index, is_clean = known
         numbers |= precision_recall(mask[index], is_clean)
     if cfg.adaptation == "none":
-        numbers |= recorded_accuracies(path)
-        if path and is_phase1(path.parent) and rank() == 0:
-            save_text_classifier(run.folder, path.parent, data, run.device)
+        phase1 = folder_of_phase1(path)
+        numbers |= {
+            key: value for key, value in read_summary(phase1 / "summary.json").items() if key.startswith("acc_")
+        }
+        if rank() == 0:
+            save_text_classifier(run.folder, phase1, data, run.device)
         return finish(run, data, numbers)
     print(f"training on {mask.sum()} of {len(mask)} samples ({path or 'all labels are trusted'})")
     method = METHODS[cfg.phase2_loss](cfg, len(mask), data.num_classes)

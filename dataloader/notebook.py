@@ -125,6 +125,8 @@ def in_memory(
     tell the rows apart.
     """
     name, given = f"own-{cfg.name or 'notebook'}", given or {}
+    if isinstance(classnames, (str, os.PathLike, Mapping)):
+        raise UserError(f"classnames: expected a list of names, not a {type(classnames).__name__}.")
     keep = keep and images is not None
     images = _checked_images(images) if images is not None else next(iter(given.values()), None)
     if images is None:
@@ -167,6 +169,8 @@ def _checked_images(images: Any) -> Any:
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
             raise UserError(f"images: expected uint8 (N, H, W, 3), found {images.dtype} of shape {images.shape}.")
         return images
+    if isinstance(images, (str, os.PathLike, Mapping)):
+        raise UserError(f"images: expected a list of paths or Pillow images, not a {type(images).__name__}.")
     try:
         images = [x if isinstance(x, Image.Image) else os.fsdecode(os.path.abspath(x)) for x in images]
     except TypeError as error:

@@ -328,7 +328,7 @@ def tidy_names(labels: Iterable[str]) -> list[str]:
 
 def say_names(classnames: list[str], label_names: list[str]) -> None:
     """Print the class names that CLIP reads, and warn of labels that may be none and of names that do not suit CLIP."""
-    print(f"class names that CLIP reads: {shortened(classnames)}")
+    print(f"class names that CLIP reads: {shortened(classnames, 100)}")
     missing = [label for label in label_names if label.lower() in MISSING]
     if missing:
         print(f"warning: labels that look like missing values are classes now: {shortened(missing)}")

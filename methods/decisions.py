@@ -3,6 +3,7 @@
 A decision is of one image and its given label: `right`, or `wrong`, with what it is in new_label where the person said so.
 """
 
+import difflib
 import json
 import os
 from collections import Counter
@@ -18,6 +19,7 @@ from utils.config import UserError, brief, nearest
 from utils.files import from_json
 
 LOG = "decisions.jsonl"  # in a run's folder: one line a decision, only ever added to; the last one of an image counts
+COLUMNS = ("id", "path", "content", "given_label", "decision", "new_label")  # of a file of decisions
 UNDECIDED, RIGHT, WRONG = 0, 1, 2
 
 
@@ -29,7 +31,7 @@ class Decision:
     path: str
     content: str
     given_label: str
-    decision: str  # right, wrong, or in a log "": taken back
+    decision: str  # right, wrong, or "": taken back
     new_label: str = ""
     where: str = ""  # file and line, for errors
 
@@ -95,19 +97,22 @@ def _places(names: list[str]) -> dict[str, list[int]]:
 def read_decisions(path: str | Path, classes: list[str]) -> list[Decision]:
     """The Decisions of a CSV file, as the report saves it, or of a run's log (.jsonl), in the order of the file.
 
-    UserError for a row that says neither right nor wrong, or a new label that is no class.
+    An empty decision takes back an earlier one. UserError for another than right and wrong, a new label that is no class, or
+    a column that is missing or misspelt.
     """
     path, rows = Path(path), []
     if not path.is_file():
         raise UserError(f"decisions: there is no file {path}.")
     is_log = path.suffix == ".jsonl"
-    for line, fields in _log_lines(path) if is_log else read_csv(path):
+    lines = _log_lines(path) if is_log else read_csv(path)
+    if lines and not is_log:
+        _check_columns(path, list(lines[0][1]))
+    for line, fields in lines:
         where = f"{path}: line {line}"
-        known = ("id", "path", "content", "given_label", "decision", "new_label")
-        row = Decision(**{k: str(fields.get(k, "")) for k in known}, where=where)
+        row = Decision(**{k: str(fields.get(k, "")) for k in COLUMNS}, where=where)
         if not (row.id or row.path or row.content):
             raise UserError(f"{where} names no image; expected an id, a path or a content.")
-        if row.decision not in ("right", "wrong") and not (is_log and not row.decision):
+        if row.decision not in ("right", "wrong") and (row.decision or row.new_label):
             raise UserError(
                 f"{where} has the decision '{row.decision}', expected right or wrong."
                 f"{nearest(row.decision, ['right', 'wrong'])}"
@@ -120,6 +125,16 @@ def read_decisions(path: str | Path, classes: list[str]) -> list[Decision]:
             )
         rows.append(row)
     return rows
+
+
+def _check_columns(path: Path, names: list[str]) -> None:
+    """UserError where a CSV lacks a column that decisions need, or has a misspelt one; others may be there."""
+    others = {name.lower().replace(" ", "_"): name for name in names if name not in COLUMNS}
+    for column in (column for column in COLUMNS if column not in names):
+        for close in difflib.get_close_matches(column, others, n=1, cutoff=0.8):
+            raise UserError(f"{path}: has no column {column}. Did you mean it by '{others[close]}'?")
+        if column in ("given_label", "decision"):
+            raise UserError(f"{path}: has no column {column}; found {', '.join(names)}.")
 
 
 def _log_lines(path: Path) -> list[tuple[int, dict[str, str]]]:
@@ -154,13 +169,13 @@ def by_image(
         if not indices:
             missing.setdefault(reason, []).append(row)
         for i in indices:
-            if images.label(i) != row.given_label:
+            if row.decision and images.label(i) != row.given_label:
                 row = replace(row, given_label=row.new_label, decision="right", new_label="")
             before = found.get(i)
             if before and not last_counts and said(before) != said(row):
                 raise UserError(
-                    f"{before.where} says {' '.join(said(before))}, {row.where.rsplit(': ')[-1]} says "
-                    f"{' '.join(said(row))} of the same image ({row.id or row.path or row.content})."
+                    f"{before.where} says {_in_words(before)}, {row.where.rsplit(': ')[-1]} says "
+                    f"{_in_words(row)} of the same image ({row.id or row.path or row.content})."
                 )
             found[i] = row
     return found, missing
@@ -169,6 +184,10 @@ def by_image(
 def said(row: Decision) -> tuple[str, str]:
     """(decision, new label) of a Decision, to compare."""
     return row.decision, row.new_label if row.decision == "wrong" else ""
+
+
+def _in_words(row: Decision) -> str:
+    return " ".join(filter(None, said(row))) or "nothing"
 
 
 class Log:
@@ -210,18 +229,21 @@ def settle(
     if file:
         source = file
         rows = read_decisions(file, data.label_names)
-        if not rows:
-            raise UserError(f"{file}: holds no decision.")
         new, missing = by_image(rows, images, Path(file).suffix == ".jsonl")
-        changed = {i: row for i, row in new.items() if i not in decided or said(decided[i]) != said(row)}
-        replaced = len(changed.keys() & decided.keys())
+        missing = {why: [row for row in lost if row.decision] for why, lost in missing.items()}
+        changed = {i: row for i, row in new.items() if said(row) != (said(decided[i]) if i in decided else ("", ""))}
+        if not changed and not any(row.decision for row in rows):
+            raise UserError(f"{file}: holds no decision.")
+        taken_back = sum(not row.decision for row in changed.values())
+        replaced = len(changed.keys() & decided.keys()) - taken_back
         if changed:
             log.add(images.row(i, *said(row)) for i, row in changed.items())
             print(
-                f"{file}: new decisions added to {log.path}: {len(changed)}"
+                f"{file}: new decisions added to {log.path}: {len(changed) - taken_back}"
                 + (f", {replaced} of them replace earlier ones" if replaced else "")
+                + (f"; taken back: {taken_back}" if taken_back else "")
             )
-        decided |= new
+        decided = {i: row for i, row in (decided | new).items() if row.decision}
     lost = [i for i in decided if there is not None and not there[i]]
     if lost:
         missing["is gone or has changed"] = [decided.pop(i) for i in lost]

@@ -58,8 +58,9 @@ def confident_learning(inputs: Inputs) -> Detection:
 
     Trusted is what cleanlab finds no label issue in; p_clean is its label quality score, self-confidence.
     """
-    from cleanlab.filter import find_label_issues
-    from cleanlab.rank import get_label_quality_scores
+    with warnings.catch_warnings():  # the import would silence every warning of the process
+        from cleanlab.filter import find_label_issues
+        from cleanlab.rank import get_label_quality_scores
 
     p = inputs.pred_probs
     if p is None:

@@ -105,7 +105,7 @@ def _rows_of(saved: dict[str, np.ndarray], data: Dataset, path: Path) -> np.ndar
             text = f"{path}: {what} {which.sum()} of the {len(rows)} training images"
             if np.mean(new | changed) > 0.5:
                 raise UserError(f"{text}: {names}.")
-            print(f"{text}, which are not trained on: {names}")
+            print(f"{text}, which are not trained on unless you decided about them: {names}")
     return np.where(changed, -1, rows)
 
 
@@ -169,13 +169,14 @@ def find_mask(mask: str, seed_folder: Path) -> Path:
     there = [p.parent.name for p in seed_folder.glob("*/clean_mask.npz")]
     renamed = []
     if not there and seed_folder.parts[-3].startswith("own-"):
-        renamed = sorted(seed_folder.parents[2].glob(f"own-*/*/*/{Path(mask).name}/clean_mask.npz"))
+        runs = seed_folder.parents[2].glob(f"own-*/*/*/{Path(mask).name}/clean_mask.npz")
+        renamed = sorted({run.parts[-5].removeprefix("own-") for run in runs})
     raise UserError(
         f"mask: no clean mask at {path}; run phase 1 with the same data set, noise and seed first, or "
         f"give --mask FILE, or --mask all to trust every label.{' Masks there: ' + ', '.join(there) + '.' if there else ''}"
         f"{nearest(mask, there)}"
         + (
-            f" If your images had another name when it ran, give that: --name {renamed[0].parts[-5][4:]}."
+            f" If your images had another name when it ran, give that: --name {' or '.join(renamed)}."
             if renamed
             else ""
         )

@@ -20,6 +20,7 @@ TEXT_TELLS = 0.7  # chosen on the digits: with texts that know less of what the 
 # share of suspects: more than any real data set known, and more than a classifier could learn from
 MANY, MOST = 0.7, 0.9
 COLLAPSE = 0.8  # of its best test accuracy, below which a training has failed
+FEW = 5  # labels of a class below which its accuracy is left out of a mean over classes
 CLASS = 10  # labels of a class from which on it counts that none of them is trusted
 
 NO_NAMES = "main_detect.py --detector auto or confident-learning, which need no class names"
@@ -35,9 +36,10 @@ LOOK = "look at the first suspects (python -m report.page RUN) before you use th
 def evidence(of: str, hits: np.ndarray, counts: np.ndarray) -> dict[str, Any]:
     """What is known of predictions, for a summary: hits (K,) of counts (K,) labels of each class.
 
-    `lower` is a bound below the accuracy; that of a class of which few labels are known counts as near one half.
+    Classes of fewer labels than FEW say nothing and are left out, unless all are. `lower` is a bound below the accuracy; that
+    of a class of which few labels are known counts as near one half.
     """
-    there = counts > 0
+    there = counts >= min(FEW, counts.max())
     hits, counts = hits[there], counts[there]
     shrunk = (hits + 1) / (counts + 2)
     deviation = np.sqrt(np.sum(shrunk * (1 - shrunk) / (counts + 2))) / len(counts)

@@ -19,10 +19,11 @@ def main(argv: list[str] | None = None) -> None:
     parser = command_parser("page", __doc__)
     add_run_flags(parser)
     args = parse_flags(parser, argv)
+    from methods.decisions import UNDECIDED
     from report.pictures import draw_suspects
     from report.render import heading, label_sections, other_sections, page_html
     from report.similar import find_features
-    from report.suspects import read_run, write_labels, write_suspects
+    from report.suspects import fixed_labels, read_run, write_labels, write_suspects
     from utils.files import write_text
 
     cfg, arrays, data, summary = read_run(args.run, args.data_path, args.decisions)
@@ -34,9 +35,11 @@ def main(argv: list[str] | None = None) -> None:
     write_labels(folder, data, arrays, args.relabel_above)
     draw_suspects(data, arrays, folder / "suspects.png", heading(summary, arrays["mask"]))
     write_text(folder / "report.html", page_html(folder, data, arrays, summary, sections, features))
+    new = int((fixed_labels(arrays, args.relabel_above)[1] & arrays["there"] & (arrays["decision"] == UNDECIDED)).sum())
     print(
         f"all suspects, worst first: {folder / 'suspects.csv'}\n"
-        f"labels to train on: {folder / 'labels_clean.csv'}, {folder / 'labels_fixed.csv'}\n"
+        f"labels to train on: {folder / 'labels_clean.csv'}, {folder / 'labels_fixed.csv'}"
+        f"{f' (in which the detector alone has changed {new}; look at some first)' if new else ''}\n"
         f"to review: {folder / 'report.html'}, or python -m report.review {folder}"
     )
 

@@ -47,6 +47,8 @@ def _pixels(path: str, info: dict[str, Any]) -> "torch.Tensor | UserError":
     """uint8 (3, pixels, pixels) as the run saw its test images, or why the file cannot be read."""
     from dataloader.transforms import centre_crop, decode
 
+    if not os.path.isfile(path):  # a pipe may never end
+        return UserError(f"{path}: not a file.")
     try:
         image = decode(path, info["resize"], info["pixels"] if info["short_side"] else None)
     except UserError as error:
@@ -89,6 +91,7 @@ def main(argv: list[str] | None = None) -> None:
         "--csv", metavar="FILE", help="write a CSV file instead, with the columns path, label, probability, label_2, …"
     )
     flags = parse_flags(parser, argv)
+    from dataloader.rows import shortened
     from model.saved import load_classifier
     from utils.device import pick_device
 
@@ -118,7 +121,9 @@ def main(argv: list[str] | None = None) -> None:
         write_csv(flags.csv, rows)
     if broken:
         rest = f"; {flags.csv} is written, with the other {len(rows) - 1}" if flags.csv else ""
-        raise UserError(f"{len(broken)} of {len(paths)} files could not be read as images, first {broken[0]}{rest}.")
+        raise UserError(
+            f"{len(broken)} of {len(paths)} files could not be read as images: {shortened(broken, 5)}{rest}."
+        )
 
 
 if __name__ == "__main__":

@@ -72,17 +72,11 @@ def say_where(run: Run) -> None:
     print(f"how many labels are wrong: python -m report.estimate {run.folder}")
 
 
-def recorded_accuracies(mask_path: Path | None) -> dict[str, Any]:
-    """The test accuracies of phase 1's text classifier, from the record of the run that made a mask."""
-    if mask_path is None:
-        raise UserError("adaptation: none shows the accuracy of phase 1, of which --mask all has none.")
-    record = mask_path.parent / "summary.json"
-    if not record.is_file():
-        raise UserError(
-            f"adaptation: none shows the accuracy of phase 1, but there is no finished run beside {mask_path}."
-        )
-    summary = read_summary(record)
-    return {k: v for k, v in summary.items() if k.startswith("acc_")}
+def folder_of_phase1(mask_path: Path | None) -> Path:
+    """The folder of the run of phase 1 that made a mask; UserError where it was another detector, or no run is there."""
+    if mask_path is None or not is_phase1(mask_path.parent):
+        raise UserError(f"adaptation: none takes the classifier of phase 1, and {mask_path or '--mask all'} has none.")
+    return mask_path.parent
 
 
 def is_phase1(folder: Path) -> bool:

@@ -186,7 +186,7 @@ function count() {
   const wrong = done.filter((s) => decisionOf(s).decision === "wrong").length;
   find("count").textContent = `${shown.length} shown; reviewed: ${done.length} of ${all.length}, `
     + `${wrong} wrong, ${done.length - wrong} right`;
-  find("export").disabled = !suspects.some(isReviewed);
+  find("export").disabled = !suspects.some((s) => decided.has(s.image));
   find("start").disabled = !shown.length;
 }
 find("cards").addEventListener("click", ({target}) => {
@@ -212,7 +212,7 @@ for (const id of ["given", "suggested", "which", "order"]) find(id).addEventList
 
 find("export").addEventListener("click", () => {
   const quote = (field) => /[",\r\n]/.test(field) ? '"' + field.replaceAll('"', '""') + '"' : field;
-  const lines = suspects.filter(isReviewed)
+  const lines = suspects.filter((s) => decided.has(s.image))  // those taken back, too, without a decision
     .map((s) => [...s.row, decisionOf(s).decision, decisionOf(s).new_label]);
   const text = [[...page.header, "decision", "new_label"], ...lines].map((line) => line.map(quote).join(",") + "\n").join("");
   const link = element("a", {href: URL.createObjectURL(new Blob([text], {type: "text/csv"})), download: page.name});

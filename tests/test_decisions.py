@@ -242,7 +242,38 @@ def test_rows_that_cannot_be(run, tmp_path, change, message):
         read_run(run, decisions=tmp_path / "none.csv")
 
 
+@pytest.mark.parametrize(
+    "header, message",
+    [
+        ("id,path,given_label,decision,newlabel", "has no column new_label. Did you mean it by 'newlabel'?"),
+        ("ID,Path,given_label,decision", "has no column id. Did you mean it by 'ID'?"),
+        ("path,decision,new_label", "has no column given_label; found path, decision, new_label"),
+        ("path,given_label,true_label", "has no column decision; found path"),
+    ],
+)
+def test_columns_that_are_missing_or_misspelt(run, tmp_path, header, message):
+    ticks = tmp_path / "ticks.csv"
+    ticks.write_text(header + "\n" + "," * header.count(",") + "\n")
+    with pytest.raises(UserError, match="ticks.csv: " + message.replace("?", r"\?")):
+        read_run(run, decisions=ticks)
+
+
 # --- the run keeps decisions
+
+
+def test_a_decision_is_taken_back(run, tmp_path, capsys):
+    """By a row without one; other rows without a decision mean nothing."""
+    a, b, c = rows_of(run / "suspects.csv")[:3]
+    decided(run, decisions=write(tmp_path / "1.csv", a | {"decision": "wrong"}, b | {"decision": "right"}))
+    rows = [row | {"decision": decision} for row, decision in ((a, ""), (b, "wrong"), (c, ""))]
+    capsys.readouterr()
+    assert decided(run, decisions=write(tmp_path / "2.csv", *rows)) == {b["path"]: "wrong "}
+    assert "decisions.jsonl: 1, 1 of them replace earlier ones; taken back: 1\n" in capsys.readouterr().out
+    assert decided(run) == {b["path"]: "wrong "}
+    with pytest.raises(UserError, match="3.csv: holds no decision"):
+        decided(run, decisions=write(tmp_path / "3.csv", c | {"decision": ""}))
+    with pytest.raises(UserError, match="4.csv: line 2 has the decision '', expected right or wrong"):
+        decided(run, decisions=write(tmp_path / "4.csv", b | {"decision": "", "new_label": "six"}))
 
 
 def test_a_file_of_decisions_that_is_not_there(run, tmp_path):

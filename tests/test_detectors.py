@@ -4,6 +4,8 @@ import csv
 import json
 import os
 import shutil
+import sys
+import warnings
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -24,7 +26,7 @@ from dataloader.load import DATASETS, load_data
 from dataloader.transforms import normalise
 from main_detect import detect
 from methods.deft import build_detector
-from methods.detectors import DETECTORS, clip_margin, out_of_fold
+from methods.detectors import DETECTORS, clip_margin, confident_learning, out_of_fold
 from methods.inputs import Inputs
 from methods.masks import load_mask
 from methods.selection import clean_probability, detection_quality, precision_recall
@@ -201,13 +203,29 @@ def test_detect_in_a_notebook(tmp_path):
             r"images: 1 of 200 files cannot be read, first .*gone.png \(missing\); skip_",
         ),
         ((paths, labels, None, "deftt"), "detector: unknown name 'deftt'.*Did you mean deft"),
+        ((str(tmp_path / "data"), labels), "images: expected a list of paths or Pillow images, not a str"),
+        ((paths, labels, "names.txt"), "classnames: expected a list of names, not a str"),
+        ((paths, numbers, dict(enumerate(DIGITS))), "classnames: expected a list of names, not a dict"),
     ]:
         with pytest.raises(UserError, match=message):
             detect(*args, **settings)
     with pytest.raises(UserError, match="--epoch: unknown flag. Did you mean --epochs"):
         detect(paths, labels, epoch=3)
+    for key, value in {"noise_mode": "sym", "score": "test", "class_names": DIGITS, "label_column": "x"}.items():
+        with pytest.raises(UserError, match=f"{key}: has no effect on images in memory"):
+            detect(paths, labels, **{key: value})
     with pytest.raises(UserError, match="templates: 'it, has none' has no {}"):  # lists are not read as text
         detect(paths, labels, templates=["a photo of a {}, a digit.", "it, has none"], **settings)
+
+
+def test_warnings_survive_cleanlab(monkeypatch):
+    """Its import silences every warning of the process, the one of a verdict among them."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == "cleanlab"]:
+        monkeypatch.delitem(sys.modules, name)
+    before = list(warnings.filters)
+    labels = np.repeat([0, 1], 20)
+    confident_learning(SimpleNamespace(labels=labels, pred_probs=np.eye(2)[labels] * 0.8 + 0.1))
+    assert warnings.filters == before and "cleanlab.filter" in sys.modules
 
 
 def test_detect_takes_what_a_notebook_has(tmp_path, monkeypatch):
@@ -299,6 +317,10 @@ def test_a_finished_detector_scores_other_labels(cell, tmp_path, capsys, monkeyp
     with pytest.raises(UserError, match="score: there is no folder or file tset"):
         main_phase1.main(phase1(out, "--score", "tset"))
     assert (out / "digits/sym-0.4/seed0/deft/clean_mask.npz").read_bytes() == before
+    with pytest.raises(
+        UserError, match="--cfg: .*deft/config.yaml is of a run that main_phase1.py made; score with that"
+    ):
+        main_detect.main([*of_the_run, "--score", "test"])
     zero_shot = main_detect.main([*detection(tmp_path), "--score", "test"])
     assert zero_shot["name"] == "label-match/score-test" and zero_shot["num_train"] == 1438
     with pytest.raises(

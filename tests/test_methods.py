@@ -170,8 +170,11 @@ def test_adaptation_none_peft_and_fft(cell, tmp_path):
     assert load_config(["--cfg", "config/PEFT/cifar100.yaml", "--adaptation", "fft"]).lr == 5e-4  # not phase 1's
     assert load_config(phase2(tmp_path, "--adaptation", "peft", "--lr", "0.5")).lr == 0.5
     np.save(tmp_path / "mask.npy", np.ones(359, dtype=bool))
-    with pytest.raises(UserError, match="no finished run beside"):
-        main_phase2.main(phase2(tmp_path, "--mask", str(tmp_path / "mask.npy"), "--adaptation", "none"))
+    for other in (tmp_path / "mask.npy", out / "digits/sym-0.4/seed0/label-match/clean_mask.npz", "all"):
+        with pytest.raises(
+            UserError, match=f"adaptation: none takes the classifier of phase 1, and .*{other} has none"
+        ):
+            main_phase2.main(phase2(tmp_path, "--mask", str(other), "--adaptation", "none"))
     (tmp_path / "names.txt").write_text("\n".join(f"digit {k}" for k in range(10)))
     with pytest.raises(UserError, match="seed0/deft was trained with other class names"):
         main_phase2.main(

@@ -144,11 +144,12 @@ def test_predict_prints_label_and_probability(own_run, tmp_path, capsys):
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "good.png").write_bytes(Path(data.test.images[0]).read_bytes())
     (tmp_path / "bad.png").write_bytes(b"no image")
-    with pytest.raises(UserError, match="1 of 2 files could not be read as images, first .*bad.png"):
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(UserError, match="2 of 3 files could not be read as images: .*bad.png, .*pipe.png"):
         predict.main([str(folder), str(tmp_path), "--device", "cpu"])
     assert capsys.readouterr().out.splitlines()[0].split("\t")[1:] == rows[0][1:]
     with pytest.raises(
-        UserError, match="1 of 2 files could .* first .*bad.png; .*out.csv is written, with the other 1"
+        UserError, match="2 of 3 files could .*bad.png, .*pipe.png; .*out.csv is written, with the other 1"
     ):
         predict.main([str(folder), str(tmp_path), "--device", "cpu", "--csv", str(tmp_path / "out.csv")])
     assert len((tmp_path / "out.csv").read_text().splitlines()) == 2

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 import report.page as report
+from methods.decisions import Log
 from report import render
 from report.server import Review, serve
 from report.suspects import read_run
@@ -213,6 +214,13 @@ def test_decisions_by_mouse_and_keyboard_end_in_a_file(browser, nasty_run, tmp_p
     show(browser, run / "report.html")
     assert names(browser) == [labels(row) for i, row in enumerate(suspects) if i not in decided]
     assert f"reviewed: 5 of {len(suspects)}, 3 wrong, 2 right" in text(browser, "count")
+
+    saved.unlink()  # Chromium writes the next one in its place
+    choose(browser, "which", "reviewed")  # what is taken back on the page is taken back in the run
+    button(0, "wrong").click()
+    assert f"reviewed: 4 of {len(suspects)}, 2 wrong, 2 right" in text(browser, "count")
+    report.main([str(run), "--decisions", str(saved_csv(browser))])
+    assert len(Log(run).path.read_text().splitlines()) == 6 and int((read_run(run)[1]["decision"] > 0).sum()) == 4
 
 
 def test_a_sample_of_all_labels(browser, nasty_run, tmp_path):

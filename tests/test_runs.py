@@ -303,7 +303,7 @@ def test_masks_that_do_not_fit_are_refused(cell, tmp_path, capsys):
     other.digests = pixel_digests(other.images)
     assert np.array_equal(load_mask(ours, replace(data, train=other), 0), whole & (np.arange(359) != five))
     assert (
-        f"made without 1 of the 359 training images, which are not trained on: number {five}\n"
+        f"made without 1 of the 359 training images, which are not trained on unless you decided about them: number {five}\n"
         in capsys.readouterr().out
     )
     other.digests = [digest if i > 300 else f"{i:016x}" + "0" * 16 for i, digest in enumerate(other.digests)]

@@ -12,6 +12,7 @@ from methods.verdict import agreement, evidence, judge, trained_evidence
 from report import page, tables
 from tests import recipe
 from tests.helpers import detection, golden, phase2, write_clip
+from utils.config import UserError
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,10 @@ def test_a_clip_that_knows_nothing_is_not_usable_and_says_so_everywhere(blind_ru
     assert screen.startswith("not usable: zero-shot predictions agree with") and "labels look wrong" not in html
     assert html.index("<h1>Not usable") < html.index("no better than guessing") < html.index("<section")
     assert [row[3] for row in tables.make_table([summary])] == ["verdict", "not usable"]
-    main_phase2.main(phase2(out, "--mask", "label-match", "--adaptation", "none"))
+    with pytest.raises(
+        UserError, match="none takes the classifier of phase 1"
+    ):  # after the warning, nothing to wait for
+        main_phase2.main(phase2(out, "--mask", "label-match", "--adaptation", "none"))
     assert f"warning: {folder}/clean_mask.npz: not usable: " in capsys.readouterr().out
 
 
@@ -85,6 +89,16 @@ def test_guessing_passes_its_bound_rarely():
         known = agreement("", rng.choice(4, 2000, p=[0.4, 0.3, 0.2, 0.1]), LABELS)
         passed += known["lower"] > known["chance"]
     assert 0 < passed <= 20
+
+
+def test_classes_of_few_labels_say_nothing():
+    rng, passed = np.random.default_rng(0), 0
+    labels = np.repeat(np.arange(5), (100, 100, 1, 1, 1))
+    for _ in range(1000):
+        known = agreement("", rng.integers(5, size=len(labels)), labels)
+        passed += known["lower"] > known["chance"]
+    assert passed <= 20 and known["images"] == 200
+    assert agreement("", np.arange(3), np.arange(3))["images"] == 3  # where all are so small
 
 
 def test_the_other_reasons():

@@ -330,9 +330,20 @@ def load_config(
             value = text.split(",") if isinstance(keys[name].default, list) else text
             given[name] = _coerce(name, keys[name], value, f"--{name}")
     cfg = SimpleNamespace(**settings | resolved | _implied(given, resolved) | given, script=script)
+    if script and getattr(cfg, "score", "") and Path(flags.cfg).name == "config.yaml":
+        _check_script(flags.cfg, script)
     for name in given if script else ():
         keys[name].check_effect(name, cfg)
     return cfg
+
+
+def _check_script(path: str, script: str) -> None:
+    """UserError where the settings at `path` are of a run that another script made, so that it would not be this that scores."""
+    from utils.summaries import read_summary
+
+    made_by = read_summary(Path(path).with_name("summary.json")).get("script", "detect")
+    if made_by not in ("detect", script, script.replace("main_", "main_real_")):
+        raise UserError(f"--cfg: {path} is of a run that {made_by}.py made; score with that script.")
 
 
 def settle_epochs(cfg: SimpleNamespace, num_samples: int) -> None:
