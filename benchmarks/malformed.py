@@ -609,6 +609,7 @@ RECORDS = [  # of what a run left behind: file, command that reads it, content, 
     ("log.jsonl", "report.training", b"", DEFT),
     ("log.jsonl", "report.training", b'{"epoch": 1}\n{"loss": 2}\n', DEFT),
     ("log.jsonl", "report.training", b"[1]\n", DEFT),
+    ("log.jsonl", "report.training", b'{"epoch": 1, "p_clean": 3}\n', DEFT),
 ]
 
 
@@ -625,6 +626,8 @@ DECISIONS = {
     "header.csv": "path\n",
     "word.csv": HEAD + "a/0.png,a,rihgt,\n",
     "no_image.csv": HEAD + ",a,right,\n",
+    "newlabel.csv": "path,given_label,decision,newlabel\na/0.png,a,wrong,b\n",
+    "no_label.csv": "path,decision\na/0.png,right\n",
     "no_class.csv": HEAD + "a/0.png,a,wrong,c\n",
     "contradiction.csv": HEAD + "a/0.png,a,right,b\n",
     "same_label.csv": HEAD + "a/0.png,a,wrong,a\n",
