@@ -55,8 +55,8 @@ def detect(
     classnames: class names for CLIP, in the order of the sorted labels or of the numbers; the labels by default.
     features (N, D) and out-of-fold pred_probs (N, K), with columns in the order of the classes, of your own model take the
     place of CLIP's; images are then needed for a report only.
-    detector: a name in DETECTORS, or deft, which trains (phase 1); label-match where none is named, auto with features,
-    confident-learning with pred_probs. `settings` are keys of config/default.yaml, e.g. backbone, device, epochs; with
+    detector: a name in DETECTORS, or deft, which trains (phase 1); auto where none is named, confident-learning with
+    pred_probs. `settings` are keys of config/default.yaml, e.g. backbone, device, epochs; with
     output_dir the run and the features are kept, and images that are no files, as PNG, for its report. Raises UserError, and
     warns where the verdict is that the result cannot be used.
     """
@@ -71,8 +71,7 @@ def detect(
     from utils.summaries import usable, verdict_line
 
     given = own_arrays(features=features, pred_probs=pred_probs)
-    default = "confident-learning" if "pred_probs" in given else "auto" if given else "label-match"
-    detector = detector or default
+    detector = detector or ("confident-learning" if "pred_probs" in given else "auto")
     pick({**DETECTORS, **({} if given else {"deft": None})}, detector, "detector")
     for key in sorted(settings.keys() & {*NOT_IN_MEMORY, *(["label_column"] if labels is not None else [])}):
         instead = "; the argument classnames has them" if key == "class_names" else ""

@@ -101,7 +101,9 @@ def own_run(folder):
     for name in ("a", "b"):
         Place(folder, None).images(f"images/{name}")
     out = folder / "runs"
-    main_detect.main([*OWN, "--data_path", str(folder / "images"), "--output_dir", str(out)])
+    main_detect.main(
+        [*OWN, "--detector", "label-match", "--data_path", str(folder / "images"), "--output_dir", str(out)]
+    )
     return out
 
 

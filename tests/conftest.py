@@ -11,7 +11,7 @@ import main_phase2  # noqa: E402
 from model.clip import load_clip  # noqa: E402
 from report import page  # noqa: E402
 from tests import recipe  # noqa: E402
-from tests.helpers import NASTY, detection, phase1, phase2, write_clip, write_folder  # noqa: E402
+from tests.helpers import LABEL_MATCH, NASTY, detection, phase1, phase2, write_clip, write_folder  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -52,7 +52,7 @@ def nasty_run(tmp_path_factory):
             file.rename(folder / f"script>\"><!--<script>alert({i})'.png")
     flags = ["--backbone", "tiny-clip-digits", "--test_fraction", "0", "--device", "cpu"]
     where = ["--data_path", str(root / "data"), "--output_dir", str(root / "runs")]
-    main_detect.main(["--cfg", "config/PEFT/own.yaml", *flags, *where])
+    main_detect.main([*LABEL_MATCH, *flags, *where])
     folder = next((root / "runs").glob("*/none/seed0/label-match"))
     page.main([str(folder)])
     return folder

@@ -15,6 +15,7 @@ GOLDEN = Path(__file__).parent / "golden"
 CELL = ["--noise_mode", "sym", "--noise_ratio", "0.4"]
 # what every summary.json holds
 SUMMARY = {"name": "x", "dataset": "toy", "noise": "none", "seed": 0, "backbone": "toy", "identity": {}}
+LABEL_MATCH = ["--cfg", str(Path(__file__).parents[1] / "config/PEFT/own.yaml"), "--detector", "label-match"]
 FEW = ["--test_fraction", "0.8", "--device", "cpu"]  # 359 training images
 FAST = [*FEW, "--epochs", "2"]
 

@@ -303,7 +303,7 @@ def test_from_shards_to_a_corrected_folder_and_back(tmp_path, capsys):
         str(tmp_path / "runs"),
     ]
     main_detect.main([*flags, *ALL])
-    (run,) = (tmp_path / "runs").glob("own-*-digits/none/seed0/label-match")
+    (run,) = (tmp_path / "runs").glob("own-*-digits/none/seed0/auto")
     scores = {row["path"]: row for row in csv.DictReader((run / "scores.csv").open())}
     assert {path: row["given_label"] for path, row in scores.items()} == {f"{keys[p]}.png": k for p, k in given.items()}
     kept, suspect = (next(r for r in scores.values() if r["is_label_issue"] == flag) for flag in ("False", "True"))

@@ -18,13 +18,13 @@ from methods.decisions import LOG, Images, Log, as_arrays, followed, read_decisi
 from methods.masks import default_mask
 from report import export
 from report.suspects import fixed_labels, read_run, to_review
-from tests.helpers import DIGITS, write_digits
+from tests.helpers import DIGITS, LABEL_MATCH, write_digits
 from utils.config import UserError, load_config
 from utils.summaries import read_summary, with_checksum, write_summary
 
 FLAGS = ["--backbone", "tiny-clip-digits", "--test_fraction", "0", "--device", "cpu"]
 HERE = Path(__file__).parents[1]
-OWN = ["--cfg", str(HERE / "config/PEFT/own.yaml"), *FLAGS]
+OWN = [*LABEL_MATCH, *FLAGS]
 
 
 def rows_of(path):

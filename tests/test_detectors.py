@@ -174,18 +174,21 @@ def test_detection_quality_by_hand():
 def test_detect_in_a_notebook(tmp_path):
     _, truth, given = write_digits(tmp_path / "data", 0.3, every=9)
     paths, labels, settings = list(given), list(given.values()), {"backbone": "tiny-clip-digits", "device": "cpu"}
+    by_name = settings | {"detector": "label-match"}
     true = np.array(list(truth.values()))
-    p_clean, suggested = detect(paths, labels, **settings)
+    p_clean, suggested = detect(paths, labels, **by_name)
     assert p_clean.shape == (200,) and (suggested == true).mean() > 0.85 > (true == labels).mean()
     for images in ([Image.open(p) for p in paths], np.stack([np.asarray(Image.open(p)) for p in paths])):
-        again, _ = detect(images, labels, **settings)
+        again, _ = detect(images, labels, **by_name)
         assert np.allclose(again, p_clean, atol=0.02)
     numbers = [DIGITS.index(name) for name in labels]
-    again, suggested_numbers = detect(paths, numbers, classnames=DIGITS, **settings, output_dir=tmp_path / "runs")
+    again, suggested_numbers = detect(paths, numbers, classnames=DIGITS, **by_name, output_dir=tmp_path / "runs")
     assert np.allclose(again, p_clean) and [DIGITS[k] for k in suggested_numbers] == suggested.tolist()
     assert (tmp_path / "runs/own-notebook/none/seed0/label-match/clean_mask.npz").is_file()
-    _, far = detect(paths[:20], np.zeros(20, np.uint8), ["cat"] * 300 + DIGITS, **settings)
+    _, far = detect(paths[:20], np.zeros(20, np.uint8), ["cat"] * 300 + DIGITS, **by_name)
     assert (far >= 300).mean() > 0.5  # more than a label of 8 bits can say
+    p_clean, suggested = detect(paths, labels, **settings, output_dir=tmp_path / "runs")
+    assert (tmp_path / "runs/own-notebook/none/seed0/auto").is_dir() and (suggested == true).mean() > 0.95
     p_clean, suggested = detect(paths, labels, detector="deft", n_ctx=2, vpt_len=1, epochs=1, **settings)
     assert p_clean.shape == suggested.shape == (200,) and ((0 <= p_clean) & (p_clean <= 1)).all()
     for args, message in [

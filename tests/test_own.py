@@ -27,7 +27,7 @@ from methods.decisions import UNDECIDED
 from methods.masks import load_mask
 from report import export, page, tables
 from report.sections import against_truth
-from tests.helpers import SUMMARY, write_cifar, write_folder
+from tests.helpers import LABEL_MATCH, SUMMARY, write_cifar, write_folder
 from utils.config import UserError, load_config, settle_epochs
 from utils.files import as_path, as_text
 
@@ -509,8 +509,8 @@ def latin1(tmp_path):
 def test_a_name_that_is_no_utf8_goes_through_everything(tmp_path, capsys):
     source, odd = latin1(tmp_path)
     flags_ = flags(source, tmp_path / "runs", "--test_fraction", "0.2")
-    main_detect.main(["--cfg", "config/PEFT/own.yaml", *flags_])
-    main_detect.main(["--cfg", "config/PEFT/own.yaml", *flags_])  # from the caches
+    main_detect.main([*LABEL_MATCH, *flags_])
+    main_detect.main([*LABEL_MATCH, *flags_])  # from the caches
     run = tmp_path / "runs/own-data/none/seed0/label-match"
     scores = (run / "scores.csv").read_text(encoding="utf-8")  # a file that every program reads
     (row,) = [row for row in csv.DictReader(scores.splitlines()) if "latin" in row["path"]]
@@ -528,7 +528,7 @@ def test_a_name_that_is_no_utf8_goes_through_everything(tmp_path, capsys):
     (tmp_path / "data" / "b" / os.fsdecode(b"br\xf6ken.png")).write_bytes(b"")
     Path(odd).write_bytes((tmp_path / "data" / "a" / "0001.png").read_bytes())
     with pytest.raises(UserError, match="other images .1 changed"):
-        main_detect.main(["--cfg", "config/PEFT/own.yaml", *flags_])
+        main_detect.main([*LABEL_MATCH, *flags_])
     assert r"br\udcf6ken.png (empty)" in capsys.readouterr().out
     data = load(source)
     assert data.duplicates and all(as_text(row) for row in data.tables()["duplicates.csv"])
@@ -694,7 +694,7 @@ def test_tables_keep_data_sets_apart(tmp_path, capsys):
         if not (tmp_path / place).exists():
             write_folder(tmp_path / place, counts)
             counts["b"] += 1
-        main_detect.main(["--cfg", "config/PEFT/own.yaml", *flags(tmp_path / place, out, "--seed", str(seed))])
+        main_detect.main([*LABEL_MATCH, *flags(tmp_path / place, out, "--seed", str(seed))])
     capsys.readouterr()
     tables.main([str(out)])
     *lines, note = capsys.readouterr().out.splitlines()[2:]
@@ -767,7 +767,7 @@ def test_what_a_finished_run_rests_on_has_changed(tmp_path):
 def test_every_label_is_judged_and_the_mask_fits_those_that_are_trained_on(tmp_path, capsys):
     write_folder(tmp_path / "data", {"a": 10, "b": 10})
     run = flags(tmp_path / "data", tmp_path / "runs")
-    summary = main_detect.main(["--cfg", "config/PEFT/own.yaml", *run])
+    summary = main_detect.main([*LABEL_MATCH, *run])
     assert (summary["num_train"], summary["num_test"], summary["all_judged"]) == (20, 4, True)
     assert "judging all 20 labels" in (printed := capsys.readouterr().out) and "not judged" not in printed
     folder = tmp_path / "runs/own-data/none/seed0/label-match"
@@ -857,7 +857,7 @@ def flags(path, out, *more):
 
 def test_without_a_test_split_everything_runs(tmp_path, monkeypatch, capsys):
     path, out = messy(tmp_path, monkeypatch), tmp_path / "runs"
-    first = main_detect.main(["--cfg", "config/PEFT/own.yaml", *flags(path, out, *NO_TEST)])
+    first = main_detect.main([*LABEL_MATCH, *flags(path, out, *NO_TEST)])
     real = [
         "--cfg",
         "config/PEFT/own.yaml",
@@ -891,7 +891,7 @@ def test_hundreds_of_classes(tmp_path, capsys):
         Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(
             tmp_path / "data" / f"class{k:04d}" / "0.png"
         )
-    summary = main_detect.main(["--cfg", "config/PEFT/own.yaml", *flags(tmp_path / "data", tmp_path / "runs")])
+    summary = main_detect.main([*LABEL_MATCH, *flags(tmp_path / "data", tmp_path / "runs")])
     assert summary["num_classes"] == 300 and summary["num_test"] == 0
     assert "… (300 in all)" in capsys.readouterr().out
 
@@ -901,7 +901,7 @@ def test_an_output_folder_that_cannot_be_written_to(tmp_path):
     (tmp_path / "file").write_text("in the way")
     for out in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(UserError, match="output_dir: .*file.* is not writable"):
-            main_detect.main(["--cfg", "config/PEFT/own.yaml", *flags(path, out)])
+            main_detect.main([*LABEL_MATCH, *flags(path, out)])
         with pytest.raises(UserError, match="output_dir: .*file.* is not writable"):
             main_detect.main(["--cfg", "config/PEFT/digits.yaml", "--output_dir", str(out)])
 

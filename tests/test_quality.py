@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw
 import main_detect
 from dataloader.dataset import Dataset, Split, View
 from report import page, quality
+from tests.helpers import LABEL_MATCH
 from utils.config import UserError
 
 
@@ -37,7 +38,7 @@ def test_each_issue_is_found(tmp_path, capsys, monkeypatch):
         path.parent.mkdir(parents=True, exist_ok=True)
         pictures()[name].save(path)
     out = ["--data_path", str(tmp_path / "data"), "--output_dir", str(tmp_path / "runs"), "--test_fraction", "0"]
-    main_detect.main(["--cfg", "config/PEFT/own.yaml", "--backbone", "tiny-clip-digits", "--device", "cpu", *out])
+    main_detect.main([*LABEL_MATCH, "--backbone", "tiny-clip-digits", "--device", "cpu", *out])
     run = tmp_path / "runs/own-data/none/seed0/label-match"
     quality.main([str(run)])
     assert "1 dark, 1 overexposed, 0 blurred, 1 nearly uniform in colour" in capsys.readouterr().out

@@ -93,7 +93,7 @@ def test_labels_to_train_on_are_a_data_set(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     flags[1] = str(Path(__file__).parents[1] / flags[1])
     main_detect.main([*flags, "--data_path", "data/labels.csv", "--output_dir", "runs"])
-    folder = tmp_path / "runs/own-data-labels/none/seed0/label-match"
+    folder = tmp_path / "runs/own-data-labels/none/seed0/auto"
     report.main([str(folder), "--relabel_above", "0.5"])
     _, arrays, data, _ = read_run(folder)
     assert [row["id"] for row in rows_of(folder / "scores.csv")] == data.ids
