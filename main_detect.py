@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 # keys that say where data are and what is done to them, which do nothing to what a notebook has in memory
 NOT_IN_MEMORY = (
-    "dataset data_path path_column split_column id_column true_label_column num_class class_names download check_data "
+    "dataset data_path split_column id_column true_label_column num_class class_names download check_data "
     "num_samples test_fraction noise_mode noise_ratio noise_file noise_rng image_noise image_noise_level image_noise_on score"
 ).split()
 
@@ -56,8 +56,8 @@ def detect(
     features (N, D) and out-of-fold pred_probs (N, K), with columns in the order of the classes, of your own model take the
     place of CLIP's; images are then needed for a report only.
     detector: a name in DETECTORS, or deft, which trains (phase 1); auto where none is named, confident-learning with
-    pred_probs. `settings` are keys of config/default.yaml, e.g. backbone, device, epochs; with
-    output_dir the run and the features are kept, and images that are no files, as PNG, for its report. Raises UserError, and
+    pred_probs. `settings` are keys of config/default.yaml, e.g. backbone, device, epochs,
+    but NOT_IN_MEMORY; with output_dir the run and the features are kept, and images that are no files, as PNG, for its report. Raises UserError, and
     warns where the verdict is that the result cannot be used.
     """
     import numpy as np
@@ -73,7 +73,8 @@ def detect(
     given = own_arrays(features=features, pred_probs=pred_probs)
     detector = detector or ("confident-learning" if "pred_probs" in given else "auto")
     pick({**DETECTORS, **({} if given else {"deft": None})}, detector, "detector")
-    for key in sorted(settings.keys() & {*NOT_IN_MEMORY, *(["label_column"] if labels is not None else [])}):
+    columns = [] if labels is None else ["path_column", "label_column"]  # of a data set that brings its labels
+    for key in sorted(settings.keys() & {*NOT_IN_MEMORY, *columns}):
         instead = "; the argument classnames has them" if key == "class_names" else ""
         raise UserError(f"{key}: has no effect on images in memory{instead}.")
     with tempfile.TemporaryDirectory() as folder:

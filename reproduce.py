@@ -43,7 +43,7 @@ TABLE_KEYS = {  # of a file of tables: the keys that every entry of a group has,
     "profiles": (["datasets", "backbones"], ["lacks"]),
     "tables": (["title", "datasets", "methods"], "columns set flags_to metrics settings paper plot".split()),
 }
-LEDGER_KEYS = {"script", "flags", "settings", "folder", "seconds"}
+LEDGER_KEYS: dict[str, Any] = {"script": str, "flags": list, "settings": dict, "folder": str, "seconds": (int, float)}
 NOT_COMPARED = set(  # of two runs: time, place and machine; class names, which older records lack, are in the identity
     "seconds images_per_second peak_memory_gb peak_cuda_memory_gb git_commit checksum mask device versions class_names".split()
 )
@@ -112,11 +112,19 @@ def read_tables(path: str | Path) -> dict[str, Any]:
     for name, profile in known.get("profiles", {}).items():
         if not isinstance(profile["backbones"], list):
             raise UserError(f"{path}: {name}: backbones must be a list; those of the YAML files stand for them.")
+        if not isinstance(profile.get("lacks", {}), dict):
+            raise UserError(f"{path}: {name}: lacks must have a reason for each method or column.")
     for name, table in known["tables"].items():
         if isinstance(table["datasets"], list) and "columns" not in table:
             raise UserError(f"{path}: {name}: has no columns.")
         if not table.keys() & {"metrics", "settings"}:
             raise UserError(f"{path}: {name}: has neither metrics nor settings.")
+    columns = {
+        column for table in known["tables"].values() for d in table["datasets"] for column in columns_of(table, d)
+    }
+    for name, profile in known.get("profiles", {}).items():
+        for lacking in profile.get("lacks", {}):
+            pick(dict.fromkeys([*known["methods"], *sorted(columns)]), lacking, f"{path}: {name}: lacks")
     return known
 
 
@@ -233,7 +241,7 @@ class Ledger:
                 record = json.loads(line)
             except ValueError:
                 record = None
-            if isinstance(record, dict) and LEDGER_KEYS <= record.keys():
+            if isinstance(record, dict) and all(isinstance(record.get(k), kind) for k, kind in LEDGER_KEYS.items()):
                 self.lines.append(record)
             else:  # cut short by a kill
                 print(f"{self.path}, line {number}: skipped, not a whole record", file=sys.stderr)
@@ -431,8 +439,9 @@ class Runner:
             last = line.strip() or last
             print(f"    {line.rstrip()}", file=sys.stderr, flush=True)
             # other lines name other runs, such as the one whose mask is used
-            if found := re.match(r"(?:results|already finished): (.+)", line):
-                folder = str(Path(found[1]).relative_to(self.args.output_dir))
+            found = re.match(r"(?:results|already finished): (.+)", line)
+            if found and (run := Path(found[1])).is_relative_to(self.args.output_dir):
+                folder = str(run.relative_to(self.args.output_dir))
         self.children.discard(child)
         return child.wait(), folder, last
 
@@ -612,8 +621,6 @@ def main(argv: list[str] | None = None) -> dict[str, list[dict[str, Any]]]:
         found = verify(args.verify)
         print("\n".join(found) if found else f"{args.verify}: the same again")
         sys.exit(1 if found else 0)
-    if args.plots:
-        _make_folder(args.plots)
     from report.comparison import FORMATS, compare, plot
 
     known, show = read_tables(args.tables), pick(FORMATS, args.format, "--format")
@@ -624,6 +631,8 @@ def main(argv: list[str] | None = None) -> dict[str, list[dict[str, Any]]]:
         raise UserError(f"--table: expected some of {', '.join(known['tables'])}, or all.")
     tables = {name: pick(known["tables"], name, "--table") for name in names}
     check_names(list(tables.values()), profile, args)
+    if args.plots:
+        _make_folder(args.plots)
     cells = {name: make_cells(table, known, profile, args) for name, table in tables.items()}
     if not any(cells.values()):
         raise UserError(f"reproduce.py: {', '.join(names)}: no run matches --dataset, --noise and --profile together.")

@@ -297,7 +297,7 @@ def make_noise(
         return read_human(cfg.data_path, mode, labels, K)
     if mode == "transition":
         return transition(labels, read_transition(cfg.noise_file, K), rng)
-    if not ratio and mode not in ("file", "transition", *HUMAN):
+    if not ratio:
         print("noise_ratio: 0 changes no label")
     if mode == "asym_similar" and not cfg.dataset.startswith("cifar"):
         raise UserError(f"noise_mode: asym_similar is defined for cifar10 and cifar100, not for {cfg.dataset}.")

@@ -47,8 +47,10 @@ class Decision:
 
     @property
     def contradicts_itself(self) -> bool:
-        """Whether it calls the given label right and names another, or wrong and names the given one."""
-        return bool(self.new_label) and (self.decision == "right") != (self.new_label == self.given_label)
+        """Whether it calls the given label right and names another, or wrong and names the given one, or names one undecided."""
+        return bool(self.new_label) and (
+            not self.decision or (self.decision == "right") != (self.new_label == self.given_label)
+        )
 
 
 class Images:
@@ -97,8 +99,8 @@ def _places(names: list[str]) -> dict[str, list[int]]:
 def read_decisions(path: str | Path, classes: list[str]) -> list[Decision]:
     """The Decisions of a CSV file, as the report saves it, or of a run's log (.jsonl), in the order of the file.
 
-    An empty decision takes back an earlier one. UserError for another than right and wrong, a new label that is no class, or
-    a column that is missing or misspelt.
+    In a CSV, `undecided` takes back an earlier decision, and rows without a decision are passed over; in a log, a row without
+    one takes back. UserError for any other decision, a new label that is no class, or a column that is missing or misspelt.
     """
     path, rows = Path(path), []
     if not path.is_file():
@@ -110,12 +112,21 @@ def read_decisions(path: str | Path, classes: list[str]) -> list[Decision]:
     for line, fields in lines:
         where = f"{path}: line {line}"
         row = Decision(**{k: str(fields.get(k, "")) for k in COLUMNS}, where=where)
+        if not row.decision:
+            if not is_log and row.new_label:
+                raise UserError(f"{where} has a new_label but no decision; expected the decision wrong.")
+            if not is_log:
+                continue
+            row = replace(row, new_label="")
+        elif not is_log and row.decision == "undecided":
+            row = replace(row, decision="", new_label="")
         if not (row.id or row.path or row.content):
             raise UserError(f"{where} names no image; expected an id, a path or a content.")
-        if row.decision not in ("right", "wrong") and (row.decision or row.new_label):
+        if row.decision not in ("right", "wrong", ""):
+            words = ["right", "wrong", "undecided"]
             raise UserError(
-                f"{where} has the decision '{row.decision}', expected right or wrong."
-                f"{nearest(row.decision, ['right', 'wrong'])}"
+                f"{where} has the decision '{row.decision}', expected {', '.join(words[:2])} or {words[2]}."
+                f"{nearest(row.decision, words)}"
             )
         if row.new_label and row.new_label not in classes:
             raise UserError(f"{where}: the new_label '{row.new_label}' is no class.{nearest(row.new_label, classes)}")
@@ -130,9 +141,10 @@ def read_decisions(path: str | Path, classes: list[str]) -> list[Decision]:
 def _check_columns(path: Path, names: list[str]) -> None:
     """UserError where a CSV lacks a column that decisions need, or has a misspelt one; others may be there."""
     others = {name.lower().replace(" ", "_"): name for name in names if name not in COLUMNS}
-    for column in (column for column in COLUMNS if column not in names):
+    of_image = [] if {"id", "path", "content"} & {*names} else ["id", "path", "content"]
+    for column in (c for c in (*of_image, "given_label", "decision", "new_label") if c not in names):
         for close in difflib.get_close_matches(column, others, n=1, cutoff=0.8):
-            raise UserError(f"{path}: has no column {column}. Did you mean it by '{others[close]}'?")
+            raise UserError(f"{path}: has no column {column}; is '{others[close]}' meant?")
         if column in ("given_label", "decision"):
             raise UserError(f"{path}: has no column {column}; found {', '.join(names)}.")
 
@@ -153,8 +165,8 @@ def by_image(
 ) -> tuple[dict[int, Decision], dict[str, list[Decision]]]:
     """{index: Decision} of Decisions about Images, and {why: [Decision …]} of those whose image is not there.
 
-    Two rows that contradict each other are a UserError, unless last_counts, as in a log, where "" takes back. A label
-    called wrong that is now what the row says it is, is right.
+    Two rows that contradict each other are a UserError, unless last_counts, as in a log. A label called wrong that is now
+    what the row says it is, is right.
     """
     found: dict[int, Decision] = {}
     missing: dict[str, list[Decision]] = {}
@@ -163,12 +175,15 @@ def by_image(
         for row in rows:
             last.pop(about := (row.image, row.content, row.given_label), None)
             last[about] = row
-        rows = [row for row in last.values() if row.decision]
+        rows = last.values()
     for row in rows:
         indices, reason = images.find(row)
-        if not indices:
+        if not indices and row.decision:
             missing.setdefault(reason, []).append(row)
         for i in indices:
+            if last_counts and not row.decision:  # also of a decision under an earlier name or label
+                found.pop(i, None)
+                continue
             if row.decision and images.label(i) != row.given_label:
                 row = replace(row, given_label=row.new_label, decision="right", new_label="")
             before = found.get(i)
@@ -187,7 +202,7 @@ def said(row: Decision) -> tuple[str, str]:
 
 
 def _in_words(row: Decision) -> str:
-    return " ".join(filter(None, said(row))) or "nothing"
+    return " ".join(filter(None, said(row))) or "undecided"
 
 
 class Log:
@@ -229,11 +244,10 @@ def settle(
     if file:
         source = file
         rows = read_decisions(file, data.label_names)
-        new, missing = by_image(rows, images, Path(file).suffix == ".jsonl")
-        missing = {why: [row for row in lost if row.decision] for why, lost in missing.items()}
-        changed = {i: row for i, row in new.items() if said(row) != (said(decided[i]) if i in decided else ("", ""))}
-        if not changed and not any(row.decision for row in rows):
+        if not rows:
             raise UserError(f"{file}: holds no decision.")
+        new, missing = by_image(rows, images, Path(file).suffix == ".jsonl")
+        changed = {i: row for i, row in new.items() if said(row) != (said(decided[i]) if i in decided else ("", ""))}
         taken_back = sum(not row.decision for row in changed.values())
         replaced = len(changed.keys() & decided.keys()) - taken_back
         if changed:

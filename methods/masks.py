@@ -170,13 +170,15 @@ def find_mask(mask: str, seed_folder: Path) -> Path:
     renamed = []
     if not there and seed_folder.parts[-3].startswith("own-"):
         runs = seed_folder.parents[2].glob(f"own-*/*/*/{Path(mask).name}/clean_mask.npz")
-        renamed = sorted({run.parts[-5].removeprefix("own-") for run in runs})
+        renamed = sorted(
+            {run.parts[-5].removeprefix("own-") for run in runs} - {seed_folder.parts[-3].removeprefix("own-")}
+        )
     raise UserError(
         f"mask: no clean mask at {path}; run phase 1 with the same data set, noise and seed first, or "
         f"give --mask FILE, or --mask all to trust every label.{' Masks there: ' + ', '.join(there) + '.' if there else ''}"
         f"{nearest(mask, there)}"
         + (
-            f" If your images had another name when it ran, give that: --name {' or '.join(renamed)}."
+            f" If your images had another name when it ran, give that: --name {shortened(renamed, 5)}."
             if renamed
             else ""
         )

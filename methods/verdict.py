@@ -36,10 +36,12 @@ LOOK = "look at the first suspects (python -m report.page RUN) before you use th
 def evidence(of: str, hits: np.ndarray, counts: np.ndarray) -> dict[str, Any]:
     """What is known of predictions, for a summary: hits (K,) of counts (K,) labels of each class.
 
-    Classes of fewer labels than FEW say nothing and are left out, unless all are. `lower` is a bound below the accuracy; that
-    of a class of which few labels are known counts as near one half.
+    Classes of fewer labels than FEW say little and are left out, if two classes and half of the labels remain. `lower` is a
+    bound below the accuracy; that of a class of which few labels are known counts as near one half.
     """
-    there = counts >= min(FEW, counts.max())
+    there = counts >= FEW
+    if there.sum() < 2 or counts[there].sum() < counts.sum() / 2:
+        there = counts > 0
     hits, counts = hits[there], counts[there]
     shrunk = (hits + 1) / (counts + 2)
     deviation = np.sqrt(np.sum(shrunk * (1 - shrunk) / (counts + 2))) / len(counts)

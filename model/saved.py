@@ -101,7 +101,7 @@ def load_classifier(folder: str | Path) -> tuple[nn.Module, dict[str, Any]]:
             detector = "; phase 2 with --adaptation none saves the classifier of phase 1"
             raise UserError(
                 f"{folder}: holds no {name}; expected the folder of a finished run of phase 2 or a baseline"
-                f"{detector if (folder / 'checkpoint.pt').is_file() else ''}."
+                f"{detector if (folder / 'checkpoint.pt').is_file() and (folder / 'clean_mask.npz').is_file() else ''}."
             )
     try:
         info, content = from_json((folder / "model.json").read_text(encoding="utf-8")), weights.read_bytes()

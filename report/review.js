@@ -212,8 +212,8 @@ for (const id of ["given", "suggested", "which", "order"]) find(id).addEventList
 
 find("export").addEventListener("click", () => {
   const quote = (field) => /[",\r\n]/.test(field) ? '"' + field.replaceAll('"', '""') + '"' : field;
-  const lines = suspects.filter((s) => decided.has(s.image))  // those taken back, too, without a decision
-    .map((s) => [...s.row, decisionOf(s).decision, decisionOf(s).new_label]);
+  const lines = suspects.filter((s) => decided.has(s.image))  // those taken back, too
+    .map((s) => [...s.row, decisionOf(s).decision || "undecided", decisionOf(s).new_label]);
   const text = [[...page.header, "decision", "new_label"], ...lines].map((line) => line.map(quote).join(",") + "\n").join("");
   const link = element("a", {href: URL.createObjectURL(new Blob([text], {type: "text/csv"})), download: page.name});
   link.click();

@@ -491,7 +491,7 @@ def test_data_sets_of_hugging_face(tmp_path):
     numbers = [names.index(label) for label in given.values()]
     table = datasets.Dataset.from_dict({"image": images, "label": numbers}, features)
     p_clean, suggested = detect(paths, numbers, classnames=names, **settings)
-    again, same = detect(table, **settings, output_dir=tmp_path / "runs")
+    again, same = detect(table, **settings, output_dir=tmp_path / "runs", path_column="image")
     assert np.allclose(again, p_clean, atol=1e-5) and np.array_equal(same, suggested)
     (scores,) = (tmp_path / "runs").rglob("scores.csv")
     assert [row["path"] for row in csv.DictReader(scores.open())] == [image["path"] for image in images]

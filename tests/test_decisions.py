@@ -14,7 +14,17 @@ import main_real_phase2
 import report.page as report
 from dataloader.dataset import Dataset, Split, View
 from dataloader.load import load_data
-from methods.decisions import LOG, Images, Log, as_arrays, followed, read_decisions, say_contradictions, settle
+from methods.decisions import (
+    LOG,
+    Decision,
+    Images,
+    Log,
+    as_arrays,
+    followed,
+    read_decisions,
+    say_contradictions,
+    settle,
+)
 from methods.masks import default_mask
 from report import export
 from report.suspects import fixed_labels, read_run, to_review
@@ -227,7 +237,10 @@ def test_rows_that_contradict_each_other(run, tmp_path):
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"decision": "wrogn"}, "line 2 has the decision 'wrogn', expected right or wrong. Did you mean wrong?"),
+        (
+            {"decision": "wrogn"},
+            "line 2 has the decision 'wrogn', expected right, wrong or undecided. Did you mean wrong?",
+        ),
         ({"new_label": "sevn"}, "line 2: the new_label 'sevn' is no class. Did you mean seven?"),
         ({"given_label": "two", "new_label": "two"}, "line 2 calls the label 'two' wrong and the new_label is 'two'"),
         ({"decision": "right", "given_label": "two", "new_label": "six"}, "line 2 calls the label 'two' right and"),
@@ -245,8 +258,8 @@ def test_rows_that_cannot_be(run, tmp_path, change, message):
 @pytest.mark.parametrize(
     "header, message",
     [
-        ("id,path,given_label,decision,newlabel", "has no column new_label. Did you mean it by 'newlabel'?"),
-        ("ID,Path,given_label,decision", "has no column id. Did you mean it by 'ID'?"),
+        ("id,path,given_label,decision,newlabel", "has no column new_label; is 'newlabel' meant"),
+        ("Path,given_label,decision", "has no column path; is 'Path' meant"),
         ("path,decision,new_label", "has no column given_label; found path, decision, new_label"),
         ("path,given_label,true_label", "has no column decision; found path"),
     ],
@@ -254,7 +267,7 @@ def test_rows_that_cannot_be(run, tmp_path, change, message):
 def test_columns_that_are_missing_or_misspelt(run, tmp_path, header, message):
     ticks = tmp_path / "ticks.csv"
     ticks.write_text(header + "\n" + "," * header.count(",") + "\n")
-    with pytest.raises(UserError, match="ticks.csv: " + message.replace("?", r"\?")):
+    with pytest.raises(UserError, match=f"ticks.csv: {message}"):
         read_run(run, decisions=ticks)
 
 
@@ -262,18 +275,43 @@ def test_columns_that_are_missing_or_misspelt(run, tmp_path, header, message):
 
 
 def test_a_decision_is_taken_back(run, tmp_path, capsys):
-    """By a row without one; other rows without a decision mean nothing."""
-    a, b, c = rows_of(run / "suspects.csv")[:3]
+    """By the word; rows without a decision, as in a list of which some rows are filled in, and other columns say nothing."""
+    a, b, c = (row | {"new_label": "", "idx": "1", "contents": ""} for row in rows_of(run / "suspects.csv")[:3])
     decided(run, decisions=write(tmp_path / "1.csv", a | {"decision": "wrong"}, b | {"decision": "right"}))
-    rows = [row | {"decision": decision} for row, decision in ((a, ""), (b, "wrong"), (c, ""))]
-    capsys.readouterr()
-    assert decided(run, decisions=write(tmp_path / "2.csv", *rows)) == {b["path"]: "wrong "}
-    assert "decisions.jsonl: 1, 1 of them replace earlier ones; taken back: 1\n" in capsys.readouterr().out
+    rows = [
+        row | {"decision": word} for row, word in ((a, "undecided"), (b, "wrong"), (b, ""), (c, ""), (c, "undecided"))
+    ]
+    for news in (
+        "decisions.jsonl: 1, 1 of them replace earlier ones; taken back: 1\n",
+        "your decisions: 0 right, 1 wrong",
+    ):
+        capsys.readouterr()
+        assert decided(run, decisions=write(tmp_path / "2.csv", *rows)) == {b["path"]: "wrong "}
+        assert news in capsys.readouterr().out
     assert decided(run) == {b["path"]: "wrong "}
-    with pytest.raises(UserError, match="3.csv: holds no decision"):
-        decided(run, decisions=write(tmp_path / "3.csv", c | {"decision": ""}))
-    with pytest.raises(UserError, match="4.csv: line 2 has the decision '', expected right or wrong"):
-        decided(run, decisions=write(tmp_path / "4.csv", b | {"decision": "", "new_label": "six"}))
+    decided(run, decisions=write(tmp_path / "2.csv", rows[0]))  # alone, and again
+    for bad, message in (
+        ([c | {"decision": ""}], "holds no decision"),
+        (
+            [b | {"decision": "", "new_label": "six"}],
+            "line 2 has a new_label but no decision; expected the decision wrong",
+        ),
+        ([rows[0], a | {"decision": "right"}], "line 2 says undecided, line 3 says right of the same image"),
+    ):
+        with pytest.raises(UserError, match=f"3.csv: {message}"):
+            decided(run, decisions=write(tmp_path / "3.csv", *bad))
+
+
+def test_what_was_taken_back_stays_so_whatever_the_image_is_called(root, run):
+    """Also where the decision was logged under an earlier name, or under the label that the person has corrected since."""
+    a, b = rows_of(run / "suspects.csv")[:2]
+    before = Decision("", "earlier.png", a["content"], a["given_label"], "right")
+    wrong = next(name for name in DIGITS if name != b["given_label"])
+    corrected = Decision("", b["path"], b["content"], wrong, "wrong", b["given_label"])
+    Log(run).add([before, corrected])
+    assert decided(run) == {a["path"]: "right ", b["path"]: "right "}
+    Log(run).add([Decision("", row["path"], row["content"], row["given_label"], "") for row in (a, b)])
+    assert decided(run) == {}
 
 
 def test_a_file_of_decisions_that_is_not_there(run, tmp_path):

@@ -170,6 +170,12 @@ def test_adaptation_none_peft_and_fft(cell, tmp_path):
     assert load_config(["--cfg", "config/PEFT/cifar100.yaml", "--adaptation", "fft"]).lr == 5e-4  # not phase 1's
     assert load_config(phase2(tmp_path, "--adaptation", "peft", "--lr", "0.5")).lr == 0.5
     np.save(tmp_path / "mask.npy", np.ones(359, dtype=bool))
+    for detector, hint in (("deft", True), ("label-match", False)):
+        with pytest.raises(
+            UserError, match="holds no model.json; expected the folder of a finished run of phase 2"
+        ) as seen:
+            load_classifier(out / "digits/sym-0.4/seed0" / detector)
+        assert ("--adaptation none saves" in str(seen.value)) == hint
     for other in (tmp_path / "mask.npy", out / "digits/sym-0.4/seed0/label-match/clean_mask.npz", "all"):
         with pytest.raises(
             UserError, match=f"adaptation: none takes the classifier of phase 1, and .*{other} has none"

@@ -167,7 +167,7 @@ def test_records_that_were_edited(toy, capsys):
     flags = "--table", "1", "--dataset", "toy", "--noise", "sym_0.2"
     rows = toy(*flags)
     with Path("out dir/reproduce.jsonl").open("ab") as file:
-        file.write(b"{}\n[]\n\xff\n")
+        file.write(b'{}\n{"script": "x", "flags": 5, "settings": {}, "folder": "x", "seconds": 1}\n\xff\n')
     assert toy(*flags) == rows and len(starts()) == 2
     capsys.readouterr()
     toy(*flags, "--seeds", "2", "--dry_run")
@@ -406,6 +406,12 @@ def test_run_from_elsewhere(tmp_path, monkeypatch):
         ("datasets toy", "toy", "datasets: toy must have the keys yaml"),
         ("profiles", {"small": {"datasets": {}}}, "small: has no backbones"),
         ("profiles", {"small": {"datasets": {}, "backbones": {"a": "b"}}}, "small: backbones must be a list"),
+        ("profiles", {"small": {"datasets": {}, "backbones": [], "lacks": ["a"]}}, "small: lacks must have a reason"),
+        (
+            "profiles",
+            {"small": {"datasets": {}, "backbones": [], "lacks": {"sym_02": ""}}},
+            "unknown name 'sym_02'.*sym_0.2",
+        ),
         ("methods both", ["main_phase1 PEFT --csc"], "methods: 'main_phase1 PEFT --csc': every flag needs a value"),
         ("methods", None, "has no methods"),
     ],

@@ -63,6 +63,10 @@ def test_of_other_runs(cell, tmp_path):
     with pytest.raises(UserError, match="no log.jsonl there; expected the folder of a run that trains"):
         training.main([str(baseline.parent / "label-match")])
     (tmp_path / "config.yaml").write_text("seed: 0")
+    for p_clean in ("3", "{}", '{"right": 3}'):
+        (tmp_path / "log.jsonl").write_text(f'{{"epoch": 1, "p_clean": {p_clean}}}\n')
+        with pytest.raises(UserError, match="log.jsonl: not the log of a run"):
+            training.main([str(tmp_path)])
     (tmp_path / "log.jsonl").write_text("{")
     with pytest.raises(UserError, match="log.jsonl: not lines of JSON"):
         training.main([str(tmp_path)])

@@ -98,7 +98,10 @@ def test_classes_of_few_labels_say_nothing():
         known = agreement("", rng.integers(5, size=len(labels)), labels)
         passed += known["lower"] > known["chance"]
     assert passed <= 20 and known["images"] == 200
-    assert agreement("", np.arange(3), np.arange(3))["images"] == 3  # where all are so small
+    for counts in ([4, 3, 3, 3], [4, 4, 4, 4, 4, 6], [500, 4], [6, 6, *[4] * 9]):  # where too little would be left
+        labels = np.repeat(np.arange(len(counts)), counts)
+        known = agreement("", labels, labels)
+        assert known["images"] == sum(counts) and known["lower"] > known["chance"] == 1 / len(counts)
 
 
 def test_the_other_reasons():

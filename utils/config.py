@@ -342,7 +342,7 @@ def _check_script(path: str, script: str) -> None:
     from utils.summaries import read_summary
 
     made_by = read_summary(Path(path).with_name("summary.json")).get("script", "detect")
-    if made_by not in ("detect", script, script.replace("main_", "main_real_")):
+    if made_by not in ("detect", script):
         raise UserError(f"--cfg: {path} is of a run that {made_by}.py made; score with that script.")
 
 

@@ -57,14 +57,17 @@ def read_log(folder: str | Path) -> list[dict[str, Any]]:
     """The epochs of a run, the lines of its log.jsonl, one dict each; [] where it trains nothing."""
     path = Path(folder) / "log.jsonl"
     log = read_json_lines(path) if path.is_file() else []
-    if any(
-        "epoch" not in line or log[0].keys() - line.keys() or not isinstance(line.get("p_clean", {}), dict)
-        for line in log
-    ):
+    if any("epoch" not in line or log[0].keys() - line.keys() or not _histograms(line.get("p_clean")) for line in log):
         raise UserError(
             f"{path}: not the log of a run; delete summary.json and run its command again, which rewrites the log."
         )
     return log
+
+
+def _histograms(p_clean: Any) -> bool:
+    """Whether it is {name: counts} as in a log, or None."""
+    lists = p_clean.values() if isinstance(p_clean, dict) else []
+    return p_clean is None or bool(lists) and all(isinstance(counts, list) and counts for counts in lists)
 
 
 def usable(summary: dict[str, Any]) -> bool:
