@@ -99,8 +99,8 @@ def _places(names: list[str]) -> dict[str, list[int]]:
 def read_decisions(path: str | Path, classes: list[str]) -> list[Decision]:
     """The Decisions of a CSV file, as the report saves it, or of a run's log (.jsonl), in the order of the file.
 
-    In a CSV, `undecided` takes back an earlier decision, and rows without a decision are passed over; in a log, a row without
-    one takes back. UserError for any other decision, a new label that is no class, or a column that is missing or misspelt.
+    `undecided` takes back an earlier decision. Rows without a decision take back in a log, and are passed over in a CSV.
+    UserError for any other decision, a new label that is no class, or a column that is missing or misspelt.
     """
     path, rows = Path(path), []
     if not path.is_file():
@@ -112,21 +112,18 @@ def read_decisions(path: str | Path, classes: list[str]) -> list[Decision]:
     for line, fields in lines:
         where = f"{path}: line {line}"
         row = Decision(**{k: str(fields.get(k, "")) for k in COLUMNS}, where=where)
-        if not row.decision:
-            if not is_log and row.new_label:
+        if not (is_log or row.decision):
+            if row.new_label:
                 raise UserError(f"{where} has a new_label but no decision; expected the decision wrong.")
-            if not is_log:
-                continue
-            row = replace(row, new_label="")
-        elif not is_log and row.decision == "undecided":
+            continue
+        if row.decision in ("", "undecided"):
             row = replace(row, decision="", new_label="")
         if not (row.id or row.path or row.content):
             raise UserError(f"{where} names no image; expected an id, a path or a content.")
         if row.decision not in ("right", "wrong", ""):
-            words = ["right", "wrong", "undecided"]
             raise UserError(
-                f"{where} has the decision '{row.decision}', expected {', '.join(words[:2])} or {words[2]}."
-                f"{nearest(row.decision, words)}"
+                f"{where} has the decision '{row.decision}', expected right, wrong or undecided."
+                f"{nearest(row.decision, ['right', 'wrong', 'undecided'])}"
             )
         if row.new_label and row.new_label not in classes:
             raise UserError(f"{where}: the new_label '{row.new_label}' is no class.{nearest(row.new_label, classes)}")
