@@ -56,8 +56,8 @@ def detect(
     features (N, D) and out-of-fold pred_probs (N, K), with columns in the order of the classes, of your own model take the
     place of CLIP's; images are then needed for a report only.
     detector: a name in DETECTORS, or deft, which trains (phase 1); auto where none is named, confident-learning with
-    pred_probs. `settings` are keys of config/default.yaml, e.g. backbone, device, epochs,
-    but NOT_IN_MEMORY; with output_dir the run and the features are kept, and images that are no files, as PNG, for its report. Raises UserError, and
+    pred_probs. `settings` are keys of config/default.yaml, e.g. backbone, device, epochs, except for NOT_IN_MEMORY; with
+    output_dir the run and the features are kept, and images that are no files, as PNG, for its report. Raises UserError, and
     warns where the verdict is that the result cannot be used.
     """
     import numpy as np
@@ -73,10 +73,7 @@ def detect(
     given = own_arrays(features=features, pred_probs=pred_probs)
     detector = detector or ("confident-learning" if "pred_probs" in given else "auto")
     pick({**DETECTORS, **({} if given else {"deft": None})}, detector, "detector")
-    columns = [] if labels is None else ["path_column", "label_column"]  # of a data set that brings its labels
-    for key in sorted(settings.keys() & {*NOT_IN_MEMORY, *columns}):
-        instead = "; the argument classnames has them" if key == "class_names" else ""
-        raise UserError(f"{key}: has no effect on images in memory{instead}.")
+    _check_keys(settings, labels is None)
     with tempfile.TemporaryDirectory() as folder:
         cfg = _config(detector, {"output_dir": folder} | settings, Path(folder))
         cfg.script = "detect"  # which has its images from a notebook
@@ -101,6 +98,13 @@ def detect(
     everyone, suggested = np.full(len(labels), np.nan), np.array(labels, dtype=values.dtype)
     everyone[rows], suggested[rows] = p_clean, values[np.where(mask, data.train.labels, predicted)]
     return everyone, suggested
+
+
+def _check_keys(settings: dict[str, Any], is_dataset: bool) -> None:
+    """UserError for a key that does nothing here; a data set that brings its labels has columns."""
+    for key in sorted(settings.keys() & {*NOT_IN_MEMORY, *([] if is_dataset else ["path_column", "label_column"])}):
+        instead = "; the argument classnames has them" if key == "class_names" else ""
+        raise UserError(f"{key}: has no effect on images in memory{instead}.")
 
 
 def _config(detector: str, settings: dict[str, Any], folder: Path) -> SimpleNamespace:

@@ -59,7 +59,9 @@ class Review:
             raise ValueError(f"no such decision: {decision!r}, {new_label!r}")
         row = self.images.row(self.index[image], decision, new_label)
         if row.contradicts_itself:  # a log with such a line cannot be read
-            raise ValueError(f"the label {row.given_label!r} is {decision}, but the new label is {new_label!r}")
+            raise ValueError(
+                f"the label {row.given_label!r} is {decision or 'undecided'}, but the new label is {new_label!r}"
+            )
         with self.lock:
             self.log.add([row])
 
