@@ -37,7 +37,7 @@ from dataloader.transforms import normalise, random_crop, random_flip, resize
 from model import blocks
 from model.clip import load_clip, token_table
 from model.prompts import DualPrompts, encode_prompts, zero_shot_features
-from utils.files import write_whole
+from utils.files import write_text, write_whole
 from utils.memory import keep_freed_memory
 
 MODEL = Path(__file__).resolve().parents[1] / "model" / "tiny-clip-photos"
@@ -49,6 +49,7 @@ CAPTIONS_EVERY = 8  # steps of the image tower after which other captions are dr
 BROAD = 32  # of them of a broader term alone, "a photo of an animal."
 MUON_LR, ADAM_LR = 0.02, 3e-3
 MATCHED_BLOCK = 3  # its patch tokens learn the teacher's feature map
+MEASURED = "<!-- written by scripts/make_tiny_clip_photos.py -->", "<!-- end of what it wrote -->"
 TEMPLATES = (
     "{}.",
     "a {}.",
@@ -76,14 +77,14 @@ TEMPLATES = (
 
 
 class Photos:
-    """The prepared sets as one.
+    """The prepared `sets` as one.
 
     images (N, 32, 32, 3) uint8; labels (N,) number the classes of all sets one after the other, `sizes` of each set;
     classes: "set/folder" of each. `train` and `held_back` are row numbers.
     """
 
     def __init__(self, folder, sets):
-        images, labels, self.classes, self.sizes = [], [], [], []
+        images, labels, self.sets, self.classes, self.sizes = [], [], sets, [], []
         for name in sets:
             names = json.loads((Path(folder) / f"{name}_classes.json").read_text())
             images.append(np.load(Path(folder) / f"{name}_images.npy"))
@@ -524,7 +525,7 @@ def image_loss(student, captions, said, teacher, photos, step, patches, args):
 
 
 def train_clip(photos, captions, teacher, args):
-    """The trained Student, with averaged weights; goes on from clip.pt."""
+    """The trained Student, with averaged weights, and the number of updates; goes on from clip.pt."""
     path = Path(args.work) / "clip.pt"
     student = Student(captions, teacher.to_map[-2][0].out_channels, args.out)
     parameters = student.image_parameters()
@@ -559,7 +560,7 @@ def train_clip(photos, captions, teacher, args):
             look_at_it = (step + 1) % (5 * args.save_every) == 0 or step + 1 == steps
             progress.show(step + 1, loss.item(), accuracy(student, average, photos, captions) if look_at_it else ())
     student.load_state_dict(average, strict=False)
-    return student
+    return student, steps
 
 
 @torch.no_grad()
@@ -576,6 +577,36 @@ def accuracy(student, average, photos, captions):
         result = photos.held_back_accuracy(lambda x: F.normalize(student.clip.encode_image(x).float(), dim=-1) @ text.T)
     student.load_state_dict(now, strict=False)
     return result
+
+
+# ---- the model card
+
+
+def write_card(folder, photos, updates, batch_size, accuracies):
+    """Write what the training measured between the MEASURED marks of folder/README.md, the model card.
+
+    Without a card, or marks in it, the text is put at its end. accuracies: zero-shot, of each set's held-back images.
+    """
+    rows = []
+    for name, first, n, accuracy in zip(photos.sets, np.cumsum([0, *photos.sizes]), photos.sizes, accuracies):
+        trained, held_back = (
+            int(((photos.labels[part] >= first) & (photos.labels[part] < first + n)).sum())
+            for part in (photos.train, photos.held_back)
+        )
+        rows.append(f"| {name} | {n} | {trained:,} | {held_back:,} | {100 * accuracy:.1f} % |")
+    text = "\n".join([
+        MEASURED[0],
+        f"{updates:,} updates of the image encoder with {batch_size} images each.",
+        "",
+        "| set | classes | images trained on | held back | zero-shot accuracy on those |",
+        "|---|--:|--:|--:|--:|",
+        *rows,
+        MEASURED[1],
+    ])  # fmt: skip
+    path = Path(folder) / "README.md"
+    before, begin, rest = (path.read_text(encoding="utf-8") if path.is_file() else "").partition(MEASURED[0])
+    after = rest.partition(MEASURED[1])[2] if begin else ""
+    write_text(path, before + text + (after or "\n"))
 
 
 # ---- the command
@@ -624,11 +655,13 @@ def work(rank, args, port):
         photos.classes, read_classes(Path(args.out) / "classes.txt"), open_clip.get_tokenizer(f"local-dir:{args.out}")
     )
     teacher = train_teacher(photos, args)
-    student = train_clip(photos, captions, teacher, args)
+    student, updates = train_clip(photos, captions, teacher, args)
     if rank == 0:
+        accuracies = accuracy(student, student.trained(), photos, captions)
         with torch.no_grad():
             student.clip.token_embedding.weight[captions.used_ids] = student.used_rows
         save_compact(student.clip, args.out, captions.used_ids)
+        write_card(args.out, photos, updates, args.batch_size, accuracies)
     dist.destroy_process_group()
 
 
@@ -637,7 +670,9 @@ def main():
     parser.add_argument("--work", help="folder of the prepared arrays; the checkpoints go there too")
     parser.add_argument("--sets", nargs="+", default=["cifar10", "cifar100", "tiny"], help="names of the prepared sets")
     parser.add_argument(
-        "--out", default=str(MODEL), help="folder with open_clip_config.json and classes.txt, for the weights"
+        "--out",
+        default=str(MODEL),
+        help="folder with open_clip_config.json and classes.txt, for the weights and the card",
     )
     parser.add_argument("--teacher_epochs", type=int, default=3, help="passes of the teacher")
     parser.add_argument("--epochs", type=float, default=6, help="passes of the CLIP over the images")

@@ -3,6 +3,7 @@
 import argparse
 import io
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -144,7 +145,17 @@ def test_a_stopped_training_goes_on_to_the_same_weights(settings, monkeypatch, c
     assert {path.name for path in saved} == {"teacher.pt", "clip.pt"}
     on = train(args)
     assert whole.keys() == on.keys() and all(torch.equal(whole[k], on[k]) for k in whole)
-    assert "images 9/9: loss" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "images 9/9: loss" in printed
+    card = Path(args.out, "README.md")
+    (row,) = [line for line in card.read_text().splitlines() if line.startswith("| cifar10 |")]
+    held_back = re.findall(r"images 9/9: loss .* held back % (.*)", printed)[-1]
+    assert row == f"| cifar10 | 2 | 156 | 4 | {held_back} % |"
+    assert "\n9 updates" in card.read_text()
+    card.write_text("# Mine\n\n" + card.read_text().replace("156", "?") + "\nLimits.\n")
+    train(args)  # has nothing to do but to write the card again
+    assert row in card.read_text() and card.read_text().startswith("# Mine\n\n<!--")
+    assert card.read_text().endswith("-->\n\nLimits.\n")
 
     clip, tokenizer = load_clip(args.out)
     text = zero_shot_features(clip, tokenizer, ["cat", "ship", "violin", "maple tree", "zebra crossing"])
