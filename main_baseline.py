@@ -5,7 +5,8 @@ python main_baseline.py --cfg config/FFT/cifar100.yaml --noise_mode sym --noise_
 
 from typing import Any
 
-from utils.config import load_config, pick, settle_epochs
+from utils.config import load_config, settle_epochs
+from utils.errors import pick
 from utils.start import run_main
 
 

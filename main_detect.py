@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from utils.config import DEFAULTS, REAL_WORLD, UserError, load_config, pick, read_yaml, settle_epochs
+from utils.config import DEFAULTS, REAL_WORLD, load_config, read_yaml, settle_epochs
+from utils.errors import UserError, pick
 from utils.start import run_main
 
 if TYPE_CHECKING:

@@ -5,7 +5,8 @@ python main_phase2.py --cfg config/FFT/cifar100.yaml --noise_mode sym --noise_ra
 
 from typing import Any
 
-from utils.config import UserError, load_config, settle_epochs
+from utils.config import load_config, settle_epochs
+from utils.errors import UserError
 from utils.files import slug
 from utils.start import run_main
 

@@ -30,7 +30,8 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from utils.config import DEFAULTS, UserError, brief, load_config, nearest, parse_flags, pick, read_yaml, whole_numbers
+from utils.config import DEFAULTS, load_config, parse_flags, read_yaml, whole_numbers
+from utils.errors import UserError, brief, nearest, pick
 from utils.files import slug
 from utils.lock import UNSUPPORTED
 from utils.start import run_main

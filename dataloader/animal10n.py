@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from dataloader.dataset import Dataset, View
 from dataloader.files import IMAGE_SUFFIXES, is_system
 from dataloader.listings import ENLARGE, need_folder, to_split
-from utils.config import UserError
+from utils.errors import UserError
 
 
 def animal10n(cfg: SimpleNamespace) -> Dataset:

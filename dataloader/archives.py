@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from dataloader.files import IMAGE_SUFFIXES, data_root, file_identity, image_files
 from dataloader.rows import SPLITS, read_csv
-from utils.config import UserError, brief
+from utils.errors import UserError, brief
 from utils.files import from_json, safe_name, slug, unused, write_csv, write_text
 from utils.lock import lock
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from dataloader.dataset import Dataset, Split, View
 from dataloader.listings import ENLARGE, class_folders, need_folder, to_split
-from utils.config import UserError
+from utils.errors import UserError
 
 
 def stanford_cars(cfg: SimpleNamespace) -> Dataset:

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from dataloader.dataset import Dataset, Split, View
-from utils.config import UserError
+from utils.errors import UserError
 from utils.safe_pickle import load_arrays
 
 SOURCE = "the Python version of {} from cs.toronto.edu/~kriz/cifar.html"

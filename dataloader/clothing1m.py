@@ -8,7 +8,7 @@ import numpy as np
 
 from dataloader.dataset import Dataset, View
 from dataloader.listings import ENLARGE, read_pairs, read_words, to_split
-from utils.config import UserError
+from utils.errors import UserError
 
 
 def clothing1m(cfg: SimpleNamespace) -> Dataset:

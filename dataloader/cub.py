@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 from dataloader.dataset import Dataset, View
 from dataloader.listings import ENLARGE, IMAGENET, read_pairs, read_words, to_split
-from utils.config import UserError
+from utils.errors import UserError
 
 
 def cub_200_2011(cfg: SimpleNamespace) -> Dataset:

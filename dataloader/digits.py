@@ -6,7 +6,8 @@ import numpy as np
 from PIL import Image
 
 from dataloader.dataset import Dataset, Split, View, hold_out
-from utils.config import UserError, default_values
+from utils.config import default_values
+from utils.errors import UserError
 
 
 def load_digits_8x8() -> tuple[np.ndarray, np.ndarray]:

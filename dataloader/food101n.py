@@ -9,7 +9,7 @@ import numpy as np
 
 from dataloader.dataset import Dataset, Split, View
 from dataloader.listings import ENLARGE, read_words, to_split
-from utils.config import UserError
+from utils.errors import UserError
 
 
 def food101n(cfg: SimpleNamespace) -> Dataset:

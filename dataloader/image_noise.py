@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from utils.config import UserError
+from utils.errors import UserError
 
 LEVELS = {  # image_noise: meaning of its level, and the limits
     "gaussian": ("a standard deviation for pixels in [0, 1]", 0, 1),

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 from dataloader.dataset import Dataset, Split, View
 from dataloader.listings import ENLARGE, class_folders, need_folder, read_pairs, to_split
-from utils.config import UserError
+from utils.errors import UserError
 from utils.files import read_lines
 
 SYNSETS = Path(__file__).resolve().parents[1] / "config" / "classnames" / "imagenet-1k.txt"

@@ -8,7 +8,7 @@ import numpy as np
 
 from dataloader.dataset import Split
 from dataloader.files import image_files, is_system
-from utils.config import UserError
+from utils.errors import UserError
 from utils.files import read_lines
 
 ENLARGE = 8 / 7  # resize to 256 pixels for a crop of 224

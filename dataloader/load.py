@@ -31,8 +31,8 @@ from dataloader.rows import say_names
 from dataloader.tiny_imagenet import tiny_imagenet
 from dataloader.transforms import decode
 from dataloader.webvision import webvision
-from utils.config import UserError, pick
 from utils.distributed import first_alone
+from utils.errors import UserError, pick
 from utils.files import image_list, read_lines, write_whole
 
 CLASSNAMES = Path(__file__).resolve().parents[1] / "config" / "classnames"

@@ -15,7 +15,7 @@ import numpy as np
 from scipy.special import softmax
 from scipy.stats import truncnorm
 
-from utils.config import UserError, nearest
+from utils.errors import UserError, nearest
 from utils.files import from_json, read_lines
 from utils.safe_pickle import load_arrays
 

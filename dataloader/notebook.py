@@ -19,7 +19,7 @@ from dataloader.files import inspect_files, inspection_cache, pixel_digests
 from dataloader.own import OWN_VIEW
 from dataloader.rows import COLUMNS, say_names, tidy_names
 from dataloader.transforms import to_rgb
-from utils.config import UserError, brief
+from utils.errors import UserError, brief
 from utils.files import slug, write_whole
 
 

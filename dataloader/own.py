@@ -12,7 +12,7 @@ from dataloader.archives import opened, source_root
 from dataloader.dataset import Dataset, Split, View
 from dataloader.files import data_root, inspect_files, inspection_cache
 from dataloader.rows import SPLITS, TABLE_SUFFIXES, Row, in_order, read_rows, shortened, tidy_names, written_by_report
-from utils.config import UserError, nearest
+from utils.errors import UserError, nearest
 from utils.summaries import read_summary
 
 OWN_VIEW = View(flip=False)  # no crop or flip: objects that fill the frame stay whole, letters readable

@@ -11,7 +11,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from dataloader.files import IMAGE_SUFFIXES, image_files, is_system, passed_over
-from utils.config import UserError, brief, default_values, nearest
+from utils.config import default_values
+from utils.errors import UserError, brief, nearest
 from utils.files import as_path, as_text, from_json
 
 TABLE_SUFFIXES = {".csv", ".tsv", ".jsonl"}

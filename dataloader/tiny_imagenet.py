@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 from dataloader.dataset import Dataset, Split, View
 from dataloader.listings import ENLARGE, class_folders, need_folder, read_words, to_split
-from utils.config import UserError
+from utils.errors import UserError
 
 
 def tiny_imagenet(cfg: SimpleNamespace) -> Dataset:

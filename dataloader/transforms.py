@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from PIL import ExifTags, Image, ImageOps
 
-from utils.config import UserError
+from utils.errors import UserError
 
 try:  # photos as phones take them; an optional package
     from pillow_heif import register_heif_opener

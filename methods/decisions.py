@@ -15,7 +15,7 @@ import numpy as np
 
 from dataloader.dataset import Dataset
 from dataloader.rows import read_csv, shortened
-from utils.config import UserError, brief, nearest
+from utils.errors import UserError, brief, nearest
 from utils.files import from_json
 
 LOG = "decisions.jsonl"  # in a run's folder: one line a decision, only ever added to; the last one of an image counts

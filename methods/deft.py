@@ -24,9 +24,10 @@ from model.detector import Detector, with_prompts
 from model.saved import save_classifier
 from model.tuners import tune
 from utils.checkpoint import load_checkpoint
-from utils.config import UserError, pick, recorded_settings
+from utils.config import recorded_settings
 from utils.device import Amp, torch_generator
 from utils.distributed import gather, in_order, parallel, total
+from utils.errors import UserError, pick
 from utils.runs import Run
 from utils.summaries import read_summary
 

@@ -25,7 +25,7 @@ from methods.inputs import Inputs, given_inputs, load_inputs
 from methods.loops import evaluate
 from methods.selection import two_groups
 from methods.verdict import TEXT_TELLS, feature_evidence
-from utils.config import UserError, pick
+from utils.errors import UserError, pick
 
 ROUNDS = 3  # of `auto`, chosen on the digits
 TEXT_LEADS = 1.1  # from here on, texts know more than the neighbours; between the digits (at most 1.04) and CIFAR-100 (at least 1.12)

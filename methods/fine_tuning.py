@@ -16,9 +16,10 @@ from methods.selection import histograms
 from model.classifier import build_optimizer, frozen
 from model.saved import save_classifier
 from utils.checkpoint import trained_state
-from utils.config import UserError, whole_numbers
+from utils.config import whole_numbers
 from utils.device import Amp
 from utils.distributed import average_statistics, parallel, rank
+from utils.errors import UserError
 from utils.runs import Run
 
 

@@ -16,7 +16,8 @@ from model.clip import cosine_logits
 from model.encoder import Encoder, load_encoder
 from model.features import features_name, image_features, keep_features
 from model.prompts import spoken, text_features, zero_shot_features
-from utils.config import DEFAULTS, UserError, nearest, read_yaml
+from utils.config import DEFAULTS, read_yaml
+from utils.errors import UserError, nearest
 
 
 @dataclass

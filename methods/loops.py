@@ -11,8 +11,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from methods.losses import cross_entropy
-from utils.config import UserError
 from utils.distributed import gather, in_order
+from utils.errors import UserError
 
 
 class NonFinite(UserError):

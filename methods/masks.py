@@ -9,7 +9,7 @@ import numpy as np
 from dataloader.dataset import Dataset, Split, image_keys
 from dataloader.rows import shortened, written_by_report
 from methods.decisions import WRONG, as_arrays, followed, say_contradictions, settle
-from utils.config import UserError, brief, nearest
+from utils.errors import UserError, brief, nearest
 from utils.files import slug, write_whole
 from utils.safe_pickle import load_arrays
 from utils.summaries import read_summary, usable, verdict_line

@@ -18,9 +18,9 @@ from dataloader.transforms import Pixels
 from methods.loops import check_finite, progress, run_batch, score_samples, watched
 from methods.losses import batch_mean, cross_entropy
 from model.classifier import build_classifier, frozen
-from utils.config import UserError
 from utils.device import Amp, torch_generator
 from utils.distributed import gather, merged_buffers, total
+from utils.errors import UserError
 
 
 @dataclass

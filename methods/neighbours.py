@@ -7,7 +7,7 @@ import torch
 from scipy.linalg import eigh
 from tqdm import tqdm
 
-from utils.config import UserError
+from utils.errors import UserError
 
 EXACT_UP_TO = 100_000  # images; beyond that an index finds most, not all, of the nearest
 VOTERS, CANDIDATES = 2000, 50_000  # of sampled_vote

@@ -22,9 +22,10 @@ from model.features import image_features
 from model.prompts import zero_shot_features
 from model.saved import load_classifier
 from utils.checkpoint import load_checkpoint
-from utils.config import BACKBONES, UserError, recorded_settings
+from utils.config import BACKBONES, recorded_settings
 from utils.device import Amp
 from utils.distributed import in_order
+from utils.errors import UserError
 
 SOURCES = {  # what each value of `noisy_samples` asks for a label
     "zero_shot": ("zero_shot",),

@@ -10,7 +10,7 @@ from dataloader.loaders import Views
 from methods.division import prototype_detection
 from methods.losses import batch_mean, one_hot, soft_cross_entropy
 from methods.semi_supervised import Forward, Outputs, SemiSupervised
-from utils.config import UserError
+from utils.errors import UserError
 
 AVERAGES_UP_TO = 250_000_000  # samples x classes
 

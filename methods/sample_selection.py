@@ -14,9 +14,9 @@ from methods.losses import generalized_cross_entropy
 from methods.method import Method
 from methods.selection import gmm_clean_probability
 from model.classifier import head_inputs, linear_head
-from utils.config import UserError
 from utils.device import Amp
 from utils.distributed import from_the_first, gather_parts, rank
+from utils.errors import UserError
 
 
 class GMM(Method):

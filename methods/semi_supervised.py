@@ -27,9 +27,9 @@ from methods.losses import batch_mean, cross_entropy
 from methods.method import Method, Training
 from model.classifier import build_classifier, head_input
 from model.ensemble import Networks
-from utils.config import UserError
 from utils.device import Amp, torch_generator
 from utils.distributed import in_order, total
+from utils.errors import UserError
 
 
 class Outputs(NamedTuple):

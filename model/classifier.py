@@ -18,9 +18,10 @@ from model.clip import input_pixels, load_clip, takes_prompts
 from model.detector import Detector, with_prompts
 from model.encoder import load_timm
 from model.tuners import TUNERS, tune
-from utils.config import BACKBONES, UserError
+from utils.config import BACKBONES
 from utils.device import Amp
 from utils.distributed import in_order
+from utils.errors import UserError
 
 
 class Classifier(nn.Module):

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from dataloader.transforms import Pixels
 from model.blocks import speed_up
 from model.hub import one_try
-from utils.config import UserError, nearest
+from utils.errors import UserError, nearest
 
 # what open_clip builds from its configurations; where the text tower is a module of its own it is `.text`
 Clip: TypeAlias = CLIP | CustomTextCLIP

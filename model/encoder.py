@@ -16,7 +16,8 @@ from dataloader.transforms import Pixels
 from model.clip import Clip, Tokenizer, input_pixels, load_clip
 from model.hub import one_try
 from model.preact_resnet import PreActResNet18
-from utils.config import BACKBONES, UserError, brief, nearest
+from utils.config import BACKBONES
+from utils.errors import UserError, brief, nearest
 
 OWN_NETWORKS = {"preact_resnet18": PreActResNet18}
 

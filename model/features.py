@@ -14,9 +14,9 @@ from dataloader.dataset import Split, View
 from dataloader.files import images_identity
 from dataloader.loaders import Loader, make_loader
 from model.encoder import Encoder
-from utils.config import UserError
 from utils.device import autocast, precision
 from utils.distributed import gather_parts, in_order, rank
+from utils.errors import UserError
 from utils.files import write_whole
 
 PIECE = 10_000  # images of one file: what a stop may lose

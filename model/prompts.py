@@ -9,7 +9,7 @@ from open_clip.transformer import TextTransformer
 from torch import Generator, Tensor
 
 from model.clip import Clip, Tokenizer, check_text_encoder, text_pool
-from utils.config import UserError
+from utils.errors import UserError
 
 
 def text_tower(clip: Clip) -> Clip | TextTransformer:

@@ -24,7 +24,7 @@ from model.classifier import Classifier, TextClassifier
 from model.encoder import timm_name, untrained
 from model.ensemble import Networks
 from model.tuners import SIZES, TUNERS, tune
-from utils.config import UserError, brief
+from utils.errors import UserError, brief
 from utils.files import from_json, write_text, write_whole
 
 

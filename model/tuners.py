@@ -16,7 +16,7 @@ from torch import Generator, Tensor
 from torch.nn.utils.parametrize import register_parametrization
 
 from model.clip import takes_prompts
-from utils.config import UserError
+from utils.errors import UserError
 
 # the settings that `tune` reads
 TUNERS = ("finetune", "vpt_deep", "vpt_shallow", "lora", "adapter", "adaptformer", "ssf", "bias_tuning")

@@ -19,7 +19,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from report.flags import add_run_flags, command_parser
-from utils.config import UserError, parse_flags
+from utils.config import parse_flags
+from utils.errors import UserError
 from utils.files import as_text, csv_text, safe_name, unused, write_csv, write_text, write_whole
 from utils.start import run_main
 

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from dataloader.dataset import Dataset
 from dataloader.transforms import open_image
 from report.suspects import to_review
-from utils.config import UserError
+from utils.errors import UserError
 from utils.files import write_whole
 
 THUMBNAIL = 160  # pixels of their longer side

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from report.flags import command_parser
-from utils.config import UserError, parse_flags
+from utils.config import parse_flags
+from utils.errors import UserError
 from utils.files import as_text, write_csv
 from utils.start import run_main
 

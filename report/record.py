@@ -13,8 +13,8 @@ from methods.masks import save_mask
 from methods.selection import detection_quality
 from methods.verdict import judge, trained_evidence
 from report.suspects import write_scores, write_suspects
-from utils.config import UserError
 from utils.distributed import rank
+from utils.errors import UserError
 from utils.runs import Run
 from utils.summaries import read_summary
 

@@ -12,7 +12,7 @@ from report.pictures import THUMBNAIL, encoded, thumbnail
 from report.render import label_sections, other_sections, page_html
 from report.similar import find_features, nearest_of_classes
 from report.suspects import follow, read_run
-from utils.config import UserError
+from utils.errors import UserError
 
 LARGE = 1200  # pixels of the longer side of the large picture
 

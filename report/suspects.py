@@ -15,7 +15,8 @@ from dataloader.load import load_data
 from dataloader.rows import TRUSTED_BY, read_csv, shortened
 from methods.decisions import RIGHT, UNDECIDED, as_arrays, followed, say_contradictions, settle
 from methods.masks import read_selection
-from utils.config import UserError, recorded_settings
+from utils.config import recorded_settings
+from utils.errors import UserError
 from utils.files import as_path, write_csv
 from utils.summaries import read_summary, usable, verdict_line
 

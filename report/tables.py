@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from report.flags import command_parser
-from utils.config import FREE_KEYS, UserError, default_values, parse_flags, read_yaml
+from utils.config import FREE_KEYS, default_values, parse_flags, read_yaml
+from utils.errors import UserError
 from utils.start import run_main
 from utils.summaries import LEVELS, read_summary
 

@@ -14,7 +14,8 @@ import numpy as np
 
 from report.flags import command_parser
 from report.tables import format_table
-from utils.config import UserError, parse_flags, recorded_settings
+from utils.config import parse_flags, recorded_settings
+from utils.errors import UserError
 from utils.files import write_csv, write_whole
 from utils.start import run_main
 from utils.summaries import read_log

@@ -43,7 +43,8 @@ from methods.masks import read_selection
 from methods.selection import precision_recall
 from report.tables import format_table
 from utils.checkpoint import load_checkpoint
-from utils.config import UserError, load_config, parse_flags, pick
+from utils.config import load_config, parse_flags
+from utils.errors import UserError, pick
 from utils.files import write_csv, write_text, write_whole
 from utils.runs import Run, backbone_name, seed_folder
 from utils.start import run_main

@@ -25,7 +25,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from dataloader.transforms import decode
 from scripts.unpack_photos import read_npz, read_published
-from utils.config import UserError
+from utils.errors import UserError
 from utils.files import write_text, write_whole
 from utils.start import run_main
 

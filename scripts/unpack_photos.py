@@ -24,7 +24,8 @@ from tqdm import tqdm
 from dataloader.cifar import cifar10, cifar100
 from dataloader.noise import read_human
 from dataloader.tiny_imagenet import tiny_imagenet
-from utils.config import UserError, parse_flags
+from utils.config import parse_flags
+from utils.errors import UserError
 from utils.files import write_text, write_whole
 from utils.start import run_main
 

@@ -26,7 +26,8 @@ from dataloader.notebook import from_dataset
 from main_detect import detect
 from report import export, page
 from tests.helpers import DIGITS, write_digits, write_folder
-from utils.config import UserError, load_config
+from utils.config import load_config
+from utils.errors import UserError
 
 TINY = ["--cfg", "config/PEFT/own.yaml", "--backbone", "tiny-clip-digits", "--device", "cpu"]
 

@@ -19,7 +19,8 @@ from methods.sample_selection import forget_rates, smallest
 from methods.selection import gmm_clean_probability, precision_recall
 from model.classifier import Classifier
 from tests.helpers import golden
-from utils.config import UserError, load_config
+from utils.config import load_config
+from utils.errors import UserError
 
 G, META = golden("baselines")
 

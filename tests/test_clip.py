@@ -18,7 +18,8 @@ from dataloader.transforms import normalise
 from model import clip as clip_module
 from model.clip import EMBEDDED, image_statistics, load_clip, resolution
 from model.prompts import zero_shot_features
-from utils.config import UserError, load_config
+from utils.config import load_config
+from utils.errors import UserError
 
 TINY = {
     "embed_dim": 16,

@@ -19,7 +19,8 @@ from model.classifier import build_classifier, head_input, linear_head
 from model.preact_resnet import PreActResNet18
 from model.saved import load_classifier
 from tests.helpers import Killed, checkpoint, kill_at, phase2, same, write_digits
-from utils.config import UserError, load_config
+from utils.config import load_config
+from utils.errors import UserError
 
 PUBLISHED = Path("../shared/paper/tables.yaml")
 

@@ -11,7 +11,8 @@ from dataloader.load import DATASETS
 from dataloader.noise import NOISE
 from methods.baselines import METHODS
 from methods.detectors import DETECTORS
-from utils.config import DEFAULTS, UserError, known_keys, load_config
+from utils.config import DEFAULTS, known_keys, load_config
+from utils.errors import UserError
 
 # the keys of the official YAML files, as in config/PEFT/clothing1m.yaml and config/FFT/cifar100.yaml there
 OFFICIAL = """

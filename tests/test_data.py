@@ -15,7 +15,8 @@ from dataloader.load import load_data
 from dataloader.loaders import EpochRandomness, Loader, Reading
 from dataloader.transforms import Pixels, decode, normalise, random_crop, random_flip, resize
 from tests.helpers import write_cifar
-from utils.config import UserError, load_config
+from utils.config import load_config
+from utils.errors import UserError
 
 CPU = torch.device("cpu")
 HALF = ((0.5,) * 3, (0.5,) * 3)

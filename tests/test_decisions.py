@@ -29,7 +29,8 @@ from methods.masks import default_mask
 from report import export
 from report.suspects import fixed_labels, read_run, to_review
 from tests.helpers import DIGITS, LABEL_MATCH, write_digits
-from utils.config import UserError, load_config
+from utils.config import load_config
+from utils.errors import UserError
 from utils.summaries import read_summary, with_checksum, write_summary
 
 FLAGS = ["--backbone", "tiny-clip-digits", "--test_fraction", "0", "--device", "cpu"]

@@ -36,7 +36,8 @@ from model.encoder import load_encoder
 from report import page, tables
 from tests.helpers import DIGITS, detection, phase1, phase2, write_digits
 from utils.checkpoint import load_checkpoint
-from utils.config import UserError, load_config
+from utils.config import load_config
+from utils.errors import UserError
 
 TINY = ["--backbone", "tiny-clip-digits", "--device", "cpu"]
 SMALL = ["--n_ctx", "4", "--vpt_len", "4", "--batch_size", "16", "--epochs", "6"]

@@ -19,7 +19,8 @@ from dataloader.load import load_data
 from dataloader.noise import HUMAN
 from scripts import detector_table
 from tests.helpers import phase1
-from utils.config import UserError, default_values, known_keys, load_config
+from utils.config import default_values, known_keys, load_config
+from utils.errors import UserError
 
 PAGES = [Path("README.md"), Path("CONTRIBUTING.md"), Path("benchmarks/README.md"), *sorted(Path("docs").glob("*.md"))]
 

@@ -20,7 +20,8 @@ from model.detector import Detector
 from model.encoder import load_encoder
 from model.prompts import DualPrompts, text_features
 from tests.helpers import phase1, phase2, write_digits
-from utils.config import UserError, load_config
+from utils.config import load_config
+from utils.errors import UserError
 
 TEXT = {"context_length": 24, "vocab_size": 49408, "layers": 1, "width": 64, "heads": 1}
 VIT = {"image_size": 32, "layers": 1, "width": 64, "patch_size": 16, "head_width": 64}

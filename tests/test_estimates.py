@@ -16,7 +16,8 @@ from report import estimate as command
 from scripts import detector_table
 from scripts.estimate_table import by_noise
 from tests.helpers import CELL, FAST, detection
-from utils.config import UserError, load_config
+from utils.config import load_config
+from utils.errors import UserError
 from utils.files import write_csv
 
 

@@ -11,7 +11,7 @@ from benchmarks.malformed import SEED, Payload, cases, evil, judge, own_run
 from dataloader.files import inspect_file
 from model.saved import load_classifier
 from tests.helpers import phase1
-from utils.config import UserError
+from utils.errors import UserError
 from utils.safe_pickle import load_arrays
 
 EVERY = 12  # of the malformed inputs

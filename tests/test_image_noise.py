@@ -14,7 +14,8 @@ from dataloader.load import load_data
 from dataloader.loaders import EpochRandomness, Loader
 from dataloader.transforms import Pixels
 from tests.helpers import detection, phase1, write_folder
-from utils.config import UserError, load_config
+from utils.config import load_config
+from utils.errors import UserError
 
 PLAIN = Pixels(32, (0.0,) * 3, (1.0,) * 3)
 

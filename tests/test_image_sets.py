@@ -21,7 +21,8 @@ from dataloader.digits import load_digits_8x8
 from dataloader.load import load_data
 from dataloader.loaders import EpochRandomness, Loader
 from dataloader.transforms import Pixels
-from utils.config import UserError, load_config
+from utils.config import load_config
+from utils.errors import UserError
 from utils.files import read_lines
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data" / "tiny_imagenet_train20k_val2k.npz"

@@ -16,7 +16,7 @@ from methods.detectors import DETECTORS, discriminant_margin, text_tells
 from methods.selection import clean_probability, select_clean, two_groups
 from tests.helpers import detection, phase1
 from tests.test_neighbours import clusters, make_inputs, unit
-from utils.config import UserError
+from utils.errors import UserError
 
 
 def by_rule(records, labels, **settings):

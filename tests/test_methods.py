@@ -29,7 +29,8 @@ from tests.helpers import (
     write_cifar,
     write_folder,
 )
-from utils.config import UserError, load_config
+from utils.config import load_config
+from utils.errors import UserError
 
 
 def test_real_world_scripts_on_a_folder(tmp_path):

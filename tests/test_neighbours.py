@@ -12,7 +12,8 @@ from methods import clipcleaner, dynamics, neighbours
 from methods.detectors import DETECTORS
 from methods.inputs import Inputs, read_descriptions
 from tests.helpers import detection
-from utils.config import UserError, default_values
+from utils.config import default_values
+from utils.errors import UserError
 
 
 def unit(x):

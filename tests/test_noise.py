@@ -9,7 +9,8 @@ import torch
 from dataloader import noise
 from dataloader.load import load_data
 from tests.helpers import golden, write_cifar, write_folder
-from utils.config import UserError, load_config
+from utils.config import load_config
+from utils.errors import UserError
 
 
 def cfg(mode, ratio=0.4, seed=0, **rest):

@@ -14,7 +14,7 @@ import main_real_phase2
 import main_small_loss
 from tests.helpers import write_cifar
 from tests.test_image_sets import Pictures, make_clothing
-from utils.config import UserError
+from utils.errors import UserError
 
 SYM, IDN = (["--noise_mode", mode, "--noise_ratio", "0.2"] for mode in ("sym", "idn"))
 COMMANDS = [

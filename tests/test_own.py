@@ -28,7 +28,8 @@ from methods.masks import load_mask
 from report import export, page, tables
 from report.sections import against_truth
 from tests.helpers import LABEL_MATCH, SUMMARY, write_cifar, write_folder
-from utils.config import UserError, load_config, settle_epochs
+from utils.config import load_config, settle_epochs
+from utils.errors import UserError
 from utils.files import as_path, as_text
 
 

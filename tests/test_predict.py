@@ -21,8 +21,9 @@ from model.saved import load_classifier, save_classifier
 from report import predict
 from tests.helpers import Killed, write_digits, write_folder
 from utils.checkpoint import load_checkpoint
-from utils.config import UserError, load_config
+from utils.config import load_config
 from utils.device import torch_generator
+from utils.errors import UserError
 from utils.files import as_text
 
 

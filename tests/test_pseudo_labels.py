@@ -12,7 +12,8 @@ from methods.deft import build_detector
 from methods.pseudo_labels import PseudoLabels, choose_labels, detector_probabilities, zero_shot_probabilities
 from tests.helpers import phase2
 from utils.checkpoint import load_checkpoint
-from utils.config import UserError, load_config
+from utils.config import load_config
+from utils.errors import UserError
 
 CPU = torch.device("cpu")
 

@@ -12,7 +12,7 @@ import main_detect
 from dataloader.dataset import Dataset, Split, View
 from report import page, quality
 from tests.helpers import LABEL_MATCH
-from utils.config import UserError
+from utils.errors import UserError
 
 
 def pictures():

@@ -18,7 +18,8 @@ from methods.decisions import RIGHT
 from report import export, pictures, plots, render, sections
 from report.suspects import fixed_labels, follow, ranking, read_run
 from tests.helpers import NASTY, write_digits, write_folder
-from utils.config import UserError, load_config
+from utils.config import load_config
+from utils.errors import UserError
 
 COLUMNS = [
     "rank",

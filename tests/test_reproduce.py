@@ -23,7 +23,8 @@ import reproduce
 from methods.baselines import METHODS
 from report.comparison import FORMATS, compare, plot, wide
 from tests.helpers import SUMMARY, phase1, phase2
-from utils.config import BACKBONES, UserError, load_config
+from utils.config import BACKBONES, load_config
+from utils.errors import UserError
 from utils.summaries import read_summary, with_checksum, write_summary
 
 PAPER = Path(__file__).resolve().parents[2] / "shared" / "paper" / "tables.yaml"

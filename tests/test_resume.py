@@ -16,7 +16,8 @@ import main_phase2
 from methods import deft, fine_tuning
 from tests.helpers import Killed, checkpoint, kill_at, phase1, phase2, same
 from utils import runs
-from utils.config import UserError, load_config
+from utils.config import load_config
+from utils.errors import UserError
 from utils.files import write_whole
 
 

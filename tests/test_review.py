@@ -21,7 +21,7 @@ from methods.decisions import Log
 from report import render
 from report.server import Review, serve
 from report.suspects import read_run
-from utils.config import UserError
+from utils.errors import UserError
 from utils.summaries import read_summary, with_checksum, write_summary
 
 By = pytest.importorskip("selenium.webdriver.common.by").By

@@ -34,8 +34,9 @@ from tests.helpers import (
     write_folder,
 )
 from utils import runs
-from utils.config import UserError, known_keys, load_config
+from utils.config import known_keys, load_config
 from utils.device import precision
+from utils.errors import UserError
 from utils.files import write_text
 from utils.runs import Run, in_time, in_words, show
 from utils.summaries import REQUIRED, with_checksum, write_summary

@@ -21,8 +21,9 @@ from methods.semi_supervised import Outputs, mixup, ramp, sharpen
 from model.classifier import build_classifier
 from model.saved import load_classifier
 from tests.helpers import Killed, checkpoint, kill_at, phase2, same, write_digits
-from utils.config import UserError, load_config
+from utils.config import load_config
 from utils.device import torch_generator
+from utils.errors import UserError
 
 METHODS = {k: m for k, m in METHODS.items() if hasattr(m, "divide")}
 N, K = 8, 3

@@ -15,7 +15,8 @@ from dataloader.noise import NOISE
 from methods.baselines import METHODS
 from methods.detectors import DETECTORS
 from tests.test_rooms import ROOMS
-from utils.config import UserError, known_keys, load_config
+from utils.config import known_keys, load_config
+from utils.errors import UserError
 
 SCRIPTS = sorted(path.stem for path in Path().glob("main_*.py"))
 MODULES = sorted(f"report.{p.stem}" for p in Path("report").glob("*.py") if "run_main(main)" in p.read_text())

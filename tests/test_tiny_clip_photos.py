@@ -20,7 +20,8 @@ from model import blocks
 from model.clip import EMBEDDED, load_clip
 from model.prompts import zero_shot_features
 from scripts import unpack_photos
-from utils.config import UserError, load_config
+from utils.config import load_config
+from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT.parent / "shared" / "data"

@@ -14,7 +14,8 @@ from model.clip import load_clip
 from model.prompts import text_tower
 from report import training
 from tests.helpers import phase1
-from utils.config import UserError, load_config
+from utils.config import load_config
+from utils.errors import UserError
 from utils.runs import Run
 
 

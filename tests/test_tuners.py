@@ -10,7 +10,8 @@ from model.classifier import Classifier
 from model.tuners import Adapter, AdaptFormer, tune
 from tests import recipe
 from tests.helpers import golden
-from utils.config import UserError, load_config
+from utils.config import load_config
+from utils.errors import UserError
 
 META = golden("tuners_forward")[1]
 

@@ -12,7 +12,7 @@ from methods.verdict import agreement, evidence, judge, trained_evidence
 from report import page, tables
 from tests import recipe
 from tests.helpers import detection, golden, phase2, write_clip
-from utils.config import UserError
+from utils.errors import UserError
 
 
 @pytest.fixture(scope="module")

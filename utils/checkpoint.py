@@ -8,7 +8,7 @@ import torch
 import torch.nn as nn
 from torch.optim import Optimizer
 
-from utils.config import UserError, brief
+from utils.errors import UserError, brief
 from utils.files import from_json, write_whole
 
 

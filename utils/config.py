@@ -1,19 +1,20 @@
 """Configuration. Later sources override earlier ones: default.yaml, the script's settings, the --cfg YAML, flags."""
 
 import argparse
-import difflib
 import math
 import os
 import re
 import sys
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 
 import yaml
+
+from utils.errors import UserError, brief, nearest
+from utils.summaries import read_summary
 
 # the paper's other backbones (DeFT, table 11): name in timm, and the settings of each, which a YAML or flag overrides
 BACKBONES = {
@@ -45,32 +46,7 @@ FREE_KEYS = set(
     "device gpuid num_workers cache_gb output_dir data_path name model score mask micro_batch checkpoint_text compile download "
     "check_data tensorboard script".split()
 )
-T = TypeVar("T")
 DEFAULTS = Path(__file__).resolve().parents[1] / "config" / "default.yaml"
-
-
-class UserError(Exception):
-    """An error the user can fix. One line names the file, key or row and what was expected."""
-
-
-def brief(error: object) -> str:
-    """An exception, or other text, on one line and not too long."""
-    text = " ".join(str(error).split()) or repr(error)
-    return text if len(text) <= 300 else f"{text[:300]} …"
-
-
-def nearest(word: object, known: Iterable[object]) -> str:
-    """' Did you mean X?' if the spelling of some X in `known` is close to `word`, else ''."""
-    by_lower = {str(k).lower(): str(k) for k in known}
-    close = difflib.get_close_matches(str(word).lower(), by_lower, n=1, cutoff=0.5)
-    return f" Did you mean {by_lower[close[0]]}?" if close else ""
-
-
-def pick(table: Mapping[str, T], name: str, key: str) -> T:
-    """table[name]. Raises UserError, which lists the valid names, if there is no such name."""
-    if name not in table:
-        raise UserError(f"{key}: unknown name '{name}'; expected one of {', '.join(table)}.{nearest(name, table)}")
-    return table[name]
 
 
 def whole_numbers(words: list[str], key: str) -> list[int]:
@@ -339,8 +315,6 @@ def load_config(
 
 def _check_script(path: str, script: str) -> None:
     """UserError where the settings at `path` are of a run that another script made, so that it would not be this that scores."""
-    from utils.summaries import read_summary
-
     made_by = read_summary(Path(path).with_name("summary.json")).get("script", "detect")
     if made_by not in ("detect", script):
         raise UserError(f"--cfg: {path} is of a run that {made_by}.py made; score with that script.")

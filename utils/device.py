@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-from utils.config import UserError
 from utils.distributed import world_size
+from utils.errors import UserError
 
 
 def pick_device(cfg: SimpleNamespace) -> torch.device:

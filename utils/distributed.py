@@ -17,7 +17,7 @@ import torch.distributed as dist
 import torch.nn as nn
 from torch.nn.parallel import DistributedDataParallel
 
-from utils.config import UserError
+from utils.errors import UserError
 
 
 def world_size() -> int:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from utils.config import UserError, brief
+from utils.errors import UserError, brief
 
 
 @contextmanager

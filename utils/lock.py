@@ -8,7 +8,7 @@ import time
 import weakref
 from pathlib import Path
 
-from utils.config import UserError
+from utils.errors import UserError
 
 UNSUPPORTED = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}  # on some network file systems, where runs are not locked
 # {path: Lock} of this process, which may open a run's folder more than once

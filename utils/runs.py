@@ -20,9 +20,10 @@ import yaml
 from torch.optim import Optimizer
 
 from utils.checkpoint import load_checkpoint, save_checkpoint
-from utils.config import FREE_KEYS, UserError, recorded_settings
+from utils.config import FREE_KEYS, recorded_settings
 from utils.device import pick_device, precision
 from utils.distributed import rank, wait_for_all
+from utils.errors import UserError
 from utils.files import listed_changes, slug, write_csv, write_text
 from utils.lock import lock
 from utils.memory import peak_gb

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable
 from io import TextIOWrapper
 
-from utils.config import UserError
+from utils.errors import UserError
 from utils.memory import keep_freed_memory
 
 

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from utils.config import UserError, brief
+from utils.errors import UserError, brief
 from utils.files import from_json, read_json_lines, write_text
 
 REQUIRED = {"name": str, "dataset": str, "noise": str, "seed": int, "backbone": str, "identity": dict}

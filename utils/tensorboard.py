@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from utils.config import UserError
+from utils.errors import UserError
 
 
 def summary_writer() -> Any:
