@@ -654,8 +654,9 @@ def main(argv: list[str] | None = None) -> dict[str, list[dict[str, Any]]]:
         out[name] = compare(results_of(cells[name], table, ledger), metrics, paper.get(name), table.get("paper"))
     if out:
         print(show({f"{name}: {tables[name]['title']}": rows for name, rows in out.items()}))
-    for name in (name for name in out if args.plots and "plot" in tables[name]):
-        plot(out[name], tables[name]["plot"], Path(args.plots) / f"{name}.png")
+    for name, rows in out.items() if args.plots else ():
+        if tables[name].get("plot") and any(row["ours"] is not None for row in rows):
+            plot(rows, Path(args.plots) / f"{name}.png")
     if not args.dry_run:
         check_complete(steps, ledger)
     return out

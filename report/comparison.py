@@ -150,11 +150,15 @@ def as_csv(tables: dict[str, list[dict[str, Any]]]) -> str:
     return text.getvalue().rstrip("\n")
 
 
+PAGE = 11.0  # inches of panels side by side
 FORMATS = {"markdown": as_markdown, "csv": as_csv, "latex": as_latex}
 
 
-def plot(rows: list[dict[str, Any]], kind: str, path: str | Path) -> None:
-    """A PNG of a table's last metric, a panel for each data set: `lines` over the columns, or `bars` of the methods."""
+def plot(rows: list[dict[str, Any]], path: str | Path) -> None:
+    """A PNG of a table's last metric: a panel for each data set, mean and standard deviation of each method over the columns.
+
+    A line joins the ratios of one noise mode. The methods stand a little apart, so that none hides another.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -166,35 +170,39 @@ def plot(rows: list[dict[str, Any]], kind: str, path: str | Path) -> None:
     columns: dict[str, list[str]] = {}
     for dataset, column in dict.fromkeys((row["dataset"], row["column"]) for row in rows):
         columns.setdefault(dataset, []).append(column)
-    widths = [1.4 + 0.55 * max(4, len(of_dataset)) for of_dataset in columns.values()]
+    widths = {dataset: 1.4 + 0.55 * max(4, len(of_dataset)) for dataset, of_dataset in columns.items()}
+    lines: list[list[str]] = [[]]  # of panels
+    for dataset, width in widths.items():
+        if lines[-1] and sum(widths[d] for d in lines[-1]) + width > PAGE:
+            lines.append([])
+        lines[-1].append(dataset)
+    widest = max(sum(widths[d] for d in line) for line in lines)
     figure = plt.figure(
-        figsize=(sum(widths) + 0.6 + 0.075 * max(map(len, methods), default=0), 4), layout="constrained"
+        figsize=(widest + 0.6 + 0.075 * max(map(len, methods), default=0), 3.6 * len(lines)), layout="constrained"
     )
-    axes = figure.subplots(1, len(columns), squeeze=False, width_ratios=widths)[0]
-    for axis, (dataset, of_dataset) in zip(axes, columns.items()):
-        drawn = [row for row in rows if row["dataset"] == dataset and row["ours"] is not None]
-        for i, method in enumerate(methods):
-            of_method = [row for row in drawn if row["method"] == method]
-            # one line for each noise mode, the sym of sym_0.2
-            for _, of_mode in groupby(of_method, key=lambda row: row["column"].rpartition("_")[0]):
-                part = list(of_mode)
-                x, y = ([of_dataset.index(row["column"]) for row in part], [row["ours"] for row in part])
-                error = [row["sd"] or 0 for row in part] if any(row["sd"] for row in part) else None
-                if kind == "lines":
-                    axis.errorbar(x, y, error, color=f"C{i}", marker="o", markersize=4, linewidth=1, capsize=3)
-                else:
-                    width = 0.8 / len(methods)
-                    axis.bar([v + (i - (len(methods) - 1) / 2) * width for v in x], y, width, yerr=error, color=f"C{i}")
-        if kind == "bars" and drawn:  # from below the lowest bar, so that differences show
-            values = [row["ours"] for row in drawn]
-            axis.set_ylim(max(0, min(values) - max(5, 0.3 * (max(values) - min(values)))), min(100, max(values) + 3))
-        axis.set(title=dataset, xticks=range(len(of_dataset)), xlim=(-0.5, len(of_dataset) - 0.5))
-        axis.set_xticklabels([column.replace("_", " ") for column in of_dataset], rotation=45 * (len(of_dataset) > 4))
-        axis.grid(axis="y", alpha=0.3)
-        axis.set_axisbelow(True)
-    axes[0].set_ylabel(f"test accuracy ({rows[0]['metric']}), %")
+    for part, line in zip(figure.subfigures(len(lines), squeeze=False)[:, 0], lines):
+        axes = part.subplots(1, len(line), squeeze=False, width_ratios=[widths[d] for d in line])[0]
+        axes[0].set_ylabel(f"test accuracy ({rows[0]['metric']}), %")
+        for axis, dataset in zip(axes, line):
+            of_dataset = columns[dataset]
+            for i, method in enumerate(methods):
+                drawn = [r for r in rows if r["dataset"] == dataset and r["method"] == method and r["ours"] is not None]
+                aside = 0.4 * ((i + 0.5) / len(methods) - 0.5)
+                for _, of_mode in groupby(drawn, key=lambda row: row["column"].rpartition("_")[0]):  # sym of sym_0.2
+                    joined = list(of_mode)
+                    x = [of_dataset.index(row["column"]) + aside for row in joined]
+                    y, error = [row["ours"] for row in joined], [row["sd"] or 0 for row in joined]
+                    axis.errorbar(x, y, error, color=f"C{i}", marker="o", markersize=4, linewidth=1, elinewidth=0.8)
+            axis.set(
+                title=dataset.replace("_", " "), xticks=range(len(of_dataset)), xlim=(-0.5, len(of_dataset) - 0.5)
+            )
+            axis.set_xticklabels([column.replace("_", " ") for column in of_dataset])
+            if len(of_dataset) > 4:
+                plt.setp(axis.get_xticklabels(), rotation=45, ha="right", rotation_mode="anchor")
+            axis.grid(axis="y", alpha=0.3)
+            axis.set_axisbelow(True)
     handles = [Patch(color=f"C{i}", label=method) for i, method in enumerate(methods)]
     figure.legend(handles=handles, loc="outside right center", fontsize="small")
     with write_whole(Path(path)) as file:
-        figure.savefig(file, format="png", dpi=120)
+        figure.savefig(file, format="png", dpi=110)
     plt.close(figure)

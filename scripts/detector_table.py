@@ -106,7 +106,7 @@ DRAWN = {  # style of each curve of the plots
     "knn": "C5X-",
     "aum": "C6d-",
     "deft": "k*-",
-    "deft, mask_by margin": "k*--",
+    "deft, mask_by margin": "C7p--",
 }
 
 

@@ -651,10 +651,14 @@ def test_small_differences_show():
     assert "0.0001 (1) / 0.001 / -0.0009 |" in FORMATS["markdown"]({"t": rows})
 
 
-@pytest.mark.parametrize("kind", ["lines", "bars"])
-def test_plots(tmp_path, kind):
-    plot(ROWS, kind, tmp_path / "a" / "x.png")
-    assert (tmp_path / "a" / "x.png").read_bytes().startswith(b"\x89PNG")
+def test_plots_are_of_the_last_metric_and_no_wider_than_a_page(tmp_path):
+    from matplotlib.image import imread
+
+    plot(ROWS, tmp_path / "a" / "x.png")
+    one = imread(tmp_path / "a" / "x.png")
+    many = [row | {"dataset": f"{row['dataset']} {i}"} for i in range(5) for row in ROWS]
+    plot(many, tmp_path / "many.png")
+    assert imread(tmp_path / "many.png").shape[0] >= 2 * one.shape[0] and imread(tmp_path / "many.png").shape[1] < 1600
 
 
 # --- repeating a run
