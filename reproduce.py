@@ -45,6 +45,7 @@ TABLE_KEYS = {  # of a file of tables: the keys that every entry of a group has,
     "tables": (["title", "datasets", "methods"], "columns set flags_to metrics settings paper plot".split()),
 }
 LEDGER_KEYS: dict[str, Any] = {"script": str, "flags": list, "settings": dict, "folder": str, "seconds": (int, float)}
+SETTLED = {"prec": "auto", "epochs": 0, "warmup": -1}  # in whose place a run records what it settled on
 NOT_COMPARED = set(  # of two runs: time, place and machine; class names, which older records lack, are in the identity
     "seconds images_per_second peak_memory_gb peak_cuda_memory_gb git_commit checksum mask device versions class_names".split()
 )
@@ -154,7 +155,7 @@ def _noise_flags(column: str) -> dict[str, Any]:
 
 def make_step(command: str, dataset: dict[str, Any], flags: dict[str, Any], after: Step | None = None) -> Step:
     """The Step of a method's command on a data set, in a separate run if it has flags other than noise and seed."""
-    script, cfg, *words = command.split()
+    script, cfg, *words = shlex.split(command)
     real = script.replace("main_", "main_real_")
     script = real if dataset.get("real") and (HERE / f"{real}.py").is_file() else script
     if len(words) % 2:
@@ -311,9 +312,9 @@ class Ledger:
         if summary:
             if _place(summary) != place:
                 raise UserError(f"{folder / 'summary.json'}: is that of {_place(summary)}.")
-            settings = _yaml(folder / "config.yaml")
+            settings, asked = _yaml(folder / "config.yaml"), vars(load_config(step.command()[1:]))
             for key, value in step.flags[1:]:  # after cfg
-                if str(settings.get(key)).lower() not in (value.lower(), _as_float(value)):
+                if settings.get(key) != asked[key] != SETTLED.get(key):
                     raise UserError(f"{folder}: was made with {key} {settings.get(key)}, not {value}.")
         return summary
 
@@ -326,13 +327,6 @@ class Ledger:
                 alike.setdefault(len(theirs & set(step.flags)), []).append(line["seconds"])
         times = alike[max(alike)] if alike else []
         return sum(times) / len(times) if times else None
-
-
-def _as_float(text: str) -> str:
-    try:
-        return str(float(text))
-    except ValueError:
-        return text
 
 
 @contextmanager
@@ -571,8 +565,9 @@ def results_of(
         elif "settings" in table:
             outcome = vars(load_config(cell.step.command()[1:]))
         else:
+            found = ledger.summary(cell.step)  # which may find a reason why there is none
             reasons = [ledger.reasons[step] for step in cell.step.chain() if step in ledger.reasons]
-            outcome = ledger.summary(cell.step) or (reasons or ["not run"])[0]
+            outcome = found or (reasons or ["not run"])[0]
             if isinstance(outcome, dict):
                 like = first.setdefault((cell.place[0], cell.place[2]), outcome)
                 if outcome.get("source") != like.get("source"):

@@ -230,10 +230,10 @@ def _without_broken(dataset: Dataset, cfg: SimpleNamespace) -> Dataset:
     skipped: list[tuple[str, str]] = []
 
     def sound(split: Split) -> Split:
-        digests, reasons = inspect_files(split.images, inspection_cache(cfg))
+        _, reasons = inspect_files(split.images, inspection_cache(cfg))
         skipped.extend((path, reason) for path, reason in zip(split.images, reasons) if reason)
         good = [i for i, reason in enumerate(reasons) if not reason]
-        return replace(split, digests=digests).take(good)
+        return split.take(good)  # without digests, so that images are the same with and without `skip_broken`
 
     train, test = sound(dataset.train), sound(dataset.test) if dataset.test else None
     more = {name: sound(split) for name, split in dataset.more_tests.items()}

@@ -160,9 +160,9 @@ def official_class_noise(
     return noisy
 
 
-def official_idn(labels: np.ndarray, ratio: float, num_classes: int, features: Any, rng: Any = None) -> np.ndarray:
+def official_idn(labels: np.ndarray, ratio: float, num_classes: int, features: Any) -> np.ndarray:
     """Instance-dependent noise exactly as in the official code, which always uses numpy seed 1."""
-    rng = np.random.RandomState(1) if rng is None else rng
+    rng = np.random.RandomState(1)
     flip_rate, F = _truncated_rates(len(labels), ratio, rng), features.shape[1]
     P = flip_probabilities(
         labels, flip_rate, num_classes, features, lambda k: rng.randn(F, num_classes).astype(np.float32)
@@ -251,8 +251,7 @@ def read_transition(path: str | Path, num_classes: int) -> np.ndarray:
     path = Path(path)
     if not path.is_file():
         raise UserError(
-            f"noise_file: no such file: {path}; noise_mode transition needs a {num_classes}x{num_classes} "
-            "matrix (.npy or .csv)."
+            f"noise_file: no such file: {path}; expected a {num_classes}x{num_classes} matrix (.npy or .csv)."
         )
     try:
         matrix = (
@@ -296,6 +295,8 @@ def make_noise(
     if mode in HUMAN:
         return read_human(cfg.data_path, mode, labels, K)
     if mode == "transition":
+        if not cfg.noise_file:
+            raise UserError(f"noise_file: noise_mode transition needs a file with a {K}x{K} matrix (.npy or .csv).")
         return transition(labels, read_transition(cfg.noise_file, K), rng)
     if not ratio:
         print("noise_ratio: 0 changes no label")

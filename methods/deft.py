@@ -265,21 +265,26 @@ def score_labels(cfg: SimpleNamespace, data: Dataset, run: Run) -> dict[str, np.
 
     run: the Run of these scores, inside the folder of the detector's run. Returns a selection as train_detector does.
     """
-    model = build_detector(cfg, data.classnames, run.device)
-    load_checkpoint(run.folder.parent / "checkpoint.pt", model)
-    records = score_records(model.eval(), cfg, data, run.device)
+    model = load_detector(run.folder.parent, cfg, data, run.device)
+    records = score_records(model, cfg, data, run.device)
     return agreed_selection({k: v[None].numpy() for k, v in records.items()}, data, cfg, run.device)
 
 
-def save_text_classifier(folder: Path, detector_run: Path, data: Dataset, device: torch.device) -> None:
-    """Save the positive prompts of a finished phase 1 in `folder` as a classifier, see model.saved.save_classifier.
+def load_detector(folder: Path, cfg: SimpleNamespace, data: Dataset, device: torch.device) -> Detector:
+    """The trained detector of a finished phase 1 in `folder`, in eval mode; cfg: its settings.
 
-    UserError if they were trained behind other class names than those of `data`.
+    UserError if it was trained behind other class names than those of `data`.
     """
-    trained_with = read_summary(detector_run / "summary.json")["identity"].get("class names")
+    trained_with = read_summary(folder / "summary.json").get("identity", {}).get("class names")
     if trained_with not in (None, data.identity["class names"]):
-        raise UserError(f"adaptation: {detector_run} was trained with other class names.")
-    cfg = SimpleNamespace(**recorded_settings(detector_run / "config.yaml"))
+        raise UserError(f"classnames: {folder} was trained with other class names.")
     model = build_detector(cfg, data.classnames, device)
-    load_checkpoint(detector_run / "checkpoint.pt", model)
-    save_classifier(folder, TextClassifier(model.eval()), cfg, data, input_pixels(model.clip, cfg))
+    load_checkpoint(folder / "checkpoint.pt", model)
+    return model.eval()
+
+
+def save_text_classifier(folder: Path, detector_run: Path, data: Dataset, device: torch.device) -> None:
+    """Save the positive prompts of a finished phase 1 in `folder` as a classifier, see model.saved.save_classifier."""
+    cfg = SimpleNamespace(**recorded_settings(detector_run / "config.yaml"))
+    model = load_detector(detector_run, cfg, data, device)
+    save_classifier(folder, TextClassifier(model), cfg, data, input_pixels(model.clip, cfg))

@@ -77,8 +77,8 @@ def out_of_fold(features: np.ndarray, labels: np.ndarray, num_classes: int, seed
     A class with fewer images than folds is unknown in some of them, where its probability is 0.
     """
     folds = min(folds, np.bincount(labels).max())
-    if folds < 2:
-        raise UserError("detector: confident-learning needs a class with two images or more.")
+    if folds < 2 or len(np.unique(labels)) < 2:
+        raise UserError("detector: confident-learning needs labels of two classes, and two images or more of one.")
     probabilities = np.zeros((len(labels), num_classes))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of classes smaller than the number of folds; of slow convergence

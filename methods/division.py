@@ -97,7 +97,8 @@ def class_mixtures(scores: np.ndarray, labels: np.ndarray, seed: int = 0) -> np.
 def prototype_detection(features: Tensor, labels: Tensor, num_classes: int, seed: int = 0) -> tuple[np.ndarray, Tensor]:
     """RoLT's noise detection: (p_clean (N,) numpy, prototype logits (N, K)) from features (N, D) and labels (N,).
 
-    A first selection uses the centroids of all samples; the second uses the centroids of the selected samples.
+    A first selection uses the centroids of all samples; the second uses the centroids of the selected samples. The mixtures
+    start the same in every epoch and run.
     """
     rows = torch.arange(len(labels))
     logits = centroid_logits(features, labels, num_classes)

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from methods.losses import cross_entropy
 from methods.method import Method, Training
 from methods.selection import margins, two_groups
+from utils.errors import UserError
 
 
 def linear_probe_dynamics(
@@ -33,6 +34,8 @@ def linear_probe_dynamics(
     SGD with momentum 0.9 on features of zero mean and unit variance, cosine schedule; each epoch is recorded after its
     last step, on all images. The same seed gives the same numbers.
     """
+    if len(labels) < 2:
+        raise UserError("detector: a linear probe needs two images or more.")
     x = torch.from_numpy(np.ascontiguousarray(features, dtype=np.float32))
     mean, std = x.mean(0), x.std(0).clamp(min=1e-6)
     x, y = (x - mean) / std / x.shape[1] ** 0.5, torch.from_numpy(labels)

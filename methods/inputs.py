@@ -100,6 +100,7 @@ def given_inputs(cfg: SimpleNamespace, data: Dataset, given: dict[str, np.ndarra
         if not np.isfinite(x).all():
             raise UserError(f"{name}: not finite for image {int((~np.isfinite(x).all(1)).argmax())}.")
     features, p = given.get("features"), given.get("pred_probs")
+    p = None if p is None else p.astype(np.float64)
     if p is not None and p.shape[1] != K:
         raise UserError(
             f"pred_probs: has {p.shape[1]} columns, expected {K}, one a class in the order of the sorted labels."
@@ -111,8 +112,10 @@ def given_inputs(cfg: SimpleNamespace, data: Dataset, given: dict[str, np.ndarra
         if cfg.detector != "confident-learning":
             raise UserError(f"detector: {cfg.detector} looks at features=, pred_probs= are for confident-learning.")
         return Inputs(np.ones((N, 1), dtype=np.float32), data.train.labels, K, cfg, seed=cfg.seed, pred_probs=p)
-    features = features.astype(np.float32)
+    features = features.astype(np.float64)
+    features /= np.maximum(np.abs(features).max(1, keepdims=True), 1e-300)  # so that no square overflows
     features /= np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
+    features = features.astype(np.float32)
     name = keep_features(Path(cfg.output_dir) / "cache", features)
     return Inputs(features, data.train.labels, K, cfg, seed=cfg.seed, kept_as=name, pred_probs=p)
 

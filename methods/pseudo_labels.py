@@ -12,7 +12,7 @@ from torch import Tensor
 from dataloader.dataset import Dataset, label_hash
 from dataloader.loaders import make_loader
 from dataloader.transforms import Pixels
-from methods.deft import build_detector
+from methods.deft import load_detector
 from methods.loops import progress
 from methods.losses import one_hot, soft_cross_entropy
 from methods.method import Method
@@ -21,7 +21,6 @@ from model.encoder import load_encoder
 from model.features import image_features
 from model.prompts import zero_shot_features
 from model.saved import load_classifier
-from utils.checkpoint import load_checkpoint
 from utils.config import BACKBONES, recorded_settings
 from utils.device import Amp
 from utils.distributed import in_order
@@ -146,9 +145,8 @@ def detector_probabilities(cfg: SimpleNamespace, data: Dataset, folder: str | Pa
         pixels = Pixels(info["pixels"], info["mean"], info["std"])
         predict: Callable[[Tensor], Tensor] = model.to(device)
     elif settings is not None and (folder / "checkpoint.pt").is_file():
-        model = build_detector(settings, data.classnames, device)
-        load_checkpoint(folder / "checkpoint.pt", model)
-        pixels, predict = input_pixels(model.eval().clip, settings), model.classifier()
+        model = load_detector(folder, settings, data, device)
+        pixels, predict = input_pixels(model.clip, settings), model.classifier()
     else:
         raise UserError(f"noisy_samples: {folder} holds no trained detector; zero_shot takes CLIP as it is.")
     loader = make_loader(data.train, data.view, settings or cfg, pixels, device, augmented=False)

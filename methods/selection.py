@@ -73,9 +73,7 @@ def detection_quality(mask: np.ndarray, p_clean: np.ndarray, is_clean: np.ndarra
     }
 
 
-def gmm_clean_probability(
-    losses: np.ndarray, seed: int | np.random.RandomState | None = None, **settings: Any
-) -> np.ndarray:
+def gmm_clean_probability(losses: np.ndarray, seed: int | np.random.RandomState, **settings: Any) -> np.ndarray:
     """Chance (N,) that a sample belongs to the component of lower mean of a two-component mixture on its loss (N,).
 
     The losses are min-max scaled first; max_iter 10, tol 1e-2, reg_covar 5e-4 (as the official code), unless

@@ -1,4 +1,4 @@
-"""Label-noise methods that train on every sample.
+"""Label-noise methods that divide the samples anew in every epoch.
 
 All share one semi-supervised epoch; a published method defines how to divide the training set and the loss of a batch.
 Before each epoch, a method divides the samples, using the networks' output on un-augmented images (methods/division.py).

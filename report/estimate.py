@@ -1,7 +1,7 @@
 """How many labels of a detector's run are wrong, and how many suspects to look at.
 
-    python -m report.estimate runs/own/none/seed0/auto --review_budget 500
-    python -m report.estimate runs/own/none/seed0/auto --decisions decisions.csv --target_precision 0.9
+    python -m report.estimate runs/own-photos/none/seed0/auto --review_budget 500
+    python -m report.estimate runs/own-photos/none/seed0/auto --decisions decisions.csv --target_precision 0.9
 
 Labels that a person has decided about, in the run or in the file, make the estimate better; spread over the list they say
 more than at its top. Where the truth is known, calibration.png in the run's folder shows how good the chances are.

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from report.flags import add_run_flags, command_parser
+from report.flags import RELABEL_ABOVE, add_run_flags, command_parser
 from utils.config import parse_flags
 from utils.errors import UserError
 from utils.files import as_text, csv_text, safe_name, unused, write_csv, write_text, write_whole
@@ -134,7 +134,7 @@ def export(
     data_path: str,
     link: bool = False,
     fixed: bool = False,
-    relabel_above: float = 1.0,
+    relabel_above: float = RELABEL_ABOVE,
 ) -> int:
     """Write the samples kept, and with `fixed` the suspects put right (see fixed_labels), below the folder `to`.
 

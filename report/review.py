@@ -1,6 +1,6 @@
 """Review the suspects of a run in a browser: every decision is saved at once in the run's folder, decisions.jsonl.
 
-python -m report.review runs/own/none/seed0/deft
+python -m report.review runs/own-photos/none/seed0/deft
 
 The page is served on this machine only, at an address that nobody can guess. Ctrl-C ends it.
 """

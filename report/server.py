@@ -8,6 +8,7 @@ from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 from methods.decisions import Images, Log, as_arrays, by_image
+from report.flags import RELABEL_ABOVE
 from report.pictures import THUMBNAIL, encoded, thumbnail
 from report.render import label_sections, other_sections, page_html
 from report.similar import find_features, nearest_of_classes
@@ -25,7 +26,7 @@ class Review:
         folder: str | Path,
         data_path: str | None = None,
         decisions: str | Path | None = None,
-        relabel_above: float = 0.9,
+        relabel_above: float = RELABEL_ABOVE,
     ) -> None:
         self.folder = folder
         self.cfg, self.arrays, self.data, self.summary = read_run(folder, data_path, decisions)

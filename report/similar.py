@@ -113,8 +113,8 @@ def write_lists(
 def similar_sections(
     folder: str | Path, data: Dataset, arrays: dict[str, np.ndarray], features: np.ndarray | None
 ) -> list[Section]:
-    """The sections of near-duplicates and of outliers, as other_sections has them; [] where there are no features (N, D)."""
-    if features is None or len(features) > EXACT_UP_TO:
+    """The sections of near-duplicates and of outliers, as other_sections has them; [] where there are no features (N, D), or of one image."""
+    if features is None or not 2 <= len(features) <= EXACT_UP_TO:
         return []
     groups, far = write_lists(folder, data, arrays, features)
     return [_duplicates(data, arrays, groups), _outliers(data, arrays, far)]

@@ -5,7 +5,8 @@
 Precision, recall and F1 are of the clean class: of the labels kept, against the labels that are right. AUROC is of p_clean,
 AUPRC of p_clean as a score of the mislabelled class. summary.json has precision, recall and F1 of that class as well.
 A * marks runs that judged the labels of the images held out for testing too, as detectors without training do.
-Runs of one name with different settings are not averaged: what differs stands behind the name.
+Runs of one name with different settings, or with masks of detectors that had different settings, are not averaged: what
+differs stands behind the name.
 The verdict, of several seeds the worst, says whether a detector's result can be used; summary.json has the reason.
 """
 
@@ -53,7 +54,7 @@ def _told_apart(runs: list[tuple[Path, dict[str, Any]]]) -> list[dict[str, Any]]
         groups.setdefault(tuple(summary[key] for key in ("dataset", "noise", "name")), []).append((path, summary))
     out = []
     for group in groups.values():
-        differ = _differences([path.with_name("config.yaml") for path, _ in group])
+        differ = _differences([_settings(*run) for run in group])
         seeds = Counter((label, summary["seed"]) for label, (_, summary) in zip(differ, group))
         for label, (path, summary) in zip(differ, group):
             folder = path.parents[2 + len(Path(summary["name"]).parts)].parent
@@ -62,13 +63,23 @@ def _told_apart(runs: list[tuple[Path, dict[str, Any]]]) -> list[dict[str, Any]]
     return out
 
 
-def _differences(files: list[Path]) -> list[str]:
-    """The settings in which these config.yaml differ, as text, one for each file; seed and FREE_KEYS do not count."""
-    if len(files) == 1:
-        return [""]
-    defaults = default_values()
-    settings = [defaults | read_yaml(file) if file.is_file() else defaults for file in files]
-    keys = [k for k in defaults if k not in FREE_KEYS | {"seed"} and len({str(one[k]) for one in settings}) > 1]
+def _settings(path: Path, summary: dict[str, Any]) -> dict[str, Any]:
+    """{key: value} of a run; of one that was given a mask, those of the detector's run as well, as `mask's key`."""
+
+    def of(folder: Path) -> dict[str, Any]:
+        file = folder / "config.yaml"
+        content = default_values() | (read_yaml(file) if file.is_file() else {})
+        return {key: value for key, value in content.items() if key not in FREE_KEYS | {"seed"}}
+
+    detector = Path(str(summary.get("mask", ""))).parent
+    made_mask = of(detector) if (detector / "config.yaml").is_file() else {}
+    return of(path.parent) | {f"mask's {key}": value for key, value in made_mask.items()}
+
+
+def _differences(settings: list[dict[str, Any]]) -> list[str]:
+    """Where these settings differ, as text, one for each."""
+    everywhere = [key for key in settings[0] if all(key in one for one in settings)]
+    keys = [key for key in everywhere if len({str(one[key]) for one in settings}) > 1]
     return [", ".join(f"{key} {one[key]}" for key in keys) for one in settings]
 
 

@@ -540,6 +540,13 @@ def test_detect_with_a_model_of_ones_own(tmp_path):
     issues = find_label_issues(numbers, p)
     assert 3 < issues.sum() < 60 and np.array_equal(score, p[np.arange(len(p)), numbers])
     assert np.array_equal(same, np.where(issues, p.argmax(1), numbers))
+    half = detect(labels=numbers, classnames=DIGITS, pred_probs=p.astype(np.float16).astype(np.float64))
+    same = detect(labels=numbers, classnames=DIGITS, pred_probs=p.astype(np.float16))  # no sums in half precision
+    assert all(np.array_equal(x, y) for x, y in zip(half, same))
+    whole, _ = detect(labels=numbers, classnames=DIGITS, pred_probs=np.eye(10, dtype=int)[numbers])
+    assert (whole == 1).all()
+    large = detect(labels=numbers, classnames=DIGITS, features=1e300 * features.astype(np.float64), detector="knn")
+    assert np.allclose(large[0], detect(labels=numbers, classnames=DIGITS, features=features, detector="knn")[0])
     for arrays, message in [
         ({"images": paths, "features": features[:5]}, f"features: has 5 rows, but there are {len(labels)} images"),
         ({"features": features[0]}, r"features: expected numbers, one row an image, found float32 of shape \(128,\)"),

@@ -16,7 +16,7 @@ import main_phase2
 import main_real_phase1
 import main_real_phase2
 from dataloader import load
-from dataloader.dataset import Split, View
+from dataloader.dataset import Split, View, image_keys
 from dataloader.digits import load_digits_8x8
 from dataloader.load import load_data
 from dataloader.loaders import EpochRandomness, Loader
@@ -333,6 +333,11 @@ def test_check_data_and_skip_broken(tmp_path, capsys):
     data = load_data(load_config(cfg_of("cub", tmp_path, "--skip_broken", "--output_dir", str(tmp_path / "runs"))))
     assert [p for p, _ in data.skipped] == [paths[3], paths[5]] and data.skipped[0][1] == "missing"
     assert len(data.train.images) == 198 == len(data.train.labels)
+    sound = np.flatnonzero(~np.isin(np.arange(200), [3, 5]))  # images are the same whether or not their files were read
+    Path(paths[3]).touch()
+    plain = image_keys(load_data(load_config(cfg_of("cub", tmp_path))).train, data.root)
+    Path(paths[3]).unlink()
+    assert np.array_equal(plain[sound], image_keys(data.train, data.root))
     summary = main_phase1.main(
         cfg_of(
             "cub",

@@ -1,6 +1,7 @@
 """Phase 2 on all samples: which labels those outside the mask get, and how they count."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -79,6 +80,8 @@ def test_both_sources_on_the_digits(cell):
     assert accuracy == pytest.approx(finished["deft"]["acc_last"] / 100, abs=0.06)  # of images it was not scored on
     classifier = detector_probabilities(cfg, data, folder.parent / "ce-tiny-clip-digits", CPU)
     assert (classifier.argmax(1) == data.true_labels).mean() > 0.8
+    with pytest.raises(UserError, match="seed0/deft was trained with other class names"):
+        detector_probabilities(cfg, replace(data, classnames=data.classnames[::-1]), folder, CPU)
     with pytest.raises(UserError, match="label-match holds no trained detector; zero_shot takes CLIP as it is"):
         detector_probabilities(cfg, data, folder.parent / "label-match", CPU)
 

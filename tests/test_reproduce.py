@@ -340,6 +340,24 @@ def test_a_changed_record_is_noticed(toy, capsys):
     assert "was made with seed 1, not 0" in capsys.readouterr().out
 
 
+def test_a_run_may_settle_what_was_asked_for(toy, capsys):
+    method = "[\"main_phase1 PEFT --warmup -1 --templates 'a scan of {}.'\"]"
+    tables = TOY.replace("detector: [main_phase1 PEFT]", f"detector: {method}")
+    Path("config/tables.yaml").write_text(tables)
+    flags = ("--table", "1", "--dataset", "toy", "--noise", "sym_0.2")
+    with pytest.raises(UserError, match="of the runs failed or do not count"):
+        toy(*flags)  # the toy records the flags as they are
+    assert "was made with templates a scan of {}., not a scan of {}." in capsys.readouterr().out
+    record = Path("out dir/toy/sym-0.2/seed0/deft/config.yaml")
+    settled = record.read_text().replace("warmup: -1", "warmup: 3").replace("a scan of {}.", "['a scan of {}.']")
+    record.write_text(settled)
+    rows = toy(*flags)["table1"]
+    assert [row["ours"] for row in rows if row["method"] == "detector"] == [52]
+    record.write_text(settled.replace("seed: 0", "seed: 0.5"))
+    with pytest.raises(UserError, match="of the runs failed or do not count"):
+        toy(*flags)
+
+
 def test_only_one_at_a_time(toy):
     with reproduce.only_one("out dir"), pytest.raises(UserError, match=f"process {os.getpid()}.*is at work in out dir"):
         toy("--table", "1")

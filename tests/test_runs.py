@@ -248,6 +248,17 @@ def test_runs_of_other_settings_are_no_seeds(tmp_path):
     }
 
 
+def test_masks_of_detectors_with_other_settings_are_no_seeds(tmp_path):
+    for seed, lr in ((0, 0.03), (1, 0.001), (2, 0.001)):
+        detector, run = (tmp_path / f"toy/none/seed{seed}/{name}" for name in ("deft", "x"))
+        write_text(detector / "config.yaml", f"lr: {lr}\nseed: {seed}")
+        write_text(run / "config.yaml", f"lr: 0.1\nseed: {seed}")
+        summary = SUMMARY | {"seed": seed, "acc_last": 10.0, "mask": str(detector / "clean_mask.npz")}
+        write_summary(run / "summary.json", with_checksum(summary))
+    rows = tables.make_table(tables.read_summaries([tmp_path]))
+    assert {row[2]: row[4] for row in rows[1:]} == {"x (mask's lr 0.03)": "1", "x (mask's lr 0.001)": "2"}
+
+
 def test_the_screen_speaks_in_words():
     line = {
         "epoch": 1,

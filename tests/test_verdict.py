@@ -133,4 +133,11 @@ def test_a_training_is_judged_by_its_test_images_else_by_its_own_predictions():
     )
     scored = trained_evidence(DATA, selection, None, scored=True)
     assert judge(DATA, TRUSTED, scored, {})["level"] == "usable"
+    wrong = np.arange(2000) % 5 == 0
+    predicted, expected = np.where(wrong, (LABELS + 1) % 4, LABELS), {"usable": ~wrong, "not usable": TRUSTED}
+    for level, mask in expected.items():  # a mask that has to do with the predictions, and one that has not
+        of_mask = trained_evidence(tested, {"predicted": predicted, "mask": mask}, [100.0, 90.0, 90.0, 90.0])
+        assert judge(DATA, mask, of_mask, {})["level"] == level
+    for mask in (np.ones(2000, bool), np.zeros(2000, bool), np.arange(2000) > 10):  # too few of one kind to tell
+        assert trained_evidence(DATA, {"predicted": predicted, "mask": mask}, None)["trained"]["contrast"] is None
     assert evidence("", np.array([0, 3, 0]), np.array([0, 4, 4]))["chance"] == 0.5  # of the classes that are there
