@@ -34,6 +34,8 @@ from dataloader.transforms import normalise  # noqa: E402
 from model.blocks import speed_up  # noqa: E402
 from model.clip import EMBEDDED, load_clip, token_table  # noqa: E402
 from model.prompts import encode_prompts  # noqa: E402
+from utils.config import parse_flags  # noqa: E402
+from utils.start import run_main  # noqa: E402
 
 NAMES = "zero one two three four five six seven eight nine".split()
 SOURCES = ("handwritten", "printed")  # MNIST, fonts
@@ -309,7 +311,7 @@ def main():
     parser.add_argument("--batch_size", type=int, default=256)
     parser.add_argument("--lr", type=float, default=1.5e-3)
     parser.add_argument("--out", default=str(EMBEDDED["tiny-clip-digits"]), help="folder with open_clip_config.json")
-    args = parser.parse_args()
+    args = parse_flags(parser)
     torch.manual_seed(0)
     mnist = np.load(args.mnist, allow_pickle=False)
     test_levels = draw(handwritten(mnist["test_images"], mnist["test_labels"]))
@@ -341,4 +343,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

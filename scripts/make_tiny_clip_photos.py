@@ -37,8 +37,11 @@ from dataloader.transforms import normalise, random_crop, random_flip, resize
 from model import blocks
 from model.clip import load_clip, token_table
 from model.prompts import DualPrompts, encode_prompts, zero_shot_features
+from utils.config import parse_flags
+from utils.errors import UserError
 from utils.files import write_text, write_whole
 from utils.memory import keep_freed_memory
+from utils.start import run_main
 
 MODEL = Path(__file__).resolve().parents[1] / "model" / "tiny-clip-photos"
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -686,11 +689,11 @@ def main():
         metavar="NPZ",
         help="do not train: print zero-shot accuracies of --out on test_images (or val_jpeg), *_labels, class_names",
     )
-    args = parser.parse_args()
+    args = parse_flags(parser)
     if args.evaluate:
         return evaluate(args.out, args.evaluate)
     if not args.work:
-        parser.error("--work is missing")
+        raise UserError("--work: missing; expected the folder of the prepared arrays.")
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
@@ -699,4 +702,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

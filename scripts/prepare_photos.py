@@ -25,6 +25,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from dataloader.transforms import decode
 from scripts.unpack_photos import read_npz, read_published
+from utils.config import parse_flags
 from utils.errors import UserError
 from utils.files import write_text, write_whole
 from utils.start import run_main
@@ -92,7 +93,9 @@ def main():
     parser.add_argument("--images", nargs="+", required=True, metavar="NAME=FOLDER", help="sets of class folders")
     parser.add_argument("--exclude", nargs="*", default=[], help="folders and npz files of images to leave out")
     parser.add_argument("--out", required=True, help="folder for the arrays")
-    args = parser.parse_args()
+    args = parse_flags(parser)
+    if wrong := [item for item in args.images if "=" not in item]:
+        raise UserError(f"--images: {wrong[0]}: expected NAME=FOLDER.")
     Path(args.out).mkdir(parents=True, exist_ok=True)
     excluded = excluded_fingerprints(args.exclude)
     print(f"{len(excluded)} different images to leave out")
