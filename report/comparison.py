@@ -193,9 +193,7 @@ def plot(rows: list[dict[str, Any]], path: str | Path) -> None:
                     x = [of_dataset.index(row["column"]) + aside for row in joined]
                     y, error = [row["ours"] for row in joined], [row["sd"] or 0 for row in joined]
                     axis.errorbar(x, y, error, color=f"C{i}", marker="o", markersize=4, linewidth=1, elinewidth=0.8)
-            axis.set(
-                title=dataset.replace("_", " "), xticks=range(len(of_dataset)), xlim=(-0.5, len(of_dataset) - 0.5)
-            )
+            axis.set(title=dataset.replace("_", " "), xticks=range(len(of_dataset)), xlim=(-0.5, len(of_dataset) - 0.5))
             axis.set_xticklabels([column.replace("_", " ") for column in of_dataset])
             if len(of_dataset) > 4:
                 plt.setp(axis.get_xticklabels(), rotation=45, ha="right", rotation_mode="anchor")
