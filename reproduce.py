@@ -10,7 +10,6 @@ scripts: finished runs are not repeated, interrupted ones are resumed, and runs 
 """
 
 import argparse
-import fcntl
 import json
 import os
 import re
@@ -21,19 +20,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, TextIO
 
 from utils.config import DEFAULTS, load_config, parse_flags, read_yaml, whole_numbers
 from utils.errors import UserError, brief, nearest, pick
 from utils.files import slug
-from utils.lock import UNSUPPORTED
+from utils.lock import Lock
 from utils.start import run_main
 from utils.summaries import read_log, read_summary
 
@@ -329,24 +326,11 @@ class Ledger:
         return sum(times) / len(times) if times else None
 
 
-@contextmanager
-def only_one(output_dir: str | Path) -> Iterator[None]:
-    """UserError if another reproduce.py is working in the same folder."""
-    Path(output_dir).mkdir(parents=True, exist_ok=True)
-    with (Path(output_dir) / ".reproduce.lock").open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            other = f"another reproduce.py (process {file.read().strip()}) is at work in {output_dir}"
-            raise UserError(f"output_dir: {other}; wait for it, or give --output_dir another folder.") from None
-        except OSError as error:
-            if error.errno not in UNSUPPORTED:
-                raise
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        yield
+def only_one(output_dir: str | Path) -> TextIO:
+    """A lock on the folder, as a context; UserError if another reproduce.py is working there."""
+    place = f"is at work in {output_dir}; wait for it, or give --output_dir another folder."
+    lock = Lock(Path(output_dir) / ".reproduce.lock", lambda who: f"output_dir: another reproduce.py, {who}, {place}")
+    return lock.file
 
 
 # --- running

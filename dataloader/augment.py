@@ -72,11 +72,10 @@ def _one_each(x: Tensor, op: Tensor, level: Tensor) -> Tensor:
     """Apply operation op (B,) at its level (B,) to each image; float pixels (B, 3, S, S) in 0..255."""
     column = level[:, None, None, None]
 
-    def chosen(*names: str) -> Tensor:
-        numbers = torch.tensor([OPS.index(name) for name in names], device=op.device)
-        return torch.isin(op, numbers)[:, None, None, None]
+    def chosen(*names: str) -> Tensor:  # compared with one number at a time: a tensor of them would have to be uploaded
+        return torch.stack([op == OPS.index(name) for name in names]).any(0)[:, None, None, None]
 
-    grey = (x * x.new_tensor([0.2989, 0.587, 0.114])[:, None, None]).sum(1, keepdim=True)
+    grey = 0.2989 * x[:, :1] + 0.587 * x[:, 1:2] + 0.114 * x[:, 2:]
     reference = torch.zeros_like(x)  # brightness
     for name, value in (("Contrast", grey.mean((2, 3), keepdim=True)), ("Color", grey), ("Sharpness", _blurred(x))):
         reference = torch.where(chosen(name), value, reference)

@@ -235,11 +235,11 @@ def agreed_selection(
     selection = final_selection(records, data.train.labels, cfg)
     if cfg.agree_with:
         settings = SimpleNamespace(**vars(cfg) | {"detector": cfg.agree_with})
-        selection = agreement(selection, run_detector(settings, data, device)[0])
+        selection = trusted_by_both(selection, run_detector(settings, data, device)[0])
     return selection
 
 
-def agreement(selection: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def trusted_by_both(selection: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """A selection in which a label must also be trusted by the `other`; p_clean is the mean of both."""
     p_clean = (selection["p_clean"] + other["p_clean"]) / 2
     return selection | {"mask": selection["mask"] & other["mask"], "p_clean": p_clean}

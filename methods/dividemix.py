@@ -18,6 +18,7 @@ from methods.losses import batch_mean, cross_entropy, one_hot, soft_cross_entrop
 from methods.method import Training
 from methods.selection import gmm_clean_probability
 from methods.semi_supervised import Forward, Outputs, SemiSupervised, mixup, ramp, sharpen
+from utils.device import upload
 from utils.distributed import world_size
 
 
@@ -149,7 +150,7 @@ class UNICON(DivideMix):
         return mask, 1 - d
 
     def contrasted(self, views: list[Tensor], samples: np.ndarray) -> list[Tensor]:
-        unlabelled = torch.from_numpy(np.flatnonzero(~self.mask[samples])).to(views[0].device)
+        unlabelled = upload(torch.from_numpy(np.flatnonzero(~self.mask[samples])), views[0].device)
         return [view[unlabelled] for view in views]
 
 

@@ -13,7 +13,7 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def one_hot(labels: Tensor, num_classes: int) -> Tensor:
-    """Labels (…) int64 as float32 targets (…, K); unlike F.one_hot, it does not synchronise with the device."""
+    """Labels (…) int64 as float32 targets (…, K). F.one_hot would give int64, and on CPUs read the labels to check them."""
     return (labels[..., None] == torch.arange(num_classes, device=labels.device)).float()
 
 
@@ -25,7 +25,7 @@ def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 def symmetric_cross_entropy(logits: Tensor, labels: Tensor, alpha: float = 1.0, beta: float = 1.0) -> Tensor:
     """SCE (Wang et al., ICCV 2019): alpha CE + beta RCE, RCE = -sum_k p_k log(onehot_k) with log 0 = log 1e-4."""
     p = logits.softmax(1).clamp(1e-7, 1.0)
-    onehot = F.one_hot(labels, logits.shape[1]).to(p.dtype).clamp(1e-4, 1.0)
+    onehot = one_hot(labels, logits.shape[1]).to(p.dtype).clamp(1e-4, 1.0)
     return alpha * cross_entropy(logits, labels) - beta * (p * onehot.log()).sum(1)
 
 

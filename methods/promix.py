@@ -12,6 +12,7 @@ from dataloader.loaders import Views
 from methods.division import class_small_loss, label_guessing
 from methods.losses import batch_mean, cross_entropy, one_hot, soft_cross_entropy
 from methods.semi_supervised import Forward, Outputs, SemiSupervised, blend, ramp, sharpen
+from utils.device import upload
 from utils.distributed import total
 
 
@@ -91,7 +92,7 @@ class ProMix(SemiSupervised):
         self, images: Tensor, targets: Tensor, selected: Tensor, rng: np.random.Generator
     ) -> tuple[Tensor, Tensor]:
         """MixUp in which every sample's partner is one of the selected (B,) bool, if there are any."""
-        keys = torch.from_numpy(rng.random(len(images), dtype=np.float32)).to(images.device)
+        keys = upload(torch.from_numpy(rng.random(len(images), dtype=np.float32)), images.device)
         order = torch.where(selected, keys, 2.0).argsort()  # the selected first, in random order
         turn = torch.arange(len(images), device=images.device) % selected.sum().clamp(min=1)
         return blend(images, images[order[turn]], targets, targets[order[turn]], rng.beta(self.beta, self.beta))

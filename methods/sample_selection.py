@@ -153,4 +153,4 @@ def smallest(losses: Tensor, rate: float) -> Tensor:
     whole, before = torch.cat(parts), sum(len(part) for part in parts[: rank()])
     kept = whole.argsort(stable=True)[: int((1 - rate) * len(whole))]
     mask = torch.zeros_like(whole, dtype=torch.bool).index_fill_(0, kept, True)
-    return mask[before : before + len(losses)].to(losses.device)
+    return mask[before : before + len(losses)].to(losses.device, non_blocking=losses.is_cuda)

@@ -27,7 +27,7 @@ from methods.losses import batch_mean, cross_entropy
 from methods.method import Method, Training
 from model.classifier import build_classifier, head_input
 from model.ensemble import Networks
-from utils.device import Amp, torch_generator
+from utils.device import Amp, torch_generator, upload
 from utils.distributed import in_order, total
 from utils.errors import UserError
 
@@ -202,7 +202,7 @@ def mixup(images: Tensor, targets: Tensor, beta: float, rng: np.random.Generator
 
     images (B, 3, H, W), targets (B, K). The sample itself gets the larger weight, max(lambda, 1 - lambda).
     """
-    partner = torch.from_numpy(rng.permutation(len(images))).to(images.device)
+    partner = upload(torch.from_numpy(rng.permutation(len(images))), images.device)
     return blend(images, images[partner], targets, targets[partner], rng.beta(beta, beta))
 
 

@@ -36,7 +36,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from dataloader.dataset import image_keys
 from dataloader.load import load_data
 from dataloader.noise import HUMAN
-from methods.deft import agreement, build_detector, final_selection, score_records, train_with_records
+from methods.deft import build_detector, final_selection, score_records, train_with_records, trusted_by_both
 from methods.detectors import DETECTORS
 from methods.inputs import load_inputs
 from methods.masks import read_selection
@@ -182,7 +182,7 @@ def deft_rows(names, cfg, data):
         seen = {k: v[None].numpy() for k, v in plain.items()} if rule.mask_view == "eval" else records
         selection = final_selection({k: v[-rule.mask_epochs :] for k, v in seen.items()}, data.train.labels, rule)
         if rule.agree_with:
-            selection = agreement(selection, DETECTORS[rule.agree_with].find(inputs)._asdict())
+            selection = trusted_by_both(selection, DETECTORS[rule.agree_with].find(inputs)._asdict())
         yield name, selection, seconds
 
 

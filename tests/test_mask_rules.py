@@ -11,7 +11,7 @@ from sklearn.metrics import average_precision_score
 import main_detect
 import main_phase1
 from methods import deft
-from methods.deft import agreement, final_selection
+from methods.deft import final_selection, trusted_by_both
 from methods.detectors import DETECTORS, discriminant_margin, text_tells
 from methods.selection import clean_probability, select_clean, two_groups
 from tests.helpers import detection, phase1
@@ -53,7 +53,7 @@ def test_rules_of_the_final_mask():
     }
     assert by_rule(several, labels[:2])["mask"].tolist() == [True, True]  # means 0.53 and 0.57
     assert by_rule(several, labels[:2], require_agreement=True)["mask"].tolist() == [False, False]
-    both = agreement(published, {"mask": right, "p_clean": np.ones(200)})
+    both = trusted_by_both(published, {"mask": right, "p_clean": np.ones(200)})
     assert np.array_equal(both["mask"], right) and np.allclose(both["p_clean"], (p_clean[-1] + 1) / 2)
 
 

@@ -32,6 +32,12 @@ def pick_device(cfg: SimpleNamespace) -> torch.device:
     return device
 
 
+def upload(x: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor of the host on the device. CUDA copies from pinned memory, so that the host need not wait for the copy."""
+    cuda = device.type == "cuda"
+    return (x.pin_memory() if cuda else x).to(device, non_blocking=cuda)
+
+
 def torch_generator(seed: int, purpose: int) -> torch.Generator:
     """A separate CPU generator for one purpose (initial values, …), derived from the seed."""
     return torch.Generator().manual_seed(int(np.random.default_rng([seed, 7, purpose]).integers(2**62)))

@@ -1,4 +1,4 @@
-"""A lock that lets one process at a time work on a run."""
+"""A lock that lets one process at a time work on a run, or on the runs of a folder."""
 
 import errno
 import fcntl
@@ -6,6 +6,7 @@ import hashlib
 import os
 import time
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 
 from utils.errors import UserError
@@ -16,19 +17,19 @@ _held: weakref.WeakValueDictionary[Path, "Lock"] = weakref.WeakValueDictionary()
 
 
 class Lock:
-    """A lock on `folder`, held while the object exists. The operating system releases it if the process is killed."""
+    """A lock, held until its `file` is closed, or no longer exists; the operating system does so if the process is killed.
 
-    def __init__(self, path: Path, folder: Path) -> None:
+    UserError if another process holds it: what `busy` makes of the words that name that process.
+    """
+
+    def __init__(self, path: Path, busy: Callable[[str], str]) -> None:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self.file = path.open("a+", encoding="utf-8")
             fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             self.file.seek(0)
-            raise UserError(
-                f"{folder}: {self.file.read() or 'another process'} is working on this run. Wait for it, stop it, or "
-                "start another run with --tag NAME."
-            ) from None
+            raise UserError(busy(self.file.read() or "another process")) from None
         except OSError as error:
             if error.errno not in UNSUPPORTED:
                 raise UserError(f"output_dir: {path.parent} is not writable ({error.strerror}).") from None
@@ -43,5 +44,6 @@ def lock(output_dir: Path, folder: Path) -> Lock:
     path = (output_dir / "cache" / "locks" / name).resolve()
     held = _held.get(path)
     if held is None:
-        _held[path] = held = Lock(path, folder)
+        advice = "Wait for it, stop it, or start another run with --tag NAME."
+        _held[path] = held = Lock(path, lambda who: f"{folder}: {who} is working on this run. {advice}")
     return held
