@@ -288,7 +288,7 @@ def test_figures_of_few_photographs():
         "DeFT, phase 1": ("deft", "DeFT, phase 1's text classifier"),
         "DeFT, `mask_by: margin`": ("deft, mask_by margin", ""),
         "DeFT, phase 2": ("", "DeFT, phase 2"),
-        "small-loss": ("small-loss, visual prompts", "small-loss, visual prompts"),
+        "small-loss, visual prompts": ("small-loss, visual prompts", "small-loss, visual prompts"),
         "GMM": ("gmm", "GMM"),
         "fine-tuning on all labels (CE)": ("", "CE"),
     }
