@@ -615,7 +615,11 @@ def main(argv: list[str] | None = None) -> dict[str, list[dict[str, Any]]]:
         _make_folder(args.plots)
     cells = {name: make_cells(table, known, profile, args) for name, table in tables.items()}
     if not any(cells.values()):
-        raise UserError(f"reproduce.py: {', '.join(names)}: no run matches --dataset, --noise and --profile together.")
+        flags = [f"--{flag}" for flag in ("dataset", "noise", "profile") if getattr(args, flag)]
+        sets = sorted({dataset for table in tables.values() for dataset in table["datasets"]})
+        raise UserError(
+            f"--table: {', '.join(names)}: no run matches {' and '.join(flags)}; the data sets are {', '.join(sets)}."
+        )
     steps = [c.step for name, table in tables.items() if "settings" not in table for c in cells[name] if c.step]
     ledger = Ledger(args.output_dir, args.data_root)
     if args.dry_run:

@@ -185,6 +185,7 @@ DRAWN: dict[str, Callable[..., np.ndarray]] = {
     "str": structured,
     "idn": idn,
 }
+OFFICIAL = ("sym", "asym", "str", "idn")  # of these, what the official code has
 NOISE = ("none", *DRAWN, "transition", "file", *HUMAN)
 
 
@@ -284,7 +285,7 @@ def make_noise(
     rng = np.random.default_rng([cfg.seed, 0])
     if mode == "none":
         if ratio and not cfg.dataset.endswith("mini_imagenet"):  # whose own noise it is
-            print(f"noise_ratio: {ratio:g} makes no noise, since noise_mode is none")
+            print(f"warning: noise_ratio: {ratio:g} makes no noise, since noise_mode is none")
         return labels
     if mode == "file":
         if not cfg.noise_file:
@@ -312,8 +313,8 @@ def make_noise(
 def _official(cfg: SimpleNamespace, labels: np.ndarray, num_classes: int, is_folder: bool, features: Any) -> Any:
     """Labels as in the official code: from its cache file if there is one, whatever the seed, else drawn."""
     mode, ratio = cfg.noise_mode, cfg.noise_ratio
-    if mode == "asym_similar":
-        raise UserError("noise_rng: the official code has no asym_similar; use noise_rng numpy.")
+    if mode not in OFFICIAL:
+        raise UserError(f"noise_rng: the official code has no {mode}; use noise_rng numpy.")
     cache = Path(cfg.data_path) / "noise_file" / (f"{mode}_{ratio}" if is_folder else f"{cfg.dataset}_{mode}_{ratio}")
     if cache.is_file():
         print(f"labels from the official cache {cache}")

@@ -395,7 +395,10 @@ def test_unknown_names():
         (["--table", "1", "--dataset", "cifar_100", "cub200"], "--dataset: unknown name 'cifar_100'.*mean cifar100"),
         (["--table", "1", "--dataset", "digits"], "--dataset: unknown name 'digits'"),
         (["--table", "label_noises", "--dataset", "cifar100", "--noise", "worse_0.4"], "label_noises: no run matches"),
-        (["--table", "3", "--profile", "digits"], "table3: no run matches"),
+        (
+            ["--table", "3", "--profile", "digits"],
+            "table3: no run matches --profile; the data sets are cifar100n, clothing1m",
+        ),
         (["--table", "1", "--seeds", "-1"], "--seeds: must be whole numbers, not -1"),
         (["--table", "1", "--jobs", "-1"], "--jobs: must be whole numbers, not -1"),
         (["--verify", "nowhere"], "no finished run"),

@@ -155,7 +155,15 @@ def _coerce(name: str, key: Key, value: Any, where: str) -> Any:
 
 
 class _Loader(yaml.SafeLoader):
-    """yaml.SafeLoader that rejects duplicate keys, of which SafeLoader silently keeps the last."""
+    """yaml.SafeLoader that rejects duplicate keys, of which SafeLoader silently keeps the last.
+
+    Whole numbers are plain decimals; YAML 1.1 reads 010 as 8 and 1:30 as 90.
+    """
+
+    yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:int"]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         lines: dict[str, int] = {}
@@ -167,11 +175,16 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"[-+]?(0|[1-9][0-9]*)$"), list("-+0123456789"))
+
+
 def read_yaml(path: str | Path) -> dict[Any, Any]:
     """The {key: value} of a YAML file, with keys as written in the file. UserError if it is not such a file."""
     try:
         with Path(path).open(encoding="utf-8") as file:
             content = yaml.load(file, _Loader)  # noqa: S506  _Loader is a SafeLoader
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file.") from None
     except (yaml.YAMLError, OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: not a YAML file ({brief(error)}).") from None
     if not isinstance(content or {}, dict):

@@ -14,7 +14,9 @@ def summary_writer() -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        raise UserError("tensorboard: the package is not installed; pip install tensorboard.") from None
+        raise UserError(
+            "tensorboard: the package is not installed; pip install -r requirements-optional.txt."
+        ) from None
     return SummaryWriter
 
 
