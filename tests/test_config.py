@@ -180,3 +180,15 @@ def test_errors_are_one_line_with_exit_code_2():
     assert done.returncode == 2
     assert done.stderr.startswith("error: noise_mode: unknown name 'symm'; expected one of none, sym, asym, ")
     assert done.stderr.endswith("Did you mean sym?\n") and done.stderr.count("\n") == 1
+
+
+def test_whole_numbers_are_plain_decimals(tmp_path):
+    """YAML 1.1 would read these as 8, 90 and 16."""
+    path = tmp_path / "x.yaml"
+    path.write_text("epochs: 010\nwarmup: -1\nlr: 1e-3\nmilestones: [3, 20]")
+    cfg = load_config(["--cfg", str(path)])
+    assert (cfg.epochs, cfg.warmup, cfg.lr, cfg.milestones) == (10, -1, 1e-3, ["3", "20"])
+    for text in ("1:30", "0x10"):
+        path.write_text(f"epochs: {text}")
+        with pytest.raises(UserError, match=f"epochs must be a whole number, not '{text}'"):
+            load_config(["--cfg", str(path)])
