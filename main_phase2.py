@@ -19,7 +19,7 @@ def main(argv: list[str] | None = None, description: str | None = __doc__, **set
     from methods.baselines import METHODS
     from methods.deft import save_text_classifier
     from methods.fine_tuning import fine_tune
-    from methods.masks import mask_name, trusted_samples
+    from methods.masks import mask_name, say_lost_classes, trusted_samples
     from methods.pseudo_labels import PseudoLabels, pseudo_labels
     from methods.selection import precision_recall
     from report.record import finish, folder_of_phase1, say_if_worse
@@ -65,6 +65,7 @@ def main(argv: list[str] | None = None, description: str | None = __doc__, **set
         targets, used, counts = pseudo_labels(cfg, data, mask, path.parent, run.device)
         print(f"and on {counts['pseudo_labels']} of the others with new labels ({cfg.noisy_samples})")
         method, mask, numbers = PseudoLabels(cfg, mask, targets, cfg.noisy_weight), mask | used, numbers | counts
+    say_lost_classes(data, mask)
     trained, _ = fine_tune(cfg, data, run, method, mask)
     summary = finish(run, data, {**numbers, **trained})
     say_if_worse(summary, path)

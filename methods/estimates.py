@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import numpy as np
 from scipy.special import expit, logit
+from scipy.stats import beta
 
 from methods.decisions import UNDECIDED, WRONG
 from methods.selection import two_groups
@@ -114,6 +115,21 @@ def of_run(arrays: dict[str, np.ndarray]) -> Estimate:
 def _with_mean(p: np.ndarray, before: np.ndarray, now: np.ndarray) -> np.ndarray:
     """Probabilities p whose mean is `before`, lowered or raised in proportion so that it is `now`."""
     return np.where(now < before, p * now / before, 1 - (1 - p) * (1 - now) / (1 - before))
+
+
+def of_sample(arrays: dict[str, np.ndarray]) -> tuple[int, int, float, float] | None:
+    """(wrong, checked, low, high) of the labels at equal distances in the list (`spread`) that a person has decided about.
+
+    low and high bound the share of wrong labels among all, with 90 % confidence (Clopper and Pearson, Biometrika 1934), whatever
+    the scores are. None unless nine of ten of these labels have a decision: the first ones alone would say too much.
+    """
+    decision = arrays["decision"][spread(arrays["p_clean"])]
+    checked, wrong = int(np.sum(decision != UNDECIDED)), int(np.sum(decision == WRONG))
+    if checked < 0.9 * len(decision):
+        return None
+    low = beta.ppf(0.05, wrong, checked - wrong + 1) if wrong else 0.0
+    high = beta.ppf(0.95, wrong + 1, checked - wrong) if wrong < checked else 1.0
+    return wrong, checked, float(low), float(high)
 
 
 def limit_suspects(selection: dict[str, np.ndarray], cfg: SimpleNamespace) -> dict[str, np.ndarray]:

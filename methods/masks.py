@@ -191,3 +191,12 @@ def mask_name(mask: str) -> str:
     if path.name == "clean_mask.npz":
         return slug(path.parent.name)
     return slug(path.stem if path.suffix in MASK_FILES else path.name)
+
+
+def say_lost_classes(data: Dataset, mask: np.ndarray) -> None:
+    """Print the classes of training labels of which the mask (N,) has none."""
+    labels, K = data.train.labels, data.num_classes
+    lost = np.flatnonzero((np.bincount(labels, minlength=K) > 0) & (np.bincount(labels[mask], minlength=K) == 0))
+    if len(lost):
+        names = shortened([data.label_names[k] for k in lost], 5)
+        print(f"warning: no label of {len(lost)} classes is trained on, so the model will not know them: {names}")

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from dataloader.dataset import Dataset
-from methods.estimates import of_run
+from methods.estimates import of_run, of_sample
 from methods.selection import precision_recall
 from report.pictures import thumbnails
 from report.plots import plot_history, plot_scores, plot_thresholds
@@ -80,6 +80,10 @@ def overview(arrays: dict[str, np.ndarray], relabel_above: float) -> Section:
     tiles.append(
         (f"share of wrong labels, 90 % interval, {found.source}", f"{100 * low / n:.1f}–{100 * high / n:.1f} %")
     )
+    if sample := of_sample(arrays):
+        wrong, checked, low, high = sample
+        share = f"{wrong} of {checked}: {100 * low:.1f}–{100 * high:.1f} %"
+        tiles.append(("wrong in the sample of all labels, and the share among all, 90 % interval", share))
     reviewed = np.bincount(arrays["decision"], minlength=3)[1:]
     if reviewed.any():
         tiles += [("reviewed: label is right", f"{reviewed[0]:,}"), ("reviewed: label is wrong", f"{reviewed[1]:,}")]
@@ -87,8 +91,14 @@ def overview(arrays: dict[str, np.ndarray], relabel_above: float) -> Section:
         tiles.append(("images gone or changed since the run", f"{np.sum(~arrays['there']):,}"))
     text = (
         "<p class=soft>Some suspects have right labels, and some labels that are kept are wrong; the interval of the share "
-        "of wrong labels accounts for both. From the scores alone it is rough and can miss the truth; reviewing the sample "
-        "of all labels (see Review, Show) mends that.</p>"
+        "of wrong labels accounts for both."
+        + (
+            ""
+            if sample
+            else " From the scores alone it is rough, and far too high where few labels are wrong; review the sample of all "
+            "labels (see Review, Show)."
+        )
+        + "</p>"
     )
     return section(
         "overview", "Overview", f"<div class=pair><div>{_tiles(tiles)}{text}</div>{plot_scores(arrays)}</div>"

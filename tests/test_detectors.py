@@ -141,7 +141,7 @@ def test_out_of_fold_with_classes_smaller_than_the_folds():
     assert (probabilities.argmax(1)[:64] == labels[:64]).all()
     two = out_of_fold(rng.normal(0, 1, (5, 2)), np.array([0, 0, 0, 0, 1]), 2, 0)  # a fold that knows one class only
     assert two[4].tolist() == [1, 0]
-    with pytest.raises(UserError, match="confident-learning needs a class with two images"):
+    with pytest.raises(UserError, match="confident-learning needs labels of two classes, and two images"):
         out_of_fold(np.eye(3), np.arange(3), 3, 0)
 
 

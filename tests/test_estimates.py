@@ -11,6 +11,7 @@ from scipy.special import expit
 import main_detect
 from dataloader.load import load_data
 from methods import estimates
+from methods.decisions import RIGHT, UNDECIDED, WRONG
 from methods.estimates import calibration, estimate
 from report import estimate as command
 from scripts import detector_table
@@ -58,6 +59,22 @@ def test_checked_labels_mend_misleading_scores():
     assert np.array_equal(found.p_wrong[spread], wrong[spread])
     top = estimate(p_clean, {int(i): bool(wrong[i]) for i in blind.order[:50]})  # one group's labels leave the others
     assert np.allclose(top.p_wrong[blind.order[1000:]], blind.p_wrong[blind.order[1000:]])
+
+
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.4])
+def test_the_sample_holds_the_truth_whatever_the_scores_are(share):
+    rng, held = np.random.default_rng(0), 0
+    for _ in range(100):
+        p_clean, decision = rng.random(2000), np.zeros(2000, dtype=np.int64)
+        wrong, of_sample = rng.random(2000) < share, estimates.spread(p_clean)
+        decision[of_sample] = np.where(wrong[of_sample], WRONG, RIGHT)
+        bad, n, low, high = estimates.of_sample({"p_clean": p_clean, "decision": decision})
+        assert n == 100 and bad == wrong[of_sample].sum()
+        held += low <= wrong.mean() <= high
+    assert held >= 90
+    assert share or (bad, low, round(high, 4)) == (0, 0, 0.0295)  # 1 - 0.05 ** (1 / 100)
+    decision[of_sample[-20:]] = UNDECIDED  # the worst of a sample alone would say too much
+    assert estimates.of_sample({"p_clean": p_clean, "decision": decision}) is None
 
 
 def test_limits_of_the_suspects(capsys):

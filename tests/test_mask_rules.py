@@ -73,8 +73,7 @@ def test_scored_labels_follow_the_same_rule(monkeypatch):
             {"mask": np.array([True, False]), "p_clean": np.ones(2)},
         )[1:],
     )
-    monkeypatch.setattr(deft, "build_detector", lambda *args: torch.nn.Identity())
-    monkeypatch.setattr(deft, "load_checkpoint", lambda *args: None)
+    monkeypatch.setattr(deft, "load_detector", lambda *args: torch.nn.Identity())
     monkeypatch.setattr(deft, "score_records", lambda *args: {k: torch.from_numpy(v[0]) for k, v in records.items()})
     data = SimpleNamespace(train=SimpleNamespace(labels=np.zeros(2, dtype=np.int64)), classnames=["a", "b"])
     run = SimpleNamespace(folder=Path("deft/score-test"), device=None)

@@ -177,6 +177,18 @@ def test_names_are_text_and_not_markup(nasty_run):
     assert "Training" not in page.texts and "Against the truth" not in page.texts  # neither is there
 
 
+def test_copies_that_are_kept_with_different_labels_are_said(nasty_run, tmp_path, monkeypatch, capsys):
+    run = Path(shutil.copytree(nasty_run, tmp_path / "run"))
+    rows = list(csv.DictReader((run / "scores.csv").open(newline="", encoding="utf-8")))
+    kept = [int(row["index"]) for row in rows if row["is_label_issue"] == "False"]
+    given = {int(row["index"]): row["given_label"] for row in rows}
+    other = next(i for i in kept if given[i] != given[kept[0]])
+    suspect = next(int(row["index"]) for row in rows if row["is_label_issue"] == "True")
+    monkeypatch.setattr("methods.decisions.differing_copies", lambda data: [[kept[0], other], [kept[0], suspect]])
+    report.main([str(run)])
+    assert "warning: in 1 of the groups of identical images, copies are kept with different labels" in capsys.readouterr().out
+
+
 def test_many_classes_make_a_list_instead_of_a_matrix(digits_run):
     _, arrays, data, _ = read_run(digits_run)
     assert 'class="scroll matrix"' in sections.confusions(data, arrays)[2]

@@ -8,6 +8,7 @@ import pytest
 
 import main_detect
 import main_phase2
+from methods.masks import say_lost_classes
 from methods.verdict import agreement, evidence, judge, trained_evidence
 from report import page, tables
 from tests import recipe
@@ -141,3 +142,13 @@ def test_a_training_is_judged_by_its_test_images_else_by_its_own_predictions():
     for mask in (np.ones(2000, bool), np.zeros(2000, bool), np.arange(2000) > 10):  # too few of one kind to tell
         assert trained_evidence(DATA, {"predicted": predicted, "mask": mask}, None)["trained"]["contrast"] is None
     assert evidence("", np.array([0, 3, 0]), np.array([0, 4, 4]))["chance"] == 0.5  # of the classes that are there
+
+
+def test_classes_that_phase_2_does_not_know_are_named(capsys):
+    data = SimpleNamespace(**vars(DATA) | {"num_classes": 5, "label_names": list("abcde")})  # e has no label at all
+    say_lost_classes(data, TRUSTED)
+    assert capsys.readouterr().out == ""
+    say_lost_classes(data, TRUSTED & (LABELS != 1) & (LABELS != 3))
+    assert (
+        "warning: no label of 2 classes is trained on, so the model will not know them: b, d" in capsys.readouterr().out
+    )
