@@ -186,7 +186,10 @@ def test_copies_that_are_kept_with_different_labels_are_said(nasty_run, tmp_path
     suspect = next(int(row["index"]) for row in rows if row["is_label_issue"] == "True")
     monkeypatch.setattr("methods.decisions.differing_copies", lambda data: [[kept[0], other], [kept[0], suspect]])
     report.main([str(run)])
-    assert "warning: in 1 of the groups of identical images, copies are kept with different labels" in capsys.readouterr().out
+    assert (
+        "warning: in 1 of the groups of identical images, copies are kept with different labels"
+        in capsys.readouterr().out
+    )
 
 
 def test_many_classes_make_a_list_instead_of_a_matrix(digits_run):
