@@ -82,8 +82,8 @@ def overview(arrays: dict[str, np.ndarray], relabel_above: float) -> Section:
     )
     if sample := of_sample(arrays):
         wrong, checked, low, high = sample
-        share = f"{wrong} of {checked}: {100 * low:.1f}–{100 * high:.1f} %"
-        tiles.append(("wrong in the sample of all labels, and the share among all, 90 % interval", share))
+        of = f"from the sample of all labels, of which {wrong} of {checked} are wrong"
+        tiles.append((f"share of wrong labels, 90 % interval, {of}", f"{100 * low:.1f}–{100 * high:.1f} %"))
     reviewed = np.bincount(arrays["decision"], minlength=3)[1:]
     if reviewed.any():
         tiles += [("reviewed: label is right", f"{reviewed[0]:,}"), ("reviewed: label is wrong", f"{reviewed[1]:,}")]
