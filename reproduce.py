@@ -311,7 +311,7 @@ class Ledger:
                 raise UserError(f"{folder / 'summary.json'}: is that of {_place(summary)}.")
             settings, asked = _yaml(folder / "config.yaml"), vars(load_config(step.command()[1:]))
             for key, value in step.flags[1:]:  # after cfg
-                if settings.get(key) != asked[key] != SETTLED.get(key):
+                if asked[key] not in (settings.get(key), SETTLED.get(key)):
                     raise UserError(f"{folder}: was made with {key} {settings.get(key)}, not {value}.")
         return summary
 

@@ -112,10 +112,9 @@ def given_inputs(cfg: SimpleNamespace, data: Dataset, given: dict[str, np.ndarra
         if cfg.detector != "confident-learning":
             raise UserError(f"detector: {cfg.detector} looks at features=, pred_probs= are for confident-learning.")
         return Inputs(np.ones((N, 1), dtype=np.float32), data.train.labels, K, cfg, seed=cfg.seed, pred_probs=p)
-    features = features.astype(np.float64)
-    features /= np.maximum(np.abs(features).max(1, keepdims=True), 1e-300)  # so that no square overflows
+    largest = np.abs(features).max(1, keepdims=True)
+    features = (features / np.where(largest > 0, largest, 1)).astype(np.float32)  # so that no square overflows
     features /= np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
-    features = features.astype(np.float32)
     name = keep_features(Path(cfg.output_dir) / "cache", features)
     return Inputs(features, data.train.labels, K, cfg, seed=cfg.seed, kept_as=name, pred_probs=p)
 

@@ -116,7 +116,7 @@ def judge(data: Dataset, mask: np.ndarray, known: dict[str, Any], accuracies: di
         (
             "not usable",
             contrast is not None and contrast < UNRELATED,
-            "its predictions agree with suspects about as often as with trusted labels",
+            "its predictions hardly agree more often with trusted labels than with suspects",
             remedy,
         ),
         ("not usable", share > MOST, f"{100 * share:.1f} % of the labels are suspect; {fits}", remedy),

@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> None:
     if contradictory := sum(len({arrays["labels"][i] for i in group}) > 1 for group in kept):
         print(
             f"warning: in {contradictory} of the groups of identical images, copies are kept with different labels; review them "
-            "(Show: Identical, labels differ)"
+            "(Show: identical, labels differ)"
         )
     print(
         f"all suspects, worst first: {folder / 'suspects.csv'}\n"

@@ -89,16 +89,13 @@ def overview(arrays: dict[str, np.ndarray], relabel_above: float) -> Section:
         tiles += [("reviewed: label is right", f"{reviewed[0]:,}"), ("reviewed: label is wrong", f"{reviewed[1]:,}")]
     if not arrays["there"].all():
         tiles.append(("images gone or changed since the run", f"{np.sum(~arrays['there']):,}"))
+    advice = (
+        " From the scores alone it is rough, and far too high where few labels are wrong; review the sample of all labels "
+        "(see Review, Show)."
+    )
     text = (
         "<p class=soft>Some suspects have right labels, and some labels that are kept are wrong; the interval of the share "
-        "of wrong labels accounts for both."
-        + (
-            ""
-            if sample
-            else " From the scores alone it is rough, and far too high where few labels are wrong; review the sample of all "
-            "labels (see Review, Show)."
-        )
-        + "</p>"
+        f"of wrong labels accounts for both.{'' if sample else advice}</p>"
     )
     return section(
         "overview", "Overview", f"<div class=pair><div>{_tiles(tiles)}{text}</div>{plot_scores(arrays)}</div>"

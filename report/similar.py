@@ -113,7 +113,7 @@ def write_lists(
 def similar_sections(
     folder: str | Path, data: Dataset, arrays: dict[str, np.ndarray], features: np.ndarray | None
 ) -> list[Section]:
-    """The sections of near-duplicates and of outliers, as other_sections has them; [] where there are no features (N, D), or of one image."""
+    """The sections of near-duplicates and of outliers, as other_sections has them; [] without features (N, D) of two images."""
     if features is None or not 2 <= len(features) <= EXACT_UP_TO:
         return []
     groups, far = write_lists(folder, data, arrays, features)
