@@ -198,10 +198,10 @@ def test_decisions_by_mouse_and_keyboard_end_in_a_file(browser, nasty_run, tmp_p
     press(browser, other[:3].upper(), Keys.ENTER)
     press(browser, "n", "p", "r", Keys.ESCAPE)
     assert text(browser, "count").endswith(f"reviewed: 5 of {len(suspects)}, 3 wrong, 2 right")
-    assert len(cards(browser)) == len(suspects) - 5  # reviewed ones have left the list
+    assert wait_for(lambda: len(cards(browser)) == len(suspects) - 5)  # reviewed ones have left the list
 
     browser.refresh()  # they are still there
-    assert len(cards(browser)) == len(suspects) - 5
+    assert wait_for(lambda: len(cards(browser)) == len(suspects) - 5)
     decided = {0: ("wrong", ""), 1: ("right", ""), 2: ("wrong", suspects[2]["predicted_label"]), 4: ("wrong", other)}
     decided[5] = ("right", "")
     expected = [suspects[i] | {"decision": d, "new_label": n} for i, (d, n) in sorted(decided.items())]
