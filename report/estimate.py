@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> dict[str | int, Any]:
     )
     flags = parse_flags(parser, argv)
     budget, target = flags.review_budget, flags.target_precision
-    from methods.estimates import of_run, of_sample
+    from methods.estimates import ADVICE, of_run, of_sample
     from report.suspects import read_run
 
     _, arrays, data, _ = read_run(flags.run, flags.data_path, flags.decisions)
@@ -48,6 +48,8 @@ def main(argv: list[str] | None = None) -> dict[str | int, Any]:
             f"of the sample of all labels, {wrong} of {checked} are wrong: 90 % interval {N * low:,.0f} to {N * high:,.0f} of all "
             "labels, whatever the scores are"
         )
+    else:
+        print(f"{ADVICE} (python -m report.review {flags.run}, Show)")
     for n in dict.fromkeys(n for n in (100, 500, budget) if 0 < n <= N):
         out[n] = found.wrong_among(n)
         print(f"{found.in_words(n)}; p_clean up to {arrays['p_clean'][found.order[n - 1]]:.3g}")

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from dataloader.dataset import Dataset
-from methods.estimates import of_run, of_sample
+from methods.estimates import ADVICE, of_run, of_sample
 from methods.selection import precision_recall
 from report.pictures import thumbnails
 from report.plots import plot_history, plot_scores, plot_thresholds
@@ -89,13 +89,9 @@ def overview(arrays: dict[str, np.ndarray], relabel_above: float) -> Section:
         tiles += [("reviewed: label is right", f"{reviewed[0]:,}"), ("reviewed: label is wrong", f"{reviewed[1]:,}")]
     if not arrays["there"].all():
         tiles.append(("images gone or changed since the run", f"{np.sum(~arrays['there']):,}"))
-    advice = (
-        " From the scores alone it is rough, and far too high where few labels are wrong; review the sample of all labels "
-        "(see Review, Show)."
-    )
     text = (
         "<p class=soft>Some suspects have right labels, and some labels that are kept are wrong; the interval of the share "
-        f"of wrong labels accounts for both.{'' if sample else advice}</p>"
+        f"of wrong labels accounts for both{'' if sample else f'; {ADVICE} (see Review, Show)'}.</p>"
     )
     return section(
         "overview", "Overview", f"<div class=pair><div>{_tiles(tiles)}{text}</div>{plot_scores(arrays)}</div>"

@@ -37,7 +37,7 @@ def test_estimates_from_the_scores_alone(share):
     assert low <= wrong.sum() <= high and abs(expected - wrong.sum()) < 0.05 * len(wrong)
     assert found.source == "from the scores alone" and np.array_equal(found.order, np.argsort(p_clean))
     n = found.suspects_for(0.9)
-    assert abs(wrong[found.order[:n]].mean() - 0.9) < 0.08 and found.suspects_for(0.0) == len(wrong)
+    assert wrong[found.order[:n]].mean() > 0.85 and n > 0.7 * wrong.sum() and found.suspects_for(0.0) == len(wrong)
     among, _, _ = found.wrong_among(100)
     assert 85 < among <= 100
 
@@ -57,8 +57,22 @@ def test_checked_labels_mend_misleading_scores():
     assert high - low < 0.5 * (blind.wrong()[2] - blind.wrong()[1])
     assert found.suspects_for(0.9) < 100 < 600 < blind.suspects_for(0.9)
     assert np.array_equal(found.p_wrong[spread], wrong[spread])
-    top = estimate(p_clean, {int(i): bool(wrong[i]) for i in blind.order[:50]})  # one group's labels leave the others
-    assert np.allclose(top.p_wrong[blind.order[1000:]], blind.p_wrong[blind.order[1000:]])
+    top = estimate(p_clean, {int(i): bool(wrong[i]) for i in blind.order[:50]})  # says much of its own group alone
+    assert 0.3 < top.p_wrong[blind.order[50:250]].mean() < 0.7
+    assert abs(top.p_wrong[blind.order[1000:]].mean() - blind.p_wrong[blind.order[1000:]].mean()) < 0.02
+
+
+@pytest.mark.parametrize("share", [0, 0.02])
+def test_a_sample_says_that_few_labels_are_wrong(share):
+    """The scores of right labels fall into two groups as well: what a sample says of all outweighs them."""
+    p_clean, group = drawn()
+    wrong = group & (np.random.default_rng(1).random(len(group)) < share / 0.3)
+    blind = estimate(p_clean)
+    assert 800 < blind.wrong()[0]
+    found = estimate(p_clean, {int(i): bool(wrong[i]) for i in estimates.spread(p_clean)})
+    expected, low, high = found.wrong()
+    assert round(low) <= wrong.sum() <= high < 0.06 * len(wrong) and abs(expected - wrong.sum()) < 0.015 * len(wrong)
+    assert found.suspects_for(0.9) <= wrong[estimates.spread(p_clean)].sum()
 
 
 @pytest.mark.parametrize("share", [0.0, 0.02, 0.4])
@@ -88,14 +102,14 @@ def test_limits_of_the_suspects(capsys):
     assert limit_suspects(selection) is selection
     limited = limit_suspects(selection, review_budget=50)["mask"]
     assert np.array_equal(np.flatnonzero(~limited), np.sort(np.argsort(p_clean)[:50]))
-    precise = limit_suspects(selection, target_precision=0.95)["mask"]
+    precise = limit_suspects(selection, target_precision=0.9)["mask"]
     assert 300 < (~precise).sum() < 900 and wrong[~precise].mean() > 0.95
-    assert (~limit_suspects(selection, 50, 0.95)["mask"]).sum() == 50
+    assert (~limit_suspects(selection, 50, 0.9)["mask"]).sum() == 50
     assert limit_suspects(selection, review_budget=10_000)["mask"].sum() == 0
     capsys.readouterr()
     assert limit_suspects(selection, target_precision=1.0)["mask"].all()  # nothing is expected to be that good: said
     assert re.match(
-        r"suspects: none; the first 100, of which 96 \(96 %\) .* from the scores alone", capsys.readouterr().out
+        r"suspects: none; the first 100, of which 9\d \(9\d %\) .* from the scores alone", capsys.readouterr().out
     )
 
 
@@ -123,7 +137,7 @@ def test_the_table_of_noises_has_each_noise_of_all_seeds():
     ):
         assert (dataset.strip(), noise.strip()) == (place, name) and abs(float(true) - share) < 3
         assert good.endswith("(2 of 2)") and bad.endswith("(0 of 2)")
-        assert abs(float(good.split()[0]) - share) < 5 and abs(float(bad.split()[0]) - (100 - share)) < 5
+        assert abs(float(good.split()[0]) - share) < 5 and abs(float(bad.split()[0]) - (100 - share)) < 6
 
 
 def test_the_command_and_the_settings(tmp_path, capsys):
@@ -132,7 +146,11 @@ def test_the_command_and_the_settings(tmp_path, capsys):
     out = command.main([str(run), "--review_budget", "50", "--target_precision", "0.9"])
     text = capsys.readouterr().out
     assert out["wrong"][1] <= wrong <= out["wrong"][2] and out[50][0] > 45 and 90 < out["suspects"] < 180
-    assert "from the scores alone" in text and "the first 50, of which" in text and out["calibration_error"] < 0.1
+    assert (
+        f"until you have reviewed the sample of all labels (python -m report.review {run}, Show)" in text
+        and "the first 50, of which" in text
+    )
+    assert out["calibration_error"] < 0.1
     assert (run / "calibration.png").stat().st_size > 5000
     rows = list(csv.DictReader((run / "scores.csv").open(encoding="utf-8")))
     rows = sorted(rows, key=lambda row: float(row["label_score"]))[::6]
