@@ -196,7 +196,7 @@ def auto(inputs: Inputs) -> Detection:
     """
     labels, K, found, seed = inputs.labels, inputs.num_classes, inputs.neighbours, inputs.seed
     shares = neighbours.weighted_knn(found, labels, K)
-    tells = _say_which(inputs, shares)
+    tells = text_tells(inputs, shares)
     use_text, weight = tells >= TEXT_TELLS, 0.25 if tells >= TEXT_LEADS else 0.5
     if use_text:
         text = _unit_variance(-neighbours.lemon_score(found, inputs.features, labels, inputs.text_features))
@@ -245,32 +245,30 @@ def discriminant_margin(features: np.ndarray, labels: np.ndarray, trusted: np.nd
     return margin
 
 
-def text_tells(logits: np.ndarray, shares: np.ndarray, labels: np.ndarray) -> float:
-    """How well zero-shot predictions agree with the given labels, relative to the votes of the neighbours; about 1 for good texts.
+def text_tells(inputs: Inputs, shares: np.ndarray) -> float:
+    """How well zero-shot predictions agree with the given labels, relative to the votes of the neighbours, by their shares (N, K).
 
-    The ratio of two Cohen's kappas. Neither prediction has seen the label that it is compared with, and wrong labels lower
-    both kappas alike, so the ratio hardly depends on how many there are.
+    The ratio of two Cohen's kappas; about 1 for good texts, 0 where there are none. Neither prediction has seen the label that
+    it is compared with, and wrong labels lower both kappas alike, so the ratio hardly depends on how many there are.
     """
-    return max(_kappa(logits.argmax(1), labels), 0) / max(_kappa(shares.argmax(1), labels), 1e-3)
-
-
-def _say_which(inputs: Inputs, shares: np.ndarray) -> float:
-    """What the texts tell `auto`, see `text_tells`, 0 where there are none; prints what it uses, and why."""
     if inputs.text_features is None:
-        print("auto: neighbours, eigenvectors and a linear probe, since this encoder has no texts")
         return 0.0
-    tells = text_tells(inputs.logits, shares, inputs.labels)
+    zero_shot = _kappa(inputs.logits.argmax(1), inputs.labels)
+    return max(zero_shot, 0) / max(_kappa(shares.argmax(1), inputs.labels), 1e-3)
+
+
+def what_auto_uses(inputs: Inputs) -> str:
+    """What `auto` looks at, and why, in words."""
+    if inputs.text_features is None:
+        return "neighbours, eigenvectors and a linear probe, since this encoder has no texts"
+    tells = text_tells(inputs, neighbours.weighted_knn(inputs.neighbours, inputs.labels, inputs.num_classes))
     if tells >= TEXT_LEADS:
         used, why = "LEMoN and zero-shot margins, then neighbours, a linear discriminant", "so the texts count for more"
     elif tells >= TEXT_TELLS:
         used, why = "LEMoN, then neighbours, a linear discriminant", f"enough to use the texts (from {TEXT_TELLS} on)"
     else:
         used, why = "neighbours, a linear probe", f"too little to use the texts (from {TEXT_TELLS} on)"
-    print(
-        f"auto: {used} and eigenvectors; zero-shot predictions agree with the labels {tells:.2f} times as well as the "
-        f"neighbours do, {why}"
-    )
-    return tells
+    return f"{used} and eigenvectors; zero-shot predictions agree with the labels {tells:.2f} times as well as the neighbours do, {why}"
 
 
 def _kappa(predicted: np.ndarray, labels: np.ndarray) -> float:
@@ -368,7 +366,13 @@ def run_detector(
         accuracy[f"acc_{name}"] = result["acc"]
         if name == "test":
             accuracy |= {"acc_last": result["acc"], "acc_best": result["acc"], "acc_per_class": result["acc_per_class"]}
+    if detector.find is auto:
+        print(f"auto: {what_auto_uses(inputs)}")
     found = detector.find(inputs)
+    if data.all_judged:  # labels held out for testing have no say in the mask of those to train on
+        rows = np.setdiff1d(np.arange(len(data.train.labels)), data.held_out)
+        for judged, own in zip(found, detector.find(inputs.take(rows))):
+            judged[rows] = own
     out_of_fold = found.predicted if detector.find is confident_learning else None
     known = feature_evidence(inputs, detector.needs_text, out_of_fold)
     return found._asdict(), {**accuracy, "evidence": known}

@@ -77,8 +77,8 @@ class DivideMix(SemiSupervised):
 class LongReMix(DivideMix):
     """LongReMix (Cordeiro et al., Pattern Recognition 2023): DivideMix in two stages of half the epochs each.
 
-    In stage 1, samples are labelled if they were clean in each of the last 5 divisions, including those of the warm-up. The
-    largest such set of the first network in the second half of the stage is the set of high-confidence samples. They keep
+    In stage 1, samples are labelled if they were clean in each of the last 5 divisions, including those of the warm-up, but not
+    in that before the first epoch, when the head is untrained. The largest such set of the first network in the second half of the stage is the set of high-confidence samples. They keep
     w = 1 in stage 2, which starts again from the pre-trained networks and otherwise divides as DivideMix. The paper uses 5
     divisions and stages of 300 epochs. As published, an epoch of stage 2 has as many batches as the whole training set.
     """
@@ -110,13 +110,13 @@ class LongReMix(DivideMix):
         super().divide(outputs, labels, epoch, rng)
         weight = self.plan["weight"].flip(0)  # as each network divides
         in_stage, length = self.stage(epoch)
-        if in_stage == epoch:
+        if in_stage == epoch > 1:
             self.history.copy_(torch.cat([self.history[1:].cpu(), (weight > 0.5)[None]]))
             labelled = self.history.all(0).cpu()
             if 2 * epoch > length and labelled[0].sum() >= self.core.sum():
                 self.core.copy_(labelled[0])
         else:
-            weight[:, self.core.cpu()] = 1.0
+            weight[:, self.core.cpu()] = 1.0  # of stage 2; no sample before
             labelled = weight > 0.5
         self.plan = {"weight": weight.flip(0), "labelled": labelled.flip(0)}
         return labelled.float().mean(0) > 0.5, weight.mean(0)

@@ -1,6 +1,6 @@
 """What detectors look at: features, labels and texts of a data set, and what is computed from them once."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
@@ -62,6 +62,11 @@ class Inputs:
                 f"features: {D} numbers an image, but the texts are {text.shape[0]} of {text.shape[1]}, expected "
                 f"{self.num_classes} of {D}; they are of another encoder or of other classes."
             )
+
+    def take(self, rows: np.ndarray) -> "Inputs":
+        """Those of some of the images, at rows (M,), as if there were no others."""
+        kept = {name: getattr(self, name) for name in ("features", "labels", "logits", "pred_probs")}
+        return replace(self, **{name: None if value is None else value[rows] for name, value in kept.items()})
 
     @cached_property
     def neighbours(self) -> neighbours.Neighbours:

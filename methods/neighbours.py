@@ -12,6 +12,7 @@ from utils.errors import UserError
 EXACT_UP_TO = 100_000  # images; beyond that an index finds most, not all, of the nearest
 VOTERS, CANDIDATES = 2000, 50_000  # of sampled_vote
 BLOCK = 2**26  # cosines held at once, 256 MB
+SIMIFEAT = 9  # neighbours of SimiFeat, besides the image itself
 THIRD_ORDER_UP_TO = 150  # classes of which label triples are counted: K^3 numbers
 
 
@@ -143,25 +144,27 @@ def sampled_vote(
 
 
 def simifeat_shares(neighbours: Neighbours, labels: np.ndarray, num_classes: int) -> np.ndarray:
-    """SimiFeat's soft labels (N, K): cosine-weighted shares among the neighbours and the image itself.
+    """SimiFeat's soft labels (N, K): cosine-weighted shares among the SIMIFEAT nearest neighbours and the image itself.
 
     The image's own weight continues the first two: 2 cos_1 - cos_2, as in the published code (Zhu et al., ICML 2022).
     """
     first, second = neighbours.cosine[:, 0], neighbours.cosine[:, min(1, neighbours.cosine.shape[1] - 1)]
-    weights = np.column_stack([2 * first - second, neighbours.cosine])
-    return label_shares(weights, np.column_stack([labels, labels[neighbours.index]]), num_classes)
+    weights = np.column_stack([2 * first - second, neighbours.cosine[:, :SIMIFEAT]])
+    return label_shares(weights, np.column_stack([labels, labels[neighbours.index[:, :SIMIFEAT]]]), num_classes)
 
 
 def simifeat_rank(shares: np.ndarray, labels: np.ndarray, keep_rates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """SimiFeat, ranked: score (N,), cosine between soft label and one-hot label, and mask (N,).
 
-    In class k, the fraction keep_rates[k] with the highest scores is trusted; rates are clipped to [0.05, 0.95].
+    In class k, the fraction keep_rates[k] with the highest scores is trusted. A rate of 0 or less counts as 0.05, one of 1 or more
+    as 0.95, as in the published code.
     """
     score = shares[np.arange(len(labels)), labels] / np.linalg.norm(shares, axis=1)
     mask = np.zeros(len(labels), dtype=bool)
     for k in np.unique(labels):
         own = np.flatnonzero(labels == k)
-        kept = int(np.ceil(len(own) * np.clip(keep_rates[k], 0.05, 0.95)))
+        rate = 0.05 if keep_rates[k] <= 0 else 0.95 if keep_rates[k] >= 1 else keep_rates[k]
+        kept = int(np.ceil(len(own) * rate))
         mask[own[np.argsort(-score[own], kind="stable")[:kept]]] = True
     return score, mask
 

@@ -28,7 +28,7 @@ class RoLT(SemiSupervised):
     The code's prototype logits are squared distances; here the distances are not squared.
     """
 
-    pair, weak, features, keep = False, 1, True, 0.6
+    pair, weak, features, keep, warm_entropy = False, 1, True, 0.6, False
     averages: Tensor  # (2, N, K)
 
     def __init__(self, cfg: SimpleNamespace, num_samples: int, num_classes: int) -> None:

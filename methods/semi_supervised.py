@@ -44,9 +44,13 @@ class SemiSupervised(Method):
 
     pair: whether the paper trains two networks. weak, strong: number of views of each image in a batch, weak ones first.
     extra_head(width, num_classes): a second head of each network. features: whether the division uses image features.
+    warm_entropy: whether the warm-up keeps predictions uncertain under asymmetric noise.
+
+    With batch normalisation, guesses of all networks are made in training mode, as in ProMix; the code of DivideMix, LongReMix and
+    UNICON takes those of the other network in evaluation mode. A ViT has none, and guesses the same in both.
     """
 
-    selects, pair, weak, strong, features = True, True, 2, 0, False
+    selects, pair, weak, strong, features, warm_entropy = True, True, 2, 0, False, True
     extra_head: Callable[[int, int], nn.Module] | None = None
 
     def __init__(self, cfg: SimpleNamespace, num_samples: int, num_classes: int) -> None:
@@ -120,7 +124,7 @@ class SemiSupervised(Method):
         loss: Any = 0
         for logits, extra in run.train([batch.views[0]] * self.count):
             losses = cross_entropy(logits, batch.labels)
-            if self.cfg.noise_mode.startswith("asym"):
+            if self.warm_entropy and self.cfg.noise_mode.startswith("asym"):
                 losses = losses + (logits.softmax(1) * logits.log_softmax(1)).sum(1)
             loss = loss + batch_mean(losses, everyone) + 0 * extra.sum()  # DDP needs a gradient for the extra head
         return loss

@@ -26,7 +26,7 @@ from dataloader.load import DATASETS, load_data
 from dataloader.transforms import normalise
 from main_detect import detect
 from methods.deft import build_detector
-from methods.detectors import DETECTORS, clip_margin, confident_learning, out_of_fold
+from methods.detectors import DETECTORS, clip_margin, confident_learning, out_of_fold, run_detector
 from methods.inputs import Inputs
 from methods.masks import load_mask
 from methods.selection import clean_probability, detection_quality, precision_recall
@@ -89,6 +89,22 @@ def test_mislabelled_digits(tmp_path, ratio, table):
     assert trained["name"] == f"phase2-{mask}-tiny-clip-digits"
     # of test images of a folder the labels are as wrong as those of the others
     assert trained["acc_last"] > (85 if table else 85 * (1 - ratio))
+
+
+@pytest.mark.parametrize("name", ["knn", "confident-learning", "clip-margin", "aum"])
+def test_labels_held_out_for_testing_have_no_say_in_the_mask_of_the_others(tmp_path, name):
+    path, _, _ = write_digits(tmp_path / "data", 0.4, every=6, table=True)
+    flags = ["--data_path", str(path), "--output_dir", str(tmp_path / "runs"), "--detector", name, *TINY]
+    cfg = load_config(["--cfg", "config/PEFT/own.yaml", *flags])
+    data = load_data(cfg)
+    whole, rows = data.whole(), np.setdiff1d(np.arange(len(data.train.labels) + len(data.held_out)), data.held_out)
+    other = whole.train.labels.copy()
+    other[data.held_out] = (other[data.held_out] + 1) % 10
+    swapped = replace(whole, train=replace(whole.train, labels=other))
+    found, again, alone = (run_detector(cfg, x, torch.device("cpu"))[0] for x in (whole, swapped, data))
+    for key in ("mask", "p_clean", "predicted"):
+        assert np.array_equal(found[key][rows], alone[key]) and np.array_equal(found[key][rows], again[key][rows])
+    assert (found["p_clean"][data.held_out] != again["p_clean"][data.held_out]).any()
 
 
 def test_what_looks_different_is_never_taken_for_the_same(tmp_path):

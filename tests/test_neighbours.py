@@ -157,10 +157,16 @@ def test_simifeat_by_hand():
     found, labels = neighbours.Neighbours(cosine, index, None, None), np.array([0, 1, 0, 1])
     shares = neighbours.simifeat_shares(found, labels, 3)
     assert np.allclose(shares[:1], [[(1.0 + 0.8) / 3.2, (0.9 + 0.5) / 3.2, 0]])  # its own weight: 2 x 0.9 - 0.8
+    many = neighbours.Neighbours(np.full((12, 11), 0.5, np.float32), np.tile(np.arange(1, 12), (12, 1)), None, None)
+    shares = neighbours.simifeat_shares(many, np.array([0] * 10 + [1] * 2), 2)
+    assert np.allclose(shares[0], [1, 0])  # of itself and nine others, as published; the tenth and eleventh have no say
     shares = np.array([[0.9, 0.1], [0.5, 0.5], [0.1, 0.9], [0.3, 0.7]])
     score, mask = neighbours.simifeat_rank(shares, np.array([0, 0, 0, 1]), np.array([0.6, 0.0]))
     assert np.allclose(score[:2], [0.9 / np.hypot(0.9, 0.1), 0.5**0.5])
     assert mask.tolist() == [True, True, False, True]  # ceil(3 x 0.6), and one at least
+    one, sure = np.column_stack([np.linspace(0.5, 1, 100), np.linspace(0.5, 0, 100)]), np.zeros(100, dtype=np.int64)
+    for rate, trusted in ((0.98, 98), (1.2, 95), (-0.1, 5)):  # rates that cannot be are replaced
+        assert neighbours.simifeat_rank(one, sure, np.array([rate]))[1].sum() == trusted
 
 
 def test_label_transitions_of_clean_clusters():

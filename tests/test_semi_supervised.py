@@ -115,6 +115,19 @@ def test_penalty_and_contrast():
     assert contrastive_loss(first[:0], second[:0]) == 0
 
 
+@pytest.mark.parametrize(
+    "name, entropy", [("DivideMix", 1), ("UNICON", 1), ("ProMix", 1), ("LongReMix", 1), ("RoLT", 0)]
+)
+def test_the_warm_up_of_asymmetric_noise_keeps_predictions_uncertain_but_in_rolt(name, entropy):
+    logits, labels = torch.tensor([[2.0, 0, 0], [0, 1, 0]]), [1, 1]
+    ce, p = F.cross_entropy(logits, torch.tensor(labels)), logits.softmax(1)
+    for noise, weight in (("sym", 0), ("asym", entropy)):
+        of, rng = method(name, "--noise_mode", noise), np.random.default_rng(0)
+        run = Tables(logits.expand(of.count, -1, -1))
+        loss = of.warm_up_step(run, batch(labels, 1), 0.0, 1, rng).item()
+        assert loss == pytest.approx(of.count * (ce + weight * (p * p.log()).sum(1).mean()).item(), rel=1e-5)
+
+
 def test_dividemix_networks_divide_for_each_other():
     one = confident([0, 0, 0, 0, 1, 1, 1, 1])  # finds the first half right
     two = confident([1, 1, 1, 1, 0, 0, 0, 0])
@@ -151,7 +164,8 @@ def test_longremix_keeps_what_stays_clean_and_starts_again():
     assert [longremix.stage(e) for e in (1, 10, 11, 20)] == [(1, 10), (10, 10), (1, 10), (10, 10)]
     assert [e for e in range(1, 21) if longremix.is_warm(e)] == [1, 11]
     whole, half = confident([0] * 7 + [1]), confident([0] * 4 + [1] * 4)
-    for epoch in range(1, 7):
+    longremix.divide(outputs(half, half), labels, 1, rng)  # by untrained heads: does not count
+    for epoch in range(2, 7):
         longremix.divide(outputs(whole, half), labels, epoch, rng)
     assert longremix.plan["labelled"].tolist() == [[True] * 4 + [False] * 4, [True] * 7 + [False]]
     longremix.divide(outputs(half, half), labels, 7, rng)  # once found wrong …
