@@ -68,7 +68,7 @@ def main(argv: list[str] | None = None, description: str | None = __doc__, **set
     say_lost_classes(data, mask)
     trained, _ = fine_tune(cfg, data, run, method, mask)
     summary = finish(run, data, {**numbers, **trained})
-    say_if_worse(summary, path)
+    say_if_worse(summary, path, cfg.finetune)
     return summary
 
 

@@ -58,9 +58,8 @@ def with_this_tool(flags, folder, detectors):
     """{what: (set of paths, CPU seconds)} that the detectors flag, and the report of the run beside them."""
     found = {}
     for name in detectors:  # the first computes the features, which the others read
-        main, more = (main_real_phase1.main, ["--test_fraction", "0"]) if name == "deft" else (main_detect.main, [])
-        more = more or ["--detector", name]
-        _, seconds = timed(main, [*flags, *more])
+        main, more = (main_real_phase1.main, []) if name == "deft" else (main_detect.main, ["--detector", name])
+        _, seconds = timed(main, [*flags, "--test_fraction", "0", *more])
         found[f"labels: {name}"] = {row["path"] for row in read(folder / name / "suspects.csv")}, seconds
     _, seconds = timed(report.page.main, [str(folder / "confident-learning")])
     for name in ("near_duplicates", "outliers"):

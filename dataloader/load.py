@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -199,6 +200,13 @@ def _classnames(cfg: SimpleNamespace, dataset: Dataset) -> list[str]:
         names = read_lines(source)
     if "" in [name.strip() for name in names]:
         raise UserError(f"{source}: line {[n.strip() for n in names].index('') + 1} is empty, expected a class name.")
+    by_label = dict(
+        line for line in (re.split(r"\s*[,;\t]\s*", name.strip(), maxsplit=1) for name in names) if len(line) == 2
+    )
+    if dataset.label_names and set(dataset.label_names) <= set(
+        by_label
+    ):  # label,name: in any order, with or without a heading
+        names = [by_label[label] for label in dataset.label_names]
     expected = len(dataset.classnames) or cfg.num_class
     if expected and len(names) != expected:
         raise UserError(f"{source}: holds {len(names)} class names, the data set has {expected} classes.")

@@ -76,9 +76,14 @@ def _say_lost_classes(source: str | Path, classes: list[str]) -> None:
 
 
 def source_name(source: str | Path) -> str:
-    """The default name of a data set: that of its folder, or of its table and the table's folder."""
+    """The default name of a data set: that of its folder, or of its table and the table's folder.
+
+    Before that of a table that a report wrote into the folder of a run goes the name of the run's data set.
+    """
     path = Path(os.path.abspath(source))
-    return f"{path.parent.name}-{path.stem}" if path.is_file() else path.name
+    of_run = read_summary(path.parent / "summary.json").get("dataset", "") if written_by_report(path) else ""
+    parts = [of_run.removeprefix("own-"), path.parent.name, path.stem] if path.is_file() else [path.name]
+    return "-".join(filter(None, parts))
 
 
 def _hold_out(rows: list[Row], fraction: float, seed: int) -> tuple[list[Row], np.ndarray | None]:

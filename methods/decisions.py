@@ -112,6 +112,7 @@ def read_decisions(path: str | Path, classes: list[str]) -> list[Decision]:
     for line, fields in lines:
         where = f"{path}: line {line}"
         row = Decision(**{k: str(fields.get(k, "")) for k in COLUMNS}, where=where)
+        row = replace(row, decision=row.decision.lower())
         if not (is_log or row.decision):
             if row.new_label:
                 raise UserError(f"{where} has a new_label but no decision; expected the decision wrong.")

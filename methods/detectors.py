@@ -24,7 +24,7 @@ from methods import clipcleaner, dynamics, neighbours
 from methods.inputs import Inputs, given_inputs, load_inputs
 from methods.loops import evaluate
 from methods.selection import two_groups
-from methods.verdict import TEXT_TELLS, feature_evidence
+from methods.verdict import TEXT_TELLS, WEAK, feature_evidence
 from utils.errors import UserError, pick
 
 ROUNDS = 3  # of `auto`, chosen on the digits
@@ -254,7 +254,9 @@ def text_tells(inputs: Inputs, shares: np.ndarray) -> float:
     if inputs.text_features is None:
         return 0.0
     zero_shot = _kappa(inputs.logits.argmax(1), inputs.labels)
-    return max(zero_shot, 0) / max(_kappa(shares.argmax(1), inputs.labels), 1e-3)
+    if zero_shot < WEAK:  # however little the neighbours know
+        return 0.0
+    return zero_shot / max(_kappa(shares.argmax(1), inputs.labels), 1e-3)
 
 
 def what_auto_uses(inputs: Inputs) -> str:

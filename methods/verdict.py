@@ -22,6 +22,9 @@ MANY, MOST = 0.7, 0.9
 COLLAPSE = 0.8  # of its best test accuracy, below which a training has failed
 FEW = 5  # labels of a class below which its accuracy is left out of a mean over classes
 CLASS = 10  # labels of a class from which on it counts that none of them is trusted
+LOST = (
+    1 / 3
+)  # of the labels: in classes of which none is trusted; the suspects are then whole classes, in no useful order
 # of trained detectors: how much more often predictions agree with trusted labels than with suspects. A mask at random has 0,
 # the lowest of 151 runs on digits and photographs is 0.33
 UNRELATED = 0.1
@@ -33,6 +36,7 @@ FAILED = (
     "or main_detect.py --detector auto, which trains no network"
 )
 OTHER_ENCODER = "another image encoder (--backbone)"
+ANOTHER = "another detector (main_detect.py --detector confident-learning) or image encoder (--backbone)"
 TEST = "test images (test_fraction above 0, or a test split); or look at the first suspects before you use the mask"
 LOOK = "look at the first suspects (python -m report.page RUN) before you use the mask"
 
@@ -109,6 +113,8 @@ def judge(data: Dataset, mask: np.ndarray, known: dict[str, Any], accuracies: di
     best, last = accuracies.get("acc_best", 0), accuracies.get("acc_last", 0)
     remedy = FAILED if "trained" in known else NO_NAMES if "zero-shot" in known else OTHER_ENCODER
     share, fits, lost = 1 - np.mean(mask), _in_words(main), _without_trusted(mask, data)
+    in_lost = np.mean(np.isin(data.train.labels, lost))
+    names = _listed([data.label_names[k] for k in lost])
     more, contrast = f"; {_in_words(known['neighbours'])}" if "neighbours" in known else "", main.get("contrast")
     rules = [
         ("not usable", last < COLLAPSE * best, f"the test accuracy fell from {best:.1f} % to {last:.1f} %", FAILED),
@@ -120,6 +126,7 @@ def judge(data: Dataset, mask: np.ndarray, known: dict[str, Any], accuracies: di
             remedy,
         ),
         ("not usable", share > MOST, f"{100 * share:.1f} % of the labels are suspect; {fits}", remedy),
+        ("not usable", in_lost > LOST, f"no label of {names} is trusted", ANOTHER),
         ("doubtful", _skill(main) < WEAK, f"{fits}, little better than guessing", remedy),
         (
             "doubtful",
@@ -128,7 +135,7 @@ def judge(data: Dataset, mask: np.ndarray, known: dict[str, Any], accuracies: di
             NO_NAMES,
         ),
         ("doubtful", share > MANY, f"{100 * share:.1f} % of the labels are suspect; {fits}", LOOK),
-        ("doubtful", bool(lost), f"no label of {_listed(lost)} is trusted", LOOK),
+        ("doubtful", len(lost) > 0, f"no label of {names} is trusted", LOOK),
         (
             "doubtful",
             main.get("seen", False),
@@ -152,10 +159,10 @@ def _in_words(known: dict[str, Any]) -> str:
     return f"{known['of']} agree with {share} (guessing: {chance:.1f} %)"
 
 
-def _without_trusted(mask: np.ndarray, data: Dataset) -> list[str]:
+def _without_trusted(mask: np.ndarray, data: Dataset) -> np.ndarray:
     labels = data.train.labels
     images, kept = (np.bincount(x, minlength=data.num_classes) for x in (labels, labels[mask]))
-    return [data.label_names[k] for k in np.flatnonzero((images >= CLASS) & (kept == 0))]
+    return np.flatnonzero((images >= CLASS) & (kept == 0))
 
 
 def _listed(names: list[str]) -> str:

@@ -2,7 +2,7 @@
 
 import argparse
 
-RELABEL_ABOVE = 0.9  # a choice: the probability is the detector's own, and not calibrated
+RELABEL_ABOVE = float("inf")  # a person alone gives new labels: the detector's probability is not calibrated
 
 
 def command_parser(module: str, description: str | None) -> argparse.ArgumentParser:
@@ -36,8 +36,8 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
         type=probability,
         default=RELABEL_ABOVE,
         metavar="P",
-        help="a suspect gets the suggested label where its probability is P or more, 0 to 1 (default: "
-        f"{RELABEL_ABOVE})",
+        help="a suspect that you have not decided about gets the suggested label where its probability is P or more, 0 to 1 "
+        "(default: none does)",
     )
     parser.add_argument(
         "--decisions",

@@ -84,17 +84,20 @@ def is_phase1(folder: Path) -> bool:
     return str(read_summary(folder / "summary.json").get("script")).endswith("phase1")
 
 
-def say_if_worse(summary: dict[str, Any], mask_path: Path | None) -> None:
-    """Print if the predictions of the detector's run that made the mask are right on more of the same test images."""
+def say_if_worse(summary: dict[str, Any], mask_path: Path | None, finetune: bool) -> None:
+    """Print if the predictions of the detector's run that made the mask are right on more of the same test images.
+
+    finetune: whether the whole network was trained, and not its head alone.
+    """
     if mask_path is None:
         return
     before = read_summary(mask_path.parent / "summary.json")
     same = all(before.get("identity", {}).get(key) == summary["identity"].get(key) for key in ("images", "test labels"))
     if same and before.get("acc_last", 0) > summary.get("acc_last", 100):
         who = "zero-shot CLIP" if before.get("script") == "main_detect" else "the detector's own classifier"
+        head = ", or training the head alone (--finetune false --lr 5e-3 --tag head)" if finetune else ""
         instead = ", and --adaptation none saves that classifier" if is_phase1(mask_path.parent) else ""
         print(
             f"warning: this model is worse than {who} ({mask_path.parent}): {summary['acc_last']:.2f} % of the test images "
-            f"right, {before['acc_last']:.2f} % there. More epochs can help, or training the head alone (--finetune false "
-            f"--lr 5e-3 --tag head){instead}"
+            f"right, {before['acc_last']:.2f} % there. More epochs can help{head}{instead}"
         )

@@ -256,7 +256,7 @@ function open(at) {
 function look(said = "") {
   const suspect = current(), picture = find("picture");
   picture.onerror = () => { picture.onerror = null; picture.src = thumbnail(suspect); };
-  picture.onload = () => picture.classList.toggle("pixels", picture.naturalWidth <= 40);
+  picture.onload = () => picture.classList.toggle("pixels", picture.naturalWidth < 24);
   picture.src = large(suspect);
   picture.alt = pairOf(suspect);
   find("is-given").textContent = shownAs(suspect.given);
@@ -342,13 +342,13 @@ function matches() {
   options();
 }
 function options() {
-  find("classes").replaceChildren(...found.map((name, k) => {
+  find("found-classes").replaceChildren(...found.map((name, k) => {
     const option = element("li", {id: "class-" + k, textContent: shownAs(name)});
     option.setAttribute("role", "option");
     option.setAttribute("aria-selected", k === active);
     return option;
   }));
-  find("classes").hidden = !found.length;
+  find("found-classes").hidden = !found.length;
   find("search").setAttribute("aria-expanded", found.length > 0);
   find("search").setAttribute("aria-activedescendant", found.length ? "class-" + active : "");
   find("no-class").hidden = found.length > 0 || !find("search").value.trim();
@@ -369,7 +369,7 @@ find("search").addEventListener("keydown", (event) => {
   } else return;
   event.preventDefault();
 });
-find("classes").addEventListener("click", ({target}) => {
+find("found-classes").addEventListener("click", ({target}) => {
   const option = target.closest("li");
   if (option) take(found[Number(option.id.slice("class-".length))]);
 });

@@ -73,7 +73,10 @@ def overview(arrays: dict[str, np.ndarray], relabel_above: float) -> Section:
         ("labels judged", f"{n:,}"),
         ("suspects", f"{suspects:,}"),
         ("share of suspects", f"{100 * suspects / n:.1f} %"),
-        (f"relabelled in labels_fixed.csv, by you or with a probability ≥ {relabel_above:g}", f"{sure.sum():,}"),
+        (
+            f"relabelled in labels_fixed.csv, by you{f' or with a probability ≥ {relabel_above:g}' if relabel_above <= 1 else ''}",
+            f"{sure.sum():,}",
+        ),
     ]
     found = of_run(arrays)
     _, low, high = found.wrong()

@@ -407,6 +407,10 @@ def test_what_clip_reads(tmp_path, capsys):
     assert "CLIP cannot know 12, n01440764; --classnames" in (printed := capsys.readouterr().out)
     load(table(tmp_path, SIX.replace("x", "1.0").replace("y", "2.0")), *NO_TEST)  # numbers that passed through pandas
     assert "CLIP cannot know 1.0, 2.0; --classnames" in capsys.readouterr().out
+    load(table(tmp_path, SIX.replace("x", "c01").replace("y", "class 2")), *NO_TEST)
+    assert "CLIP cannot know c01, class 2; --classnames" in capsys.readouterr().out
+    load(table(tmp_path, SIX.replace("x", "A320").replace("y", "glider")), *NO_TEST)
+    assert "CLIP cannot know" not in capsys.readouterr().out
     assert "look like missing values" not in printed
     load(table(tmp_path, SIX.replace("x", "nan").replace("y", "N/A")), *NO_TEST)  # as pandas writes them
     assert "labels that look like missing values are classes now: N/A, nan\n" in capsys.readouterr().out
@@ -417,6 +421,8 @@ def test_class_names_from_a_file(tmp_path):
     names.write_text("tench\ngreat white shark\n")
     data = load(path, "--classnames", str(names))
     assert data.classnames == ["tench", "great white shark"] and data.label_names == ["x", "y"]
+    names.write_text("label;name\ny; great white shark\nx;tench, a fish\n")  # by label, in any order
+    assert load(path, "--classnames", str(names)).classnames == ["tench, a fish", "great white shark"]
     names.write_text("tench\n")
     with pytest.raises(UserError, match="names.txt: holds 1 class names, the data set has 2 classes"):
         load(path, "--classnames", str(names))

@@ -195,7 +195,10 @@ def test_decisions_by_mouse_and_keyboard_end_in_a_file(browser, nasty_run, tmp_p
     press(browser, "w", "u", "s")  # wrong, taken back, the suggestion
     assert text(browser, "is-given") == suspects[3]["given_label"] and "3 reviewed" in text(browser, "place")
     press(browser, "k", "/")  # to the end of the list; the search box
-    press(browser, other[:3].upper(), Keys.ENTER)
+    press(browser, other[:3].upper())
+    (option,) = browser.find_elements(By.CSS_SELECTOR, "[role=option]")
+    assert option.is_displayed() and option.text == other
+    press(browser, Keys.ENTER)
     press(browser, "n", "p", "r", Keys.ESCAPE)
     assert text(browser, "count").endswith(f"reviewed: 5 of {len(suspects)}, 3 wrong, 2 right")
     assert wait_for(lambda: len(cards(browser)) == len(suspects) - 5)  # reviewed ones have left the list

@@ -471,15 +471,17 @@ def test_phase2_says_if_the_detector_predicts_better(tmp_path, capsys):
     before |= {"script": "main_detect", "identity": same, "acc_last": 42.0}
     write_summary(tmp_path / "summary.json", with_checksum(before))
     for accuracy, identity, path in ((43.0, same, True), (13.0, {**same, "images": "c"}, True), (13.0, same, False)):
-        say_if_worse({"identity": identity, "acc_last": accuracy}, tmp_path / "clean_mask.npz" if path else None)
-    say_if_worse({"identity": same}, tmp_path / "clean_mask.npz")  # without test images
+        say_if_worse({"identity": identity, "acc_last": accuracy}, tmp_path / "clean_mask.npz" if path else None, True)
+    say_if_worse({"identity": same}, tmp_path / "clean_mask.npz", True)  # without test images
     assert not capsys.readouterr().out
-    say_if_worse({"identity": same, "acc_last": 13.0}, tmp_path / "clean_mask.npz")
+    say_if_worse({"identity": same, "acc_last": 13.0}, tmp_path / "clean_mask.npz", True)
     said = capsys.readouterr().out
     assert "worse than zero-shot CLIP" in said and "13.00 % of the test images right, 42.00 % there" in said
+    assert "or training the head alone" in said
     for script, saved in (("main_phase1", True), ("main_baseline", False), (None, False)):  # None: an older version's
         before["script"] = script
         write_summary(tmp_path / "summary.json", with_checksum({k: v for k, v in before.items() if v is not None}))
-        say_if_worse({"identity": same, "acc_last": 13.0}, tmp_path / "clean_mask.npz")
+        say_if_worse({"identity": same, "acc_last": 13.0}, tmp_path / "clean_mask.npz", False)
         said = capsys.readouterr().out
+        assert "training the head" not in said  # that is what was done
         assert "worse than the detector's own classifier" in said and ("--adaptation none" in said) == saved

@@ -113,6 +113,8 @@ def test_the_other_reasons():
     for kept, level in ((0.05, "not usable"), (0.25, "doubtful"), (0.35, "usable")):
         found = judge(DATA, np.arange(2000) % 500 < 500 * kept, good, {})
         assert found["level"] == level and ("suspect" in found["why"]) == (level != "usable")
+    none_of_half = judge(DATA, TRUSTED & (LABELS % 2 == 0), good, {})
+    assert none_of_half["level"] == "not usable" and "confident-learning" in none_of_half["instead"]
     none_of_b = judge(DATA, TRUSTED & (LABELS != 1), good, {})
     assert none_of_b["level"] == "doubtful" and none_of_b["why"] == "no label of the class b is trusted"
     poor_names = judge(DATA, TRUSTED, {"zero-shot": known(0.5), "neighbours": known(0.9)}, {})
