@@ -15,7 +15,8 @@ import numpy as np
 from scipy.special import betaln, expit, logit
 from scipy.stats import beta
 
-from methods.decisions import UNDECIDED, WRONG
+from dataloader.dataset import Dataset
+from methods.decisions import UNDECIDED, WRONG, differing_copies
 from methods.selection import two_groups
 
 # chosen on the digits and on CIFAR-100 (results/estimates.md)
@@ -117,12 +118,21 @@ def estimate(p_clean: np.ndarray, checked: dict[int, bool] | None = None, seed: 
     return Estimate(order, p_wrong, level, draws, is_checked)
 
 
-def of_run(arrays: dict[str, np.ndarray]) -> Estimate:
-    """The Estimate of a run's arrays (report.suspects.read_run), with the labels that a person has decided about."""
-    decision = arrays["decision"]
-    return estimate(
-        arrays["p_clean"], {int(i): bool(decision[i] == WRONG) for i in np.flatnonzero(decision != UNDECIDED)}
-    )
+def of_run(arrays: dict[str, np.ndarray], data: Dataset) -> Estimate:
+    """The Estimate of a run's arrays and Dataset (report.suspects.read_run), with the labels that a person has decided about.
+
+    Those of identical images with different labels count only where the sample (`spread`) has them: one in two of these labels
+    is wrong or more, whatever their scores, so that they would say the same of all others.
+    """
+    decision, p_clean = arrays["decision"], arrays["p_clean"]
+    counts = decision != UNDECIDED
+    counts[[i for group in differing_copies(data) for i in group]] = False
+    sample = spread(p_clean)
+    counts[sample] = decision[sample] != UNDECIDED
+    found = estimate(p_clean, {int(i): bool(decision[i] == WRONG) for i in np.flatnonzero(counts)})
+    known = decision != UNDECIDED
+    found.p_wrong[known], found.checked[known] = decision[known] == WRONG, True
+    return found
 
 
 def _with_mean(p: np.ndarray, before: np.ndarray, now: np.ndarray) -> np.ndarray:

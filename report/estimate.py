@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> dict[str | int, Any]:
     from report.suspects import read_run
 
     _, arrays, data, _ = read_run(flags.run, flags.data_path, flags.decisions)
-    found, N = of_run(arrays), len(arrays["labels"])
+    found, N = of_run(arrays, data), len(arrays["labels"])
     out: dict[str | int, Any] = {"wrong": found.wrong(), "source": found.source}
     expected, low, high = out["wrong"]
     print(

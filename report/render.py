@@ -121,7 +121,7 @@ def _pieces(data: Dataset, order: np.ndarray, nearest: list[str]) -> str:
 
 def label_sections(data: Dataset, arrays: dict[str, np.ndarray], relabel_above: float) -> list[Section]:
     """The first sections of the page, (name, title, HTML) of each: what follows from the mask and from decisions."""
-    sections = [overview(arrays, relabel_above)]
+    sections = [overview(data, arrays, relabel_above)]
     sections += [against_truth(data, arrays, relabel_above)] if data.true_labels is not None else []
     return [*sections, by_class(data, arrays), confusions(data, arrays)]
 

@@ -65,7 +65,7 @@ def _interval(k: int, n: int) -> str:
     return f"{100 * low:.1f}–{100 * high:.1f} %"
 
 
-def overview(arrays: dict[str, np.ndarray], relabel_above: float) -> Section:
+def overview(data: Dataset, arrays: dict[str, np.ndarray], relabel_above: float) -> Section:
     """How many labels are suspect, in numbers, and the histogram of p_clean."""
     n, suspects = len(arrays["mask"]), int(np.sum(~arrays["mask"]))
     _, sure = fixed_labels(arrays, relabel_above)
@@ -78,7 +78,7 @@ def overview(arrays: dict[str, np.ndarray], relabel_above: float) -> Section:
             f"{sure.sum():,}",
         ),
     ]
-    found = of_run(arrays)
+    found = of_run(arrays, data)
     _, low, high = found.wrong()
     tiles.append(
         (f"share of wrong labels, 90 % interval, {found.source}", f"{100 * low / n:.1f}–{100 * high / n:.1f} %")

@@ -75,6 +75,24 @@ def test_a_sample_says_that_few_labels_are_wrong(share):
     assert found.suspects_for(0.9) <= wrong[estimates.spread(p_clean)].sum()
 
 
+def test_decisions_about_copies_with_different_labels_say_nothing_of_the_rest(monkeypatch):
+    """One of each pair is wrong: known of these, and no sample of all labels."""
+    p_clean, wrong = drawn(share=0.05)
+    sample, rest = estimates.spread(p_clean), np.setdiff1d(np.arange(3000), estimates.spread(p_clean))
+    pairs = rest[np.argsort(p_clean[rest])][::50].reshape(-1, 2)
+    monkeypatch.setattr(estimates, "differing_copies", lambda data: pairs.tolist() + [sample[:2].tolist()])
+    decision = np.full(3000, UNDECIDED)
+    decision[sample] = np.where(wrong[sample], WRONG, RIGHT)
+    before = estimates.of_run({"p_clean": p_clean, "decision": decision}, None)
+    decision[pairs] = [WRONG, RIGHT]
+    found = estimates.of_run({"p_clean": p_clean, "decision": decision}, None)
+    others = np.setdiff1d(rest, pairs)
+    assert np.array_equal(found.p_wrong[others], before.p_wrong[others])
+    assert (
+        found.p_wrong[pairs] == [1, 0]
+    ).all() and found.source == f"from {100 + pairs.size} checked labels and the scores"
+
+
 @pytest.mark.parametrize("share", [0.0, 0.02, 0.4])
 def test_the_sample_holds_the_truth_whatever_the_scores_are(share):
     rng, held = np.random.default_rng(0), 0
