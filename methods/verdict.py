@@ -38,7 +38,7 @@ FAILED = (
 OTHER_ENCODER = "another image encoder (--backbone)"
 ANOTHER = "another detector (main_detect.py --detector confident-learning) or image encoder (--backbone)"
 TEST = "test images (test_fraction above 0, or a test split); or look at the first suspects before you use the mask"
-LOOK = "look at the first suspects (python -m report.page RUN) before you use the mask"
+LOOK = "look at the first suspects before you use the mask"
 
 
 def evidence(of: str, hits: np.ndarray, counts: np.ndarray) -> dict[str, Any]:

@@ -168,8 +168,8 @@ def page_html(
         verdict=escape(why),
         level=level,
         subtitle=escape(
-            f"{summary['dataset']}, noise {summary['noise']}, seed {summary['seed']}: {summary['name']} with "
-            f"{summary['backbone']}"
+            f"{summary['dataset']}{'' if summary['noise'] == 'none' else ', noise ' + summary['noise']}, seed {summary['seed']}: "
+            f"{summary['name']} with {summary['backbone']}"
         ),
         links="".join(f'<a href="#{name}">{title}</a>' for name, title in links),
         overview=sections[0][2],

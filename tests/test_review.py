@@ -198,6 +198,8 @@ def test_decisions_by_mouse_and_keyboard_end_in_a_file(browser, nasty_run, tmp_p
     press(browser, other[:3].upper())
     (option,) = browser.find_elements(By.CSS_SELECTOR, "[role=option]")
     assert option.is_displayed() and option.text == other
+    ids = browser.execute_script("return [...document.querySelectorAll('[id]')].map(one => one.id)")
+    assert len(ids) == len(set(ids))  # a section of the same name once took the list
     press(browser, Keys.ENTER)
     press(browser, "n", "p", "r", Keys.ESCAPE)
     assert text(browser, "count").endswith(f"reviewed: 5 of {len(suspects)}, 3 wrong, 2 right")
