@@ -65,8 +65,8 @@ class Inputs:
 
     def take(self, rows: np.ndarray) -> "Inputs":
         """Those of some of the images, at rows (M,), as if there were no others."""
-        kept = {name: getattr(self, name) for name in ("features", "labels", "logits", "pred_probs")}
-        return replace(self, **{name: None if value is None else value[rows] for name, value in kept.items()})
+        logits, p = (None if x is None else x[rows] for x in (self.logits, self.pred_probs))
+        return replace(self, features=self.features[rows], labels=self.labels[rows], logits=logits, pred_probs=p)
 
     @cached_property
     def neighbours(self) -> neighbours.Neighbours:
