@@ -371,7 +371,7 @@ def run_detector(
     if detector.find is auto:
         print(f"auto: {what_auto_uses(inputs)}")
     found = detector.find(inputs)
-    if data.all_judged and data.held_out is not None:  # labels held out for testing have no say in the mask of those to train on
+    if data.all_judged and data.held_out is not None:  # whose labels have no say in the mask of those to train on
         rows = np.setdiff1d(np.arange(len(data.train.labels)), data.held_out)
         for judged, own in zip(found, detector.find(inputs.take(rows))):
             judged[rows] = own
