@@ -89,7 +89,7 @@ def family(tmp_path):
 def test_detectors_on_every_family(name, family, tmp_path, capsys):
     """Detectors that need only features work with all, those that need texts with all that have them."""
     folder = name if name.startswith("timm:") else family(name)
-    path, _, _ = write_digits(tmp_path / "data", 0.3, every=15, table=True)
+    path, _, _ = write_digits(tmp_path / "data", 0.3, every=10, table=True)
     flags = [
         "--cfg",
         "config/PEFT/own.yaml",
@@ -102,7 +102,7 @@ def test_detectors_on_every_family(name, family, tmp_path, capsys):
     ]
     flags += ["--backbone", folder, "--pretrained", "none", "--detector"]
     summary = main_detect.main([*flags, "knn"])
-    assert summary["num_train"] == 120 and summary["auroc"] > 0.55  # neighbours tell something where nothing was learnt
+    assert summary["num_train"] == 180 and summary["auroc"] > 0.55  # neighbours tell something where nothing was learnt
     if name.startswith("timm:"):
         assert "an image encoder without texts" in capsys.readouterr().out and "acc_last" not in summary
         with pytest.raises(UserError, match="lemon needs texts, which timm:test_vit has not; auto, .* need none"):

@@ -133,7 +133,8 @@ def test_arrays_of_images_by_classes_are_few(monkeypatch):
     """`auto` and CLIPCleaner's zero-shot criterion, on many classes, by the largest array there has to be."""
     N, K, rng = 4000, 400, np.random.default_rng(0)
     features, text = (unit(rng.standard_normal((n, 16))).astype(np.float32) for n in (N, K))
-    inputs = make_inputs(features, rng.integers(0, K, N), K, text)
+    labels = np.where(rng.random(N) < 0.5, (features @ text.T).argmax(1), rng.integers(0, K, N))
+    inputs = make_inputs(features, labels, K, text)
     inputs.neighbours  # found before
     size = N * K * 4
     logits = inputs.logits.copy()
