@@ -73,11 +73,10 @@ def overview(data: Dataset, arrays: dict[str, np.ndarray], relabel_above: float)
         ("labels judged", f"{n:,}"),
         ("suspects", f"{suspects:,}"),
         ("share of suspects", f"{100 * suspects / n:.1f} %"),
-        (
-            f"relabelled in labels_fixed.csv, by you{f' or with a probability ≥ {relabel_above:g}' if relabel_above <= 1 else ''}",
-            f"{sure.sum():,}",
-        ),
     ]
+    if sure.any():
+        by = f"by you{f' or with a probability ≥ {relabel_above:g}' if relabel_above <= 1 else ''}"
+        tiles.append((f"relabelled in labels_fixed.csv, {by}", f"{sure.sum():,}"))
     found = of_run(arrays, data)
     _, low, high = found.wrong()
     tiles.append(
