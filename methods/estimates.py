@@ -21,10 +21,8 @@ from methods.selection import two_groups
 
 # chosen on the digits and on CIFAR-100 (results/estimates.md)
 SHIFT, SLOPE = 0.5, 0.2  # standard deviations of a, in those of z, and of b; normal, around 0 and 1
-FEW, FAR = (
-    0.03,
-    2.5,
-)  # fraction of the draws in which far fewer labels are wrong: -a is half-normal, its scale FAR, in those of z
+# fraction of the draws in which far fewer labels are wrong: -a is half-normal there, of the scale FAR in those of z
+FEW, FAR = 0.03, 2.5
 # means of low and of 1 - high, which are exponential: wrong labels that look surely right, right ones that look surely wrong
 LOW, HIGH = 0.01, 0.02
 GROUPS, WEIGHT = 12, 2  # groups of equal size
@@ -109,7 +107,8 @@ def estimate(p_clean: np.ndarray, checked: dict[int, bool] | None = None, seed: 
     mean = (np.add.reduceat(draws * size, start, axis=1) / np.add.reduceat(size, start)).clip(1e-4, 1 - 1e-4)
     prior = WEIGHT * mean, WEIGHT * (1 - mean)
     # without the power, which is 1 for a sample of the whole list, the first suspects alone would say too much of the rest
-    weight = np.exp(seen.mean() * (betaln(prior[0] + wrong, prior[1] + right) - betaln(*prior)).sum(1)).cumsum()
+    fit = seen.mean() * (betaln(prior[0] + wrong, prior[1] + right) - betaln(*prior)).sum(1)
+    weight = np.exp(fit - fit.max()).cumsum()
     kept = np.searchsorted(weight / weight[-1], (np.arange(DRAWS) + rng.random()) / DRAWS)
     now = np.where(seen, rng.beta(prior[0][kept] + wrong, prior[1][kept] + right), mean[kept])  # (DRAWS, G)
     draws = _with_mean(draws[kept], mean[kept][:, group], now[:, group])
