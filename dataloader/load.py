@@ -1,8 +1,8 @@
 """`load_data(cfg)` gives the data set that a configuration names; DATASETS has one reader for each."""
 
+import csv
 import json
 import os
-import re
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -194,23 +194,43 @@ def _classnames(cfg: SimpleNamespace, dataset: Dataset) -> list[str]:
         if not source.is_file():
             raise UserError(f"classnames: no such file: {source}.")
         names = read_lines(source)
+        names = _names_by_label(source, names, dataset.label_names or []) or names
     elif cfg.class_names:
         source, names = Path("class_names"), cfg.class_names
     elif source.is_file():
         names = read_lines(source)
     if "" in [name.strip() for name in names]:
         raise UserError(f"{source}: line {[n.strip() for n in names].index('') + 1} is empty, expected a class name.")
-    by_label = dict(
-        line for line in (re.split(r"\s*[,;\t]\s*", name.strip(), maxsplit=1) for name in names) if len(line) == 2
-    )
-    if dataset.label_names and set(dataset.label_names) <= set(
-        by_label
-    ):  # label,name: in any order, with or without a heading
-        names = [by_label[label] for label in dataset.label_names]
     expected = len(dataset.classnames) or cfg.num_class
     if expected and len(names) != expected:
         raise UserError(f"{source}: holds {len(names)} class names, the data set has {expected} classes.")
     return names
+
+
+def _names_by_label(source: Path, lines: list[str], labels: list[str]) -> list[str] | None:
+    """The class names of lines `label,name` in any order, with or without a heading; None where they are no such lines.
+
+    They are, if two columns by commas, semicolons or tabs have half of the labels or more in the first. UserError for a label
+    that is missing or there twice, and for one that is no class.
+    """
+    for separator in ",;\t":
+        rows = [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=separator, skipinitialspace=True)]
+        known = {row[0] for row in rows if len(row) == 2} & set(labels)
+        if not known or 2 * len(known) < len(labels):
+            continue
+        rows = rows[rows[0][0] not in labels :]  # without the heading
+        given = [row[0] if row else "" for row in rows]
+        for label in labels:
+            if given.count(label) != 1:
+                raise UserError(
+                    f"classnames: {source}: has {given.count(label)} lines of the label {label!r}, expected one."
+                )
+        for row in rows:
+            if len(row) != 2 or row[0] not in labels or not row[1]:
+                raise UserError(f"classnames: {source}: '{separator.join(row)}' is no line of a label and a name.")
+        names = dict(rows)
+        return [names[label] for label in labels]
+    return None
 
 
 def _noise_name(cfg: SimpleNamespace, noisy: np.ndarray) -> str:

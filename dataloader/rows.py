@@ -334,12 +334,13 @@ def say_names(classnames: list[str], label_names: list[str]) -> None:
     if missing:
         print(f"warning: labels that look like missing values are classes now: {shortened(missing)}")
     cannot = [name for name in classnames if re.fullmatch(r"n\d{8}|\d+(\.\d+)?", name)]
-    if all(
-        re.fullmatch(r"[^\W\d_]{1,5}[ .-]?\d+", name) for name in classnames
-    ):  # c01, class 7; an A320 may be among words
+    codes = [re.fullmatch(r"[^\W\d_]{1,5}[ .-]?\d+", name) for name in classnames]  # c01, class 7
+    if all(codes):  # an A320 may be among words
         cannot = classnames
     if cannot:
-        print(f"warning: CLIP cannot know {shortened(cannot)}; --classnames FILE gives it words, one class per line")
+        print(
+            f"warning: CLIP cannot know {shortened(cannot)}; --classnames FILE gives it words, in lines of label,name"
+        )
     first: dict[str, str] = {}
     for name, label in zip(classnames, label_names):
         if first.setdefault(name.lower(), label) != label:

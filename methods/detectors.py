@@ -368,13 +368,14 @@ def run_detector(
         accuracy[f"acc_{name}"] = result["acc"]
         if name == "test":
             accuracy |= {"acc_last": result["acc"], "acc_best": result["acc"], "acc_per_class": result["acc_per_class"]}
-    if detector.find is auto:
-        print(f"auto: {what_auto_uses(inputs)}")
-    found = detector.find(inputs)
+    found, to_train_on = detector.find(inputs), inputs
     if data.all_judged and data.held_out is not None:  # whose labels have no say in the mask of those to train on
         rows = np.setdiff1d(np.arange(len(data.train.labels)), data.held_out)
-        for judged, own in zip(found, detector.find(inputs.take(rows))):
+        to_train_on = inputs.take(rows)
+        for judged, own in zip(found, detector.find(to_train_on)):
             judged[rows] = own
+    if detector.find is auto:
+        print(f"auto: {what_auto_uses(to_train_on)}")
     out_of_fold = found.predicted if detector.find is confident_learning else None
     known = feature_evidence(inputs, detector.needs_text, out_of_fold)
     return found._asdict(), {**accuracy, "evidence": known}

@@ -21,14 +21,15 @@ from methods.selection import two_groups
 
 # chosen on the digits and on CIFAR-100 (results/estimates.md)
 SHIFT, SLOPE = 0.5, 0.2  # standard deviations of a, in those of z, and of b; normal, around 0 and 1
-# fraction of the draws in which far fewer labels are wrong: -a is half-normal there, of the scale FAR in those of z
+# where labels are checked, fraction of the draws with far fewer wrong ones: -a is half-normal, of the scale FAR in those of z
 FEW, FAR = 0.03, 2.5
+SAMPLE = 100  # labels of a sample of all (`spread`)
 # means of low and of 1 - high, which are exponential: wrong labels that look surely right, right ones that look surely wrong
 LOW, HIGH = 0.01, 0.02
 GROUPS, WEIGHT = 12, 2  # groups of equal size
 PRIOR, DRAWS = 2000, 400  # draws of the prior, and how many of them are kept
 LEVELS = 2000  # labels of like score share a level; up to LEVELS labels each has its own
-ADVICE = "it is rough, and far too high where few labels are wrong, until you have reviewed the sample of all labels"
+ADVICE = "it is rough, and far too high where few labels are wrong: review the sample of all labels"
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ class Estimate:
         )
 
 
-def spread(p_clean: np.ndarray, n: int = 100) -> np.ndarray:
+def spread(p_clean: np.ndarray, n: int = SAMPLE) -> np.ndarray:
     """Indices (n,), or all, of labels at equal distances in the list, the lowest p_clean (N,) first: those worth checking."""
     order = np.argsort(p_clean, kind="stable")
     return order[np.linspace(0, len(order) - 1, min(n, len(order))).astype(int)]
@@ -94,7 +95,7 @@ def estimate(p_clean: np.ndarray, checked: dict[int, bool] | None = None, seed: 
     z = -logit(two_groups(logit(p_clean.clip(0.005, 0.995)), seed).clip(1e-4, 1 - 1e-4))
     size = np.bincount(level)
     a, b = rng.normal(0, SHIFT, (PRIOR, 1)), rng.normal(1, SLOPE, (PRIOR, 1))
-    few = int(FEW * PRIOR)
+    few = int(FEW * PRIOR) if checked else 0
     a[:few] = -np.abs(rng.normal(0, FAR, (few, 1)))
     low, gap = (rng.exponential(mean, (PRIOR, 1)).clip(max=0.5) for mean in (LOW, HIGH))
     draws = low + (1 - gap - low) * expit(a * z.std() + np.maximum(b, 0) * np.bincount(level, z) / size)  # (PRIOR, L)
@@ -106,8 +107,9 @@ def estimate(p_clean: np.ndarray, checked: dict[int, bool] | None = None, seed: 
     seen = wrong + right > 0
     mean = (np.add.reduceat(draws * size, start, axis=1) / np.add.reduceat(size, start)).clip(1e-4, 1 - 1e-4)
     prior = WEIGHT * mean, WEIGHT * (1 - mean)
-    # without the power, which is 1 for a sample of the whole list, the first suspects alone would say too much of the rest
-    fit = seen.mean() * (betaln(prior[0] + wrong, prior[1] + right) - betaln(*prior)).sum(1)
+    # the power is 1 for a sample of the whole list; without it, labels checked in one part would say too much of the rest
+    power = seen.mean() ** 2 * min(1, SAMPLE / max(len(index), 1))
+    fit = power * (betaln(prior[0] + wrong, prior[1] + right) - betaln(*prior)).sum(1)
     weight = np.exp(fit - fit.max()).cumsum()
     kept = np.searchsorted(weight / weight[-1], (np.arange(DRAWS) + rng.random()) / DRAWS)
     now = np.where(seen, rng.beta(prior[0][kept] + wrong, prior[1][kept] + right), mean[kept])  # (DRAWS, G)
@@ -120,8 +122,8 @@ def estimate(p_clean: np.ndarray, checked: dict[int, bool] | None = None, seed: 
 def of_run(arrays: dict[str, np.ndarray], data: Dataset) -> Estimate:
     """The Estimate of a run's arrays and Dataset (report.suspects.read_run), with the labels that a person has decided about.
 
-    Those of identical images with different labels count only where the sample (`spread`) has them: one in two of these labels
-    is wrong or more, whatever their scores, so that they would say the same of all others.
+    Those of identical images with different labels count only where the sample (`spread`) has them: at least one label of each
+    group is wrong, whatever its score, so they are no sample of the others.
     """
     decision, p_clean = arrays["decision"], arrays["p_clean"]
     counts = decision != UNDECIDED

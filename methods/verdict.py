@@ -22,9 +22,8 @@ MANY, MOST = 0.7, 0.9
 COLLAPSE = 0.8  # of its best test accuracy, below which a training has failed
 FEW = 5  # labels of a class below which its accuracy is left out of a mean over classes
 CLASS = 10  # labels of a class from which on it counts that none of them is trusted
-LOST = (
-    1 / 3
-)  # of the labels: in classes of which none is trusted; the suspects are then whole classes, in no useful order
+# share of the labels in classes of which none is trusted, above which the suspects are whole classes in no useful order
+LOST = 1 / 3
 # of trained detectors: how much more often predictions agree with trusted labels than with suspects. A mask at random has 0,
 # the lowest of 151 runs on digits and photographs is 0.33
 UNRELATED = 0.1
@@ -36,7 +35,7 @@ FAILED = (
     "or main_detect.py --detector auto, which trains no network"
 )
 OTHER_ENCODER = "another image encoder (--backbone)"
-ANOTHER = "another detector (main_detect.py --detector confident-learning) or image encoder (--backbone)"
+ANOTHER = "another detector (main_detect.py --detector confident-learning or knn) or image encoder (--backbone)"
 TEST = "test images (test_fraction above 0, or a test split); or look at the first suspects before you use the mask"
 LOOK = "look at the first suspects before you use the mask"
 

@@ -126,7 +126,8 @@ def _duplicates(data: Dataset, arrays: dict[str, np.ndarray], groups: list[list[
     pictures = iter(figures(data, arrays, [i for group in shown for i in group]))
     rows = "".join(f"<div class=group>{''.join(next(pictures) for _ in group)}</div>" for group in shown)
     text = (
-        f"<p class=soft>{len(groups):,} {'group' if len(groups) == 1 else 'groups'} of images that look nearly the same to the image encoder, first those with "
+        f"<p class=soft>{len(groups):,} {'group' if len(groups) == 1 else 'groups'} of images that look nearly the same to the "
+        "image encoder, first those with "
         f"different labels ({differ:,}): if the images show the same thing, at most one label is right. An encoder that "
         f"does not know such images may group different ones. near_duplicates.csv lists all groups; {len(shown)} are shown.</p>"
     )

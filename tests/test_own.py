@@ -421,8 +421,18 @@ def test_class_names_from_a_file(tmp_path):
     names.write_text("tench\ngreat white shark\n")
     data = load(path, "--classnames", str(names))
     assert data.classnames == ["tench", "great white shark"] and data.label_names == ["x", "y"]
-    names.write_text("label;name\ny; great white shark\nx;tench, a fish\n")  # by label, in any order
-    assert load(path, "--classnames", str(names)).classnames == ["tench, a fish", "great white shark"]
+    for text in ("label;name\ny; great white shark\nx;tench, a fish\n", 'y,great white shark\nx,"tench, a fish"\n'):
+        names.write_text(text)  # by label, in any order
+        assert load(path, "--classnames", str(names)).classnames == ["tench, a fish", "great white shark"]
+    for text, message in (
+        ("x,a\ny,b\nx,c\n", "has 2 lines of the label 'x', expected one"),
+        ("x,a\nY,b\n", "has 0 lines of the label 'y', expected one"),
+        ("y,b\nx,\n", "'x,' is no line of a label and a name"),
+        ("y,b\nx,a\nz,c\n", "'z,c' is no line of a label and a name"),
+    ):
+        names.write_text(text)
+        with pytest.raises(UserError, match=message):
+            load(path, "--classnames", str(names))
     names.write_text("tench\n")
     with pytest.raises(UserError, match="names.txt: holds 1 class names, the data set has 2 classes"):
         load(path, "--classnames", str(names))
