@@ -218,7 +218,7 @@ def _names_by_label(source: Path, lines: list[str], labels: list[str]) -> list[s
         known = {row[0] for row in rows if len(row) == 2} & set(labels)
         if not known or 2 * len(known) < len(labels):
             continue
-        rows = rows[rows[0][0] not in labels :]  # without the heading
+        rows = rows[not rows[0] or rows[0][0] not in labels :]  # without the heading
         given = [row[0] if row else "" for row in rows]
         for label in labels:
             if given.count(label) != 1:

@@ -77,10 +77,11 @@ class DivideMix(SemiSupervised):
 class LongReMix(DivideMix):
     """LongReMix (Cordeiro et al., Pattern Recognition 2023): DivideMix in two stages of half the epochs each.
 
-    In stage 1, samples are labelled if they were clean in each of the last 5 divisions, including those of the warm-up. The
-    division before the first epoch, by untrained heads, does not count. The largest such set of the first network in the second half of the stage is the set of high-confidence samples. They keep
-    w = 1 in stage 2, which starts again from the pre-trained networks and otherwise divides as DivideMix. The paper uses 5
-    divisions and stages of 300 epochs. As published, an epoch of stage 2 has as many batches as the whole training set.
+    In stage 1, samples are labelled if they were clean in each of the last 5 divisions, including those of the warm-up.
+    The division before the first epoch, by untrained heads, does not count. The largest such set of the first network
+    in the second half of the stage is the set of high-confidence samples. They keep w = 1 in stage 2, which starts
+    again from the pre-trained networks and otherwise divides as DivideMix. The paper uses 5 divisions and stages of 300
+    epochs. As published, an epoch of stage 2 has as many batches as the whole training set.
     """
 
     consecutive = 5

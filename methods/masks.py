@@ -199,4 +199,6 @@ def say_lost_classes(data: Dataset, mask: np.ndarray) -> None:
     lost = np.flatnonzero((np.bincount(labels, minlength=K) > 0) & (np.bincount(labels[mask], minlength=K) == 0))
     if len(lost):
         names = shortened([data.label_names[k] for k in lost], 5)
-        print(f"warning: no label of {len(lost)} classes is trained on, so the model will not know them: {names}")
+        print(
+            f"warning: the model will not know {names}: no label of {'this class' if len(lost) == 1 else 'these classes'} is trained on"
+        )

@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> dict[str | int, Any]:
             "labels, whatever the scores are"
         )
     else:
-        print(f"this estimate: {ADVICE} (python -m report.review {flags.run}, under Show)")
+        print(f"this estimate is {ADVICE} (python -m report.review {flags.run}, under Show)")
     for n in dict.fromkeys(n for n in (100, 500, budget) if 0 < n <= N):
         out[n] = found.wrong_among(n)
         print(f"{found.in_words(n)}; p_clean up to {arrays['p_clean'][found.order[n - 1]]:.3g}")

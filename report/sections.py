@@ -93,7 +93,7 @@ def overview(data: Dataset, arrays: dict[str, np.ndarray], relabel_above: float)
         tiles.append(("images gone or changed since the run", f"{np.sum(~arrays['there']):,}"))
     text = (
         "<p class=soft>Some suspects have right labels, and some labels that are kept are wrong; the interval of the share "
-        f"of wrong labels accounts for both{'' if sample else f'; {ADVICE} (Review, under Show)'}.</p>"
+        f"of wrong labels accounts for both{'' if sample else f'; it is {ADVICE} (Review, under Show)'}.</p>"
     )
     return section(
         "overview", "Overview", f"<div class=pair><div>{_tiles(tiles)}{text}</div>{plot_scores(arrays)}</div>"

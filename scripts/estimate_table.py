@@ -3,9 +3,9 @@
     OMP_NUM_THREADS=1 python -m scripts.estimate_table --deft 0
     OMP_NUM_THREADS=1 python -m scripts.estimate_table --table few --data_root few
 
-The noises of scripts/detector_table.py and less noise, and three seeds; DeFT, which trains, with the seeds after --deft alone.
-Each detector's estimate is compared with the truth, from the scores alone, with 100 checked labels spread over the list, and with
-the first 100 of it checked. The scores of a cell are kept, so that a stopped command goes on. The introduction of a page, up to its
+The noises of scripts/detector_table.py, three lower ones, and three seeds; DeFT, which trains, with the seeds after --deft alone.
+Each detector's estimate is compared with the truth: from the scores alone, with a sample of 100 checked labels from the whole list,
+and with the first 100 checked. The scores of a cell are kept, so that a stopped command goes on. The introduction of a page, up to its
 first section, is written by hand and stays.
 """
 

@@ -421,7 +421,11 @@ def test_class_names_from_a_file(tmp_path):
     names.write_text("tench\ngreat white shark\n")
     data = load(path, "--classnames", str(names))
     assert data.classnames == ["tench", "great white shark"] and data.label_names == ["x", "y"]
-    for text in ("label;name\ny; great white shark\nx;tench, a fish\n", 'y,great white shark\nx,"tench, a fish"\n'):
+    for text in (
+        '\ny,great white shark\nx,"tench, a fish"',
+        "label;name\ny; great white shark\nx;tench, a fish\n",
+        'y,great white shark\nx,"tench, a fish"\n',
+    ):
         names.write_text(text)  # by label, in any order
         assert load(path, "--classnames", str(names)).classnames == ["tench, a fish", "great white shark"]
     for text, message in (
