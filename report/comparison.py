@@ -10,6 +10,7 @@ from typing import Any
 
 from report.tables import COLUMNS, format_table, mean_std
 from utils.files import write_whole
+from utils.summaries import commits
 
 FRACTIONS = {key for key, factor, _ in COLUMNS.values() if factor == 100}  # of a summary; per cent in tables
 PLACE = ("dataset", "method", "column", "metric")  # of a figure in a table
@@ -30,7 +31,7 @@ def compare(
     figures: dict[str, Any] | None,
     path: Sequence[str] | None,
 ) -> list[dict[str, Any]]:
-    """One dict for each figure of a table: PLACE, ours (its mean), sd, n, the paper's, the difference, what is missing.
+    """One dict for each figure of a table: PLACE, ours (its mean), sd, n, the paper's, the difference, what is missing, commits.
 
     results: {(dataset, method, column): [a summary, or why there is none, for each seed]}. metrics: {heading: key of a
     summary}. figures: the paper's, nested dicts; path: the parts of PLACE that lead to one.
@@ -38,13 +39,9 @@ def compare(
     rows = []
     for place, outcomes in results.items():
         for metric, key in metrics.items():
-            found, missing = [], []
-            for outcome in outcomes:
-                value = outcome.get(key) if isinstance(outcome, dict) else None
-                if value is None:
-                    missing.append(f"no {key} in the summary" if isinstance(outcome, dict) else outcome)
-                else:
-                    found.append(100 * value if key in FRACTIONS else value)
+            summaries = [s for s in outcomes if isinstance(s, dict) and s.get(key) is not None]
+            found = [100 * s[key] if key in FRACTIONS else s[key] for s in summaries]
+            missing = [f"no {key} in the summary" if isinstance(s, dict) else s for s in outcomes if s not in summaries]
             where = dict(zip(PLACE, (*place, metric)))
             ours: float | str | None = None
             sd = None
@@ -58,7 +55,7 @@ def compare(
             rows.append(
                 where
                 | {"ours": ours, "sd": sd, "n": len(found), "paper": paper, "difference": difference}
-                | {"missing": "; ".join(dict.fromkeys(missing))}
+                | {"missing": "; ".join(dict.fromkeys(missing)), "commits": " ".join(commits(summaries))}
             )
     return rows
 
@@ -76,7 +73,8 @@ def _cell(row: dict[str, Any], note: Callable[[str], str]) -> str:
     ours = "not run"
     if row["ours"] is not None:
         ours = _text(row["ours"]) + ("" if row["sd"] is None else f" ± {row['sd']:.2f}") + f" ({row['n']})"
-    parts = [ours + note(row["missing"])]
+    several = f"the seeds were run with different commits: {row['commits']}" if " " in row["commits"] else ""
+    parts = [ours + note(row["missing"]) + note(several)]
     parts += [] if row["paper"] is None else [_text(row["paper"])]
     parts += [] if row["difference"] is None else [_text(row["difference"], "+")]
     return " / ".join(parts)

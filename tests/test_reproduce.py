@@ -666,6 +666,17 @@ def test_what_is_averaged():
     assert (level["ours"], level["sd"], level["n"]) == ("usable, doubtful", None, 2)
 
 
+def test_seeds_of_different_code_are_marked():
+    old, new = ({"f1": f, "git_commit": c} for f, c in ((0.8, "a" * 40), (0.9, "b" * 40 + "+")))
+    one, both = (compare({("d", "m", "c"): seeds}, {"F1": "f1"}, None, None) for seeds in ([old, old], [old, new]))
+    assert (one[0]["commits"], both[0]["commits"]) == ("aaaaaaa", "aaaaaaa bbbbbbb+")
+    assert "80.00 ± 0.00 (2) |" in FORMATS["markdown"]({"t": one})
+    marked = FORMATS["markdown"]({"t": both})
+    assert (
+        "85.00 ± 7.07 (2) [1]" in marked and "[1] the seeds were run with different commits: aaaaaaa bbbbbbb+" in marked
+    )
+
+
 def test_small_differences_show():
     figures = {"a": {"b": {"c": 0.001}}}
     rows = compare({("a", "b", "c"): [{"lr": 1e-4}]}, {"lr": "lr"}, figures, ["dataset", "method", "column"])

@@ -147,6 +147,10 @@ def test_the_page_opens_whole_and_filters(browser, nasty_run, width):
     choose(browser, "order", "given")
     given = [name.rsplit(": ", 1)[1].split(" → ")[0] for name in names(browser)]
     assert sorted(given, key=given.index) == given and len(set(given)) > 1  # each class in one piece
+    choose(browser, "order", "turn")
+    given = [name.rsplit(": ", 1)[1].split(" → ")[0] for name in names(browser)]
+    ranks = [given[:at].count(one) for at, one in enumerate(given)]
+    assert ranks == sorted(ranks) and ranks[-1] > 0  # the worst of every class, then the second of every class
     choose(browser, "order", "pair")
     pairs = [name.rsplit(": ", 1)[1] for name in names(browser)]
     sizes = [pairs.count(pair) for pair in pairs]

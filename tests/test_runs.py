@@ -225,6 +225,8 @@ def test_tables(cell, capsys):
     assert [row[:2] for row in levels[1:]] == [["digits", "red-0.2"], ["digits", "red-0.4"]]
     both = tables.make_table([deft, {**deft, "name": "knn", "all_judged": True}])
     assert [row[2] for row in both[1:]] == ["deft", "knn *"]
+    updated = tables.make_table([{**deft, "git_commit": c * 40} for c in "aab"])
+    assert updated[1][4] == "3 (2 commits)"
 
 
 def test_runs_of_other_settings_are_no_seeds(tmp_path):

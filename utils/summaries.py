@@ -70,6 +70,12 @@ def _histograms(p_clean: Any) -> bool:
     return p_clean is None or bool(lists) and all(isinstance(counts, list) and counts for counts in lists)
 
 
+def commits(summaries: list[dict[str, Any]]) -> list[str]:
+    """The versions of the code that made these runs, sorted: commits, + behind one whose files were changed; or versions."""
+    made_by = {str(s.get("git_commit") or s.get("version") or "unknown") for s in summaries}
+    return sorted(commit[:7] + "+" * commit.endswith("+") if len(commit) >= 40 else commit for commit in made_by)
+
+
 def usable(summary: dict[str, Any]) -> bool:
     """Whether a detector's verdict is "usable"; True if the run has no verdict."""
     return summary.get("verdict", {"level": "usable"})["level"] == "usable"
