@@ -63,7 +63,8 @@ def detect(
     """
     import numpy as np
 
-    from dataloader.notebook import array_hash, from_dataset, in_memory, own_arrays
+    from dataloader.dataset import array_hash
+    from dataloader.notebook import from_dataset, in_memory, own_arrays
     from methods.deft import train_detector
     from methods.detectors import DETECTORS, run_detector
     from methods.estimates import limit_suspects

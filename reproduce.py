@@ -10,6 +10,7 @@ scripts: finished runs are not repeated, interrupted ones are resumed, and runs 
 """
 
 import argparse
+import hashlib
 import json
 import os
 import re
@@ -32,7 +33,8 @@ from utils.errors import UserError, brief, nearest, pick
 from utils.files import slug
 from utils.lock import Lock
 from utils.start import run_main
-from utils.summaries import read_log, read_summary
+from utils.summaries import made_by, read_log, read_summary
+from utils.version import this_code
 
 HERE = Path(__file__).resolve().parent
 NOISE_KEYS = ("noise_mode", "noise_ratio", "image_noise", "image_noise_level", "image_noise_on")  # named by the folder
@@ -42,6 +44,10 @@ TABLE_KEYS = {  # of a file of tables: the keys that every entry of a group has,
     "tables": (["title", "datasets", "methods"], "columns set flags_to metrics settings paper plot".split()),
 }
 LEDGER_KEYS: dict[str, Any] = {"script": str, "flags": list, "settings": dict, "folder": str, "seconds": (int, float)}
+NAMED_BY = (  # other flags that the folder of a run is named by
+    "tag backbone detector lnl_methods mask adaptation phase2_loss noisy_samples soft_labels noise_file noise_rng".split()
+)
+ENDS = {"first": 0, "last": -1}  # of a method's commands
 SETTLED = {"prec": "auto", "epochs": 0, "warmup": -1}  # in whose place a run records what it settled on
 NOT_COMPARED = set(  # of two runs: time, place and machine; class names, which older records lack, are in the identity
     "seconds images_per_second peak_memory_gb peak_cuda_memory_gb git_commit checksum mask device versions class_names".split()
@@ -56,6 +62,12 @@ def _parsed(path: str | Path, changed: int) -> dict[Any, Any]:
 def _yaml(path: str | Path) -> dict[Any, Any]:
     """The content of a YAML file, read again when the file has changed."""
     return _parsed(path, os.stat(path).st_mtime_ns if os.path.isfile(path) else 0)
+
+
+@cache
+def _sha256(path: Path, changed: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -76,6 +88,16 @@ class Step:
     def command(self, *where: tuple[str, str]) -> list[str]:
         """The words of the command, with further flags that say where it runs."""
         return [f"{self.script}.py", *(word for key, value in (*self.flags, *where) for word in (f"--{key}", value))]
+
+    def mask_name(self) -> str:
+        """What --mask calls the mask that this step makes, without its tag. UserError if it is no detector's."""
+        if "phase1" in self.script:
+            return "deft"
+        if self.script == "main_detect":
+            return str(self.settings["detector"])
+        raise UserError(
+            f"methods: after {self.script}, the next command needs --mask and the name of that run's folder."
+        )
 
     def chain(self) -> "list[Step]":
         """The steps that lead to this one, and itself."""
@@ -118,6 +140,8 @@ def read_tables(path: str | Path) -> dict[str, Any]:
             raise UserError(f"{path}: {name}: has no columns.")
         if not table.keys() & {"metrics", "settings"}:
             raise UserError(f"{path}: {name}: has neither metrics nor settings.")
+        if "flags_to" in table:
+            pick(ENDS, table["flags_to"], f"{path}: {name}: flags_to")
     columns = {
         column for table in known["tables"].values() for d in table["datasets"] for column in columns_of(table, d)
     }
@@ -158,13 +182,17 @@ def make_step(command: str, dataset: dict[str, Any], flags: dict[str, Any], afte
     if len(words) % 2:
         raise UserError(f"methods: '{command}': every flag needs a value.")
     own = dict(zip((word.removeprefix("--") for word in words[::2]), words[1::2]))
+    takes_mask = "phase2" in script or own.get("lnl_methods") == "MixFix"
     varied = [slug(f"{key}-{value}") for key, value in flags.items() if key not in (*NOISE_KEYS, "seed")]
     tag = "-".join(filter(None, [own.pop("tag", ""), *varied]))
     own |= {key: str(value) for key, value in flags.items()}
     if tag:
         own["tag"] = tag
-    if after and "tag" in (before := dict(after.flags)):
-        own["mask"] = f"{own.get('mask', 'deft')}-{before['tag']}"
+    if after and takes_mask:
+        name = own.get("mask") or after.mask_name()
+        before = dict(after.flags).get("tag", "")
+        if (name, before) != ("deft", ""):  # which is the default
+            own["mask"] = f"{name}-{slug(before)}" if before else name
     return Step(script, (("cfg", f"config/{cfg}/{dataset['yaml']}.yaml"), *own.items()), after)
 
 
@@ -191,7 +219,7 @@ def make_cell(
     commands = pick(known["methods"], method, "methods")
     noise, step = {key: value for key, value in flags.items() if key in NOISE_KEYS}, None
     for command in commands:
-        all_flags = command == commands[-1] or table.get("flags_to") != "last"
+        all_flags = table.get("flags_to") not in ENDS or command == commands[ENDS[table["flags_to"]]]
         step = make_step(command, dataset, (flags if all_flags else noise) | {"seed": seed}, step)
     return Cell(place, step)
 
@@ -221,6 +249,17 @@ def check_names(tables: list[dict[str, Any]], profile: dict[str, Any], args: arg
     for key, names, there in (("dataset", args.dataset, datasets | stand_ins), ("noise", args.noise, columns)):
         for name in names or []:
             pick(there, name, f"--{key}")
+
+
+def check_apart(steps: list[Step]) -> None:
+    """UserError if two Steps differ, but not in a flag that a run's folder is named by."""
+    named: dict[tuple[Any, ...], Step] = {}
+    for step in dict.fromkeys(one for last in steps for one in last.chain()):
+        name = (step.script, *(pair for pair in step.flags if pair[0] in ("cfg", "seed", *NAMED_BY, *NOISE_KEYS)))
+        other = named.setdefault(name, step)
+        if other.flags != step.flags:
+            both = " and ".join(f"'{shlex.join(s.command())}'" for s in (other, step))
+            raise UserError(f"methods: {both} would have one folder; give one of them a --tag.")
 
 
 # --- what has been run
@@ -265,6 +304,7 @@ class Ledger:
         """Record a finished step, with the settings that it was started with; `seconds` of an earlier start count, too."""
         trained = read_summary(self.output_dir / folder / "summary.json").get("seconds", 0)
         line = {"script": step.script, "flags": step.flags, "settings": settings, "data": self._data(step)}
+        line["files"] = self._files(step)
         text = json.dumps(line | {"folder": folder, "seconds": max(seconds, trained)})
         self.lines.append(json.loads(text))
         whole = not self.path.is_file() or self.path.read_bytes()[-1:] in (b"", b"\n")
@@ -277,6 +317,17 @@ class Ledger:
     def _data(self, step: Step) -> str:
         path = self.data_path(step)
         return str(path.absolute()) if path else ""
+
+    def _files(self, step: Step) -> dict[str, str]:
+        """{key: hash} of the settings that name a file, such as noise_file, by their content."""
+        folder = (self.data_path(step) or Path()) / "noise_file"
+        named = {
+            key: value
+            for key, value in step.settings.items()
+            if key != "data_path" and value and isinstance(value, str)
+        }
+        there = {key: next((p for p in (Path(v), folder / v) if p.is_file()), None) for key, v in named.items()}
+        return {key: _sha256(path, path.stat().st_mtime_ns) for key, path in there.items() if path}
 
     def summary(self, step: Step) -> dict[str, Any]:
         """The summary of a finished Step, else empty; `reasons` says what is wrong with an invalid one."""
@@ -297,9 +348,10 @@ class Ledger:
             if line is after:  # the mask was made anew since
                 return None
             if line["script"] == step.script and tuple(map(tuple, line["flags"])) == step.flags:
-                # a setting that is newer than the line had the effect of its default; an old line does not name its data
-                same_settings = step.settings == _yaml(DEFAULTS) | line["settings"]
-                return line if same_settings and self._data(step) == line.get("data", self._data(step)) else None
+                # a setting that is newer than the line had the effect of its default; an old line does not name data or files
+                data, files = self._data(step), self._files(step)
+                before = _yaml(DEFAULTS) | line["settings"], line.get("data", data), line.get("files", files)
+                return line if before == (step.settings, data, files) else None
         return None
 
     def _checked(self, step: Step, place: str) -> dict[str, Any]:
@@ -601,7 +653,7 @@ def main(argv: list[str] | None = None) -> dict[str, list[dict[str, Any]]]:
         found = verify(args.verify)
         print("\n".join(found) if found else f"{args.verify}: the same again")
         sys.exit(1 if found else 0)
-    from report.comparison import FORMATS, compare, plot
+    from report.comparison import FORMATS, compare, label_of, plot
 
     known, show = read_tables(args.tables), pick(FORMATS, args.format, "--format")
     profile = pick(known.get("profiles", {}), args.profile, "--profile") if args.profile else {}
@@ -621,6 +673,7 @@ def main(argv: list[str] | None = None) -> dict[str, list[dict[str, Any]]]:
             f"--table: {', '.join(names)}: no run matches {' and '.join(flags)}; the data sets are {', '.join(sets)}."
         )
     steps = [c.step for name, table in tables.items() if "settings" not in table for c in cells[name] if c.step]
+    check_apart(steps)
     ledger = Ledger(args.output_dir, args.data_root)
     if args.dry_run:
         list_commands(steps, Runner(ledger, args))
@@ -636,13 +689,32 @@ def main(argv: list[str] | None = None) -> dict[str, list[dict[str, Any]]]:
         metrics = table.get("metrics") or table["settings"]
         out[name] = compare(results_of(cells[name], table, ledger), metrics, paper.get(name), table.get("paper"))
     if out:
-        print(show({f"{name}: {tables[name]['title']}": rows for name, rows in out.items()}))
+        print(show({f"{name}: {_title(tables[name], profile)}": rows for name, rows in out.items()}))
     for name, rows in out.items() if args.plots else ():
         if tables[name].get("plot") and any(row["ours"] is not None for row in rows):
-            plot(rows, Path(args.plots) / f"{name}.png")
+            plot(rows, Path(args.plots) / f"{name}.png", label_of(*list(tables[name]["metrics"].items())[-1]))
+    say_other_code([ledger.summary(step) for step in steps])
     if not args.dry_run:
         check_complete(steps, ledger)
     return out
+
+
+def say_other_code(summaries: list[dict[str, Any]]) -> None:
+    """Print how many of the finished runs were made by other code than that of now."""
+    now = made_by(this_code())
+    others = [made_by(s) for s in summaries if s and made_by(s) != now]
+    if others:
+        print(
+            f"{len(others)} of these runs were made by other code ({', '.join(sorted(set(others)))}) than that of now ({now}); "
+            "--verify RUN says whether one comes out the same",
+            file=sys.stderr,
+        )
+
+
+def _title(table: dict[str, Any], profile: dict[str, Any]) -> str:
+    """The title of a table; a profile's CLIP stands for the backbones that it names."""
+    names = "|".join(map(re.escape, profile.get("backbones", [])))
+    return re.sub(rf"(CLIP )?({names})", "the profile's CLIP", table["title"]) if names else table["title"]
 
 
 def _make_folder(path: str) -> None:

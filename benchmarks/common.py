@@ -14,7 +14,7 @@ from dataloader.dataset import Dataset, Split, View
 from dataloader.digits import enlarge_digits, load_digits_8x8
 from report.tables import format_table
 from utils.config import load_config
-from utils.runs import git_commit
+from utils.version import git_commit
 
 
 def parser(doc):

@@ -236,6 +236,11 @@ def label_hash(labels: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(labels, dtype="<i8").tobytes()).hexdigest()[:8]
 
 
+def array_hash(x: np.ndarray) -> str:
+    """Eight hex digits that identify an array."""
+    return hashlib.sha256(f"{x.dtype}{x.shape}".encode() + np.ascontiguousarray(x).tobytes()).hexdigest()[:8]
+
+
 def content_numbers(split: Split) -> np.ndarray:
     """(N,) uint64 that identify the contents of the images; for files that have not been read, their sizes."""
     if split.digests is not None:

@@ -19,14 +19,14 @@ from dataloader.cifar import SOURCE as CIFAR
 from dataloader.cifar import cifar10, cifar100
 from dataloader.clothing1m import clothing1m
 from dataloader.cub import cub_200_2011
-from dataloader.dataset import Dataset, Split, identified, label_hash
+from dataloader.dataset import Dataset, Split, array_hash, identified, label_hash
 from dataloader.digits import digits
 from dataloader.files import below, data_root, inspect_files, inspection_cache
 from dataloader.food101n import food101n
 from dataloader.image_noise import image_noise_name, image_noise_of
 from dataloader.imagenet import imagenet
 from dataloader.mini_imagenet import blue_mini_imagenet, red_mini_imagenet
-from dataloader.noise import DRAWN, make_noise
+from dataloader.noise import DRAWN, make_noise, read_transition
 from dataloader.own import find_duplicates, other_names, own, sound_rows, to_split
 from dataloader.rows import say_names
 from dataloader.tiny_imagenet import tiny_imagenet
@@ -121,7 +121,7 @@ def load_data(cfg: SimpleNamespace) -> Dataset:
         cfg, dataset.train.labels, dataset.num_classes, is_folder, lambda: raw_pixels(dataset.train.images)
     )
     if cfg.noise_mode not in ("", "none"):
-        dataset.noise_name, dataset.train.verified = _noise_name(cfg, noisy), None
+        dataset.noise_name, dataset.train.verified = _noise_name(cfg, noisy, dataset.num_classes), None
     dataset.noise_name = "-".join(filter(None, [dataset.noise_name, image_noise_name(cfg)]))
     dataset.train = replace(dataset.train, labels=noisy, true_labels=truth)
     for part, split in enumerate([dataset.train, *dataset.given_tests.values()]):
@@ -233,12 +233,14 @@ def _names_by_label(source: Path, lines: list[str], labels: list[str]) -> list[s
     return None
 
 
-def _noise_name(cfg: SimpleNamespace, noisy: np.ndarray) -> str:
-    """The noise as part of a run's folder: with its ratio where it is drawn, with a hash of the labels where read."""
+def _noise_name(cfg: SimpleNamespace, noisy: np.ndarray, num_classes: int) -> str:
+    """The noise as part of a run's folder: with its ratio, or a hash of the labels or transition matrix in noise_file."""
     if cfg.noise_mode in DRAWN:
         return f"{cfg.noise_mode}-{cfg.noise_ratio:g}" + ("-official" if cfg.noise_rng == "official" else "")
-    if cfg.noise_mode in ("file", "transition"):
-        return f"{cfg.noise_mode}-{label_hash(noisy)}"
+    if cfg.noise_mode == "transition":
+        return f"transition-{array_hash(read_transition(cfg.noise_file, num_classes))}"
+    if cfg.noise_mode == "file":
+        return f"file-{label_hash(noisy)}"
     return cfg.noise_mode
 
 

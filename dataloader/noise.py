@@ -305,9 +305,12 @@ def make_noise(
         raise UserError(f"noise_mode: asym_similar is defined for cifar10 and cifar100, not for {cfg.dataset}.")
     if cfg.noise_rng == "official":
         return _official(cfg, labels, K, is_folder, features)
+    drawn_from = labels.copy(), ratio, K, rng  # a copy: `labels` are the truth
     if mode == "idn":
-        return idn(labels, ratio, K, rng, features())
-    return structured(labels, ratio, K, rng, is_folder) if mode == "str" else DRAWN[mode](labels, ratio, K, rng)
+        noisy = idn(*drawn_from, features())
+    else:
+        noisy = structured(*drawn_from, is_folder) if mode == "str" else DRAWN[mode](*drawn_from)
+    return _check_labels(noisy, len(labels), K, f"noise_mode {mode}")
 
 
 def _official(cfg: SimpleNamespace, labels: np.ndarray, num_classes: int, is_folder: bool, features: Any) -> Any:

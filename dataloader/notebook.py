@@ -1,7 +1,6 @@
 """Make a Dataset of what a notebook has: images and labels, data sets of torchvision and Hugging Face, features."""
 
 import copy
-import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -101,11 +100,6 @@ def own_arrays(**arrays: Any) -> dict[str, np.ndarray]:
                     f"{name}: expected numbers, one row an image, found {found[name].dtype} of shape {found[name].shape}."
                 )
     return found
-
-
-def array_hash(x: np.ndarray) -> str:
-    """Eight hex digits that identify an array."""
-    return hashlib.sha256(f"{x.dtype}{x.shape}".encode() + np.ascontiguousarray(x).tobytes()).hexdigest()[:8]
 
 
 def in_memory(

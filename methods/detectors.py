@@ -24,7 +24,7 @@ from methods import clipcleaner, dynamics, neighbours
 from methods.inputs import Inputs, given_inputs, load_inputs
 from methods.loops import evaluate
 from methods.selection import two_groups
-from methods.verdict import TEXT_TELLS, WEAK, feature_evidence
+from methods.verdict import TEXT_TELLS, WEAK, contrast, feature_evidence
 from utils.errors import UserError, pick
 
 ROUNDS = 3  # of `auto`, chosen on the digits
@@ -346,6 +346,19 @@ DETECTORS = {
 }
 
 
+def _checked(found: Detection, inputs: Inputs, name: str) -> Detection:
+    """The Detection that the detector `name` has found; UserError if it is not one of these Inputs."""
+    N, K = len(inputs.labels), inputs.num_classes
+    expected = {"mask": ("b", 1), "p_clean": ("f", 1), "predicted": ("iu", K - 1), "confidence": ("f", 1)}
+    for field, (kinds, highest) in expected.items():
+        x = getattr(found, field, None)
+        is_array = isinstance(x, np.ndarray) and x.shape == (N,) and x.dtype.kind in kinds
+        if not is_array or N and not (x.min() >= 0 and x.max() <= highest + 1e-6):  # type: ignore[union-attr]  # NaN is not
+            kind = {"b": "bool", "f": "floats in [0, 1]", "iu": f"whole numbers from 0 to {K - 1}"}[kinds]
+            raise UserError(f"detector: {name}: expected a Detection whose {field} is a numpy array ({N},) of {kind}.")
+    return found
+
+
 def run_detector(
     cfg: SimpleNamespace, data: Dataset, device: torch.device, given: dict[str, np.ndarray] | None = None
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -368,7 +381,7 @@ def run_detector(
         accuracy[f"acc_{name}"] = result["acc"]
         if name == "test":
             accuracy |= {"acc_last": result["acc"], "acc_best": result["acc"], "acc_per_class": result["acc_per_class"]}
-    found, to_train_on = detector.find(inputs), inputs
+    found, to_train_on = _checked(detector.find(inputs), inputs, cfg.detector), inputs
     if data.all_judged and data.held_out is not None:  # whose labels have no say in the mask of those to train on
         rows = np.setdiff1d(np.arange(len(data.train.labels)), data.held_out)
         to_train_on = inputs.take(rows)
@@ -378,4 +391,5 @@ def run_detector(
         print(f"auto: {what_auto_uses(to_train_on)}")
     out_of_fold = found.predicted if detector.find is confident_learning else None
     known = feature_evidence(inputs, detector.needs_text, out_of_fold)
+    next(iter(known.values()))["contrast"] = contrast(found.mask, found.predicted, inputs.labels)
     return found._asdict(), {**accuracy, "evidence": known}

@@ -8,11 +8,11 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from report.tables import COLUMNS, format_table, mean_std
+from report.tables import format_table, mean_std
 from utils.files import write_whole
-from utils.summaries import commits
+from utils.summaries import FRACTIONS, commits
 
-FRACTIONS = {key for key, factor, _ in COLUMNS.values() if factor == 100}  # of a summary; per cent in tables
+NO_FIGURE = "its summary has no"  # of a run that was made
 PLACE = ("dataset", "method", "column", "metric")  # of a figure in a table
 
 
@@ -41,7 +41,7 @@ def compare(
         for metric, key in metrics.items():
             summaries = [s for s in outcomes if isinstance(s, dict) and s.get(key) is not None]
             found = [100 * s[key] if key in FRACTIONS else s[key] for s in summaries]
-            missing = [f"no {key} in the summary" if isinstance(s, dict) else s for s in outcomes if s not in summaries]
+            missing = [f"{NO_FIGURE} {key}" if isinstance(s, dict) else s for s in outcomes if s not in summaries]
             where = dict(zip(PLACE, (*place, metric)))
             ours: float | str | None = None
             sd = None
@@ -55,7 +55,7 @@ def compare(
             rows.append(
                 where
                 | {"ours": ours, "sd": sd, "n": len(found), "paper": paper, "difference": difference}
-                | {"missing": "; ".join(dict.fromkeys(missing)), "commits": " ".join(commits(summaries))}
+                | {"missing": "; ".join(dict.fromkeys(missing)), "commits": ", ".join(commits(summaries))}
             )
     return rows
 
@@ -68,12 +68,19 @@ def _text(value: float | str, sign: str = "") -> str:
     return f"{value:{sign}{'.2f' if abs(value) >= 0.1 or value == 0 else '.3g'}}"
 
 
+def label_of(metric: str, key: str) -> str:
+    """What a plot calls a metric, by its heading in a table and its key of a summary."""
+    if key.startswith("acc_"):
+        return f"test accuracy ({metric}), %"
+    return f"{metric}, %" if key in FRACTIONS else metric
+
+
 def _cell(row: dict[str, Any], note: Callable[[str], str]) -> str:
-    """ours ± sd (n) / paper / difference; `not run` and the mark of a note where a run is missing."""
-    ours = "not run"
+    """ours ± sd (n) / paper / difference; where it is missing, why not, in a word and with the mark of a note."""
+    ours = "no figure" if row["missing"].startswith(NO_FIGURE) else "not run"
     if row["ours"] is not None:
         ours = _text(row["ours"]) + ("" if row["sd"] is None else f" ± {row['sd']:.2f}") + f" ({row['n']})"
-    several = f"the seeds were run with different commits: {row['commits']}" if " " in row["commits"] else ""
+    several = f"the seeds were run with different commits: {row['commits']}" if "," in row["commits"] else ""
     parts = [ours + note(row["missing"]) + note(several)]
     parts += [] if row["paper"] is None else [_text(row["paper"])]
     parts += [] if row["difference"] is None else [_text(row["difference"], "+")]
@@ -152,8 +159,8 @@ PAGE = 11.0  # inches of panels side by side
 FORMATS = {"markdown": as_markdown, "csv": as_csv, "latex": as_latex}
 
 
-def plot(rows: list[dict[str, Any]], path: str | Path) -> None:
-    """A PNG of a table's last metric: a panel for each data set, mean and standard deviation of each method over the columns.
+def plot(rows: list[dict[str, Any]], path: str | Path, label: str) -> None:
+    """A PNG of a table's last metric, which the axes call `label`: a panel for each data set, mean and standard deviation of each method over the columns.
 
     A line joins the ratios of one noise mode. The methods stand a little apart, so that none hides another.
     """
@@ -180,7 +187,7 @@ def plot(rows: list[dict[str, Any]], path: str | Path) -> None:
     )
     for part, line in zip(figure.subfigures(len(lines), squeeze=False)[:, 0], lines):
         axes = part.subplots(1, len(line), squeeze=False, width_ratios=[widths[d] for d in line])[0]
-        axes[0].set_ylabel(f"test accuracy ({rows[0]['metric']}), %")
+        axes[0].set_ylabel(label)
         for axis, dataset in zip(axes, line):
             of_dataset = columns[dataset]
             for i, method in enumerate(methods):

@@ -67,6 +67,19 @@ def test_precedence_and_defaults(tmp_path):
     assert load_config(["--require_agreement"]).require_agreement is True
 
 
+def test_a_learning_rate_that_a_flag_implies_is_said(tmp_path, capsys):
+    path = tmp_path / "a.yaml"
+    path.write_text("lr: 0.002\nepochs: 7\nadaptation: fft\n")
+    flags = ["--cfg", str(path), "--epochs", "2"]
+    for more, lr, said in (
+        ([], 0.002, ""),
+        (["--adaptation", "peft"], 0.03, f"--backbone or --adaptation: lr 0.03 instead of lr 0.002 in {path}\n"),
+        (["--adaptation", "peft", "--lr", "0.1"], 0.1, ""),
+    ):
+        assert load_config([*flags, *more], script="main_baseline").lr == lr
+        assert capsys.readouterr().out == said
+
+
 def test_every_key_has_a_comment():
     for line in DEFAULTS.read_text().splitlines():
         assert not line or line.startswith("#") or " # " in line, line

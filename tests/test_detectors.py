@@ -107,6 +107,27 @@ def test_labels_held_out_for_testing_have_no_say_in_the_mask_of_the_others(tmp_p
     assert (found["p_clean"][data.held_out] != again["p_clean"][data.held_out]).any()
 
 
+@pytest.mark.parametrize(
+    "field, value, expected",
+    [
+        ("mask", np.ones(1437, int), "mask is a numpy array \\(1437,\\) of bool"),
+        ("p_clean", np.full(1437, np.nan), "p_clean is .* of floats in \\[0, 1\\]"),
+        ("p_clean", np.full(1437, 1.5), "p_clean"),
+        ("predicted", np.full(1437, 10), "predicted is .* of whole numbers from 0 to 9"),
+        ("confidence", np.ones((1437, 1)), "confidence"),
+        ("confidence", torch.ones(1437), "confidence"),
+    ],
+)
+def test_what_a_detector_of_ones_own_returns_is_checked(tmp_path, monkeypatch, field, value, expected):
+    mine = DETECTORS["label-match"]._replace(
+        find=lambda inputs: DETECTORS["label-match"].find(inputs)._replace(**{field: value})
+    )
+    monkeypatch.setitem(DETECTORS, "mine", mine)
+    cfg = load_config(["--cfg", "config/PEFT/digits.yaml", "--detector", "mine", "--output_dir", str(tmp_path)])
+    with pytest.raises(UserError, match=f"detector: mine: expected a Detection whose {expected}"):
+        run_detector(cfg, load_data(cfg), torch.device("cpu"))
+
+
 def test_what_looks_different_is_never_taken_for_the_same(tmp_path):
     """The caches' names: pixels of the same bytes in another palette or shape; equal weights in another architecture."""
     image = Image.new("P", (8, 8))

@@ -144,6 +144,13 @@ def test_the_table_of_the_design_page(tmp_path, capsys):
     assert "6 commands to run" in out and out.count("--mask deft-margin") == 2  # of the phase 1 with that tag
 
 
+def test_the_python_of_the_design_page(tmp_path, capsys):
+    (block,) = re.findall(r"```python\n(.*?)```", Path("docs/design.md").read_text(encoding="utf-8"), re.DOTALL)
+    names: dict = {}
+    exec(block.replace('"0.4"]', f'"0.4", "--output_dir", "{tmp_path}"]'), names)
+    assert len(names["suspects"]) == (~names["found"].mask).sum() > 100 and "'auroc': 0.99" in capsys.readouterr().out
+
+
 def test_figures_of_the_detectors():
     """The short table of docs/methods.md is part of the whole one; no other detector beats `auto` by more than a spread."""
     page, whole = (Path(name).read_text(encoding="utf-8") for name in ("docs/methods.md", "results/detectors.md"))

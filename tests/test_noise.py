@@ -21,6 +21,28 @@ def features(n=5000):
     return lambda: np.random.default_rng(0).integers(0, 256, (n, 48), dtype=np.uint8)
 
 
+@pytest.mark.parametrize(
+    "found, message",
+    [
+        (lambda labels: labels[:-1], "noise_mode mine: holds 99 labels"),
+        (lambda labels: labels / 2, "noise_mode mine: expected one whole number per sample, found float64"),
+        (lambda labels: labels - 1, "noise_mode mine: row 1 is -1"),
+    ],
+)
+def test_what_a_noise_of_ones_own_returns_is_checked(monkeypatch, found, message):
+    def in_place(labels, ratio, num_classes, rng):
+        labels[:30] = 9
+        return labels
+
+    labels = np.arange(100) % 10
+    for name, function in (("in place", in_place), ("mine", lambda labels, *_: found(labels))):
+        monkeypatch.setitem(noise.DRAWN, name, function)
+    monkeypatch.setattr(noise, "NOISE", (*noise.NOISE, "in place", "mine"))
+    assert (noise.make_noise(cfg("in place"), labels, 10) != labels).sum() == 27  # the true labels are as they were
+    with pytest.raises(UserError, match=message):
+        noise.make_noise(cfg("mine"), labels, 10)
+
+
 @pytest.mark.parametrize("mode", noise.DRAWN)
 @pytest.mark.parametrize("rng", ["numpy", "official"])
 def test_noise_is_pure_and_repeatable(mode, rng):
@@ -169,6 +191,15 @@ def test_bad_label_file(tmp_path, content):
     path.write_text(content)
     with pytest.raises(UserError, match=str(path)):
         noise.make_noise(cfg("file", noise_file=str(path)), np.array([0, 1]), 2)
+
+
+def test_seeds_of_one_transition_matrix_have_one_name(tmp_path):
+    names = []
+    for seed, stay in ((0, 0.6), (1, 0.6), (0, 0.8)):
+        np.save(tmp_path / "T.npy", stay * np.eye(10) + (1 - stay) / 10)
+        flags = ["--noise_mode", "transition", "--noise_file", str(tmp_path / "T.npy"), "--seed", str(seed)]
+        names.append(load_data(load_config(["--cfg", "config/PEFT/digits.yaml", *flags])).noise_name)
+    assert names[0] == names[1] != names[2]
 
 
 def test_transition_matrix(tmp_path):

@@ -21,7 +21,7 @@ import yaml
 import main_phase2
 import reproduce
 from methods.baselines import METHODS
-from report.comparison import FORMATS, compare, plot, wide
+from report.comparison import FORMATS, compare, label_of, plot, wide
 from tests.helpers import SUMMARY, phase1, phase2
 from utils.config import BACKBONES, load_config
 from utils.errors import UserError
@@ -283,6 +283,61 @@ def test_other_data_are_asked_for_again(toy):
     assert starts().count("deft") == 2
 
 
+def test_the_content_of_a_file_that_a_setting_names_counts(toy):
+    path = Path("config/tables.yaml")
+    Path("T.csv").write_text("1")
+    path.write_text(
+        path.read_text().replace(
+            "columns: [sym_0.2, sym_0.4]", "columns: {x: {noise_mode: sym, noise_ratio: 0.2, noise_file: T.csv}}"
+        )
+    )
+    toy("--table", "1", "--dataset", "toy")
+    toy("--table", "1", "--dataset", "toy")
+    assert len(starts()) == 2
+    Path("T.csv").write_text("2")
+    toy("--table", "1", "--dataset", "toy")
+    assert len(starts()) == 4
+
+
+def test_phase_2_uses_the_mask_of_the_command_before_it():
+    digits, noise = {"yaml": "digits"}, {"noise_mode": "sym", "noise_ratio": 0.4, "seed": 0}
+
+    def mask(detector, last="main_phase2 FFT", **flags):
+        before = reproduce.make_step(detector, digits, noise | flags)
+        return dict(reproduce.make_step(last, digits, noise | flags, before).flags).get("mask")
+
+    assert mask("main_phase1 PEFT") is None  # the default, deft
+    assert mask("main_phase1 PEFT --tag x") == "deft-x"
+    assert mask("main_detect PEFT --detector knn") == "knn" and mask("main_detect PEFT") == "label-match"
+    assert mask("main_detect PEFT --detector knn --tag x", epochs=2) == "knn-x-epochs-2"
+    assert mask("main_detect PEFT --detector knn", "main_baseline FFT --lnl_methods MixFix") == "knn"
+    assert mask("main_detect PEFT --detector knn", "main_baseline FFT --lnl_methods CE") is None
+    gmm = "main_baseline FFT --lnl_methods GMM"
+    assert mask(gmm, "main_phase2 FFT --mask gmm-tiny-clip-digits") == "gmm-tiny-clip-digits"
+    with pytest.raises(UserError, match="after main_baseline, the next command needs --mask"):
+        mask(gmm)
+
+
+def test_flags_of_one_end_of_a_method():
+    table = TABLES["tables"]["table2"] | {"datasets": ["digits"], "columns": {"short": {"n_ctx": 4, "seed": 0}}}
+    for end, with_flag in (("first", [True, False]), ("last", [False, True])):
+        cells = reproduce.make_cells(table | {"flags_to": end}, TABLES, {}, args_of())
+        steps = next(cell.step for cell in cells if cell.place[1] == "deft").chain()
+        assert ["n_ctx" in dict(step.flags) for step in steps] == with_flag
+    assert dict(steps[1].flags).get("mask") is None
+
+
+def test_runs_that_would_share_a_folder_are_refused_before_any_starts(toy):
+    path = Path("config/tables.yaml")
+    tables = yaml.safe_load(path.read_text())
+    tables["methods"]["slow"] = ["main_phase1 PEFT --lr 0.001"]
+    tables["tables"]["table1"]["methods"].append("slow")
+    path.write_text(yaml.safe_dump(tables, sort_keys=False))
+    with pytest.raises(UserError, match="would have one folder; give one of them a --tag"):
+        toy("--table", "1")
+    assert not starts()
+
+
 def test_columns_of_each_data_set(toy, capsys):
     path = Path("config/tables.yaml")
     tables = yaml.safe_load(path.read_text())
@@ -342,7 +397,9 @@ def test_a_changed_record_is_noticed(toy, capsys):
 
 def test_a_run_may_settle_what_was_asked_for(toy, capsys):
     method = "[\"main_phase1 PEFT --warmup -1 --templates 'a scan of {}.'\"]"
-    tables = TOY.replace("detector: [main_phase1 PEFT]", f"detector: {method}")
+    tables = TOY.replace("detector: [main_phase1 PEFT]", f"detector: {method}").replace(
+        "[detector, both]", "[detector]"
+    )
     Path("config/tables.yaml").write_text(tables)
     flags = ("--table", "1", "--dataset", "toy", "--noise", "sym_0.2")
     with pytest.raises(UserError, match="of the runs failed or do not count"):
@@ -418,6 +475,7 @@ def test_run_from_elsewhere(tmp_path, monkeypatch):
     [
         ("tables table1 flag_to", "last", "table1: unknown key 'flag_to'.*Did you mean flags_to"),
         ("tables table1 metrics", None, "table1: has neither metrics nor settings"),
+        ("tables table1 flags_to", "lst", "flags_to: unknown name 'lst'.*Did you mean last"),
         ("tables table1 columns", None, "table1: has no columns"),
         ("tables table1 methods", None, "table1: has no methods"),
         ("tables table1 columns", ["sym"], "columns: sym must be a noise mode and its ratio, e.g. sym_0.2"),
@@ -584,6 +642,8 @@ def test_profile_maps_data_and_backbones():
     cells = reproduce.make_cells(TABLES["tables"]["table1"], TABLES, digits, args_of("--noise", "sym_0.2"))
     assert [cell.place for cell in cells] == [("digits", m, "sym_0.2") for m in ("label_match", "small_loss", "deft")]
     assert not reproduce.make_cells(TABLES["tables"]["table3"], TABLES, digits, args_of())
+    titles = (reproduce._title(TABLES["tables"][table], digits) for table in ("table2", "table5"))
+    assert [title[-18:] for title in titles] == ["the profile's CLIP"] * 2
     # the embedded CLIP stands for ViT-B/32 as well, so that the two tables share their runs
     fifth, first = (reproduce.make_cells(TABLES["tables"][t], TABLES, digits, args_of()) for t in ("table5", "table1"))
     assert [cell.step for cell in fifth] == [cell.step for cell in first] and fifth[0].step
@@ -660,6 +720,12 @@ def test_data_sets_with_other_columns_have_a_table_of_their_own():
 def test_what_is_averaged():
     """Numbers, whole ones as well; words that differ are all said."""
     seeds = [{"n": 3, "kept": 0.5, "level": "usable"}, {"n": 4, "kept": 0.7, "level": "doubtful"}]
+    (missing,) = compare({("a", "b", "c"): seeds}, {"F1": "fl"}, None, None)
+    assert (
+        "| no figure [1] |" in FORMATS["markdown"]({"t": [missing]}) and missing["missing"] == "its summary has no fl"
+    )
+    (wrong,) = compare({("a", "b", "c"): [{"f1_mislabelled": 0.9}]}, {"F1": "f1_mislabelled"}, None, None)
+    assert wrong["ours"] == 90  # per cent, as all fractions
     metrics = {"n": "n", "kept %": "selected", "verdict": "level"}
     count, kept, level = compare({("a", "b", "c"): [s | {"selected": s["kept"]} for s in seeds]}, metrics, None, None)
     assert (count["ours"], count["n"]) == (3.5, 2) and kept["ours"] == pytest.approx(60)
@@ -667,13 +733,14 @@ def test_what_is_averaged():
 
 
 def test_seeds_of_different_code_are_marked():
-    old, new = ({"f1": f, "git_commit": c} for f, c in ((0.8, "a" * 40), (0.9, "b" * 40 + "+")))
+    old, new = ({"f1": f, "git_commit": c} for f, c in ((0.8, "a" * 40), (0.9, "b" * 40 + "+12345678")))
     one, both = (compare({("d", "m", "c"): seeds}, {"F1": "f1"}, None, None) for seeds in ([old, old], [old, new]))
-    assert (one[0]["commits"], both[0]["commits"]) == ("aaaaaaa", "aaaaaaa bbbbbbb+")
+    assert (one[0]["commits"], both[0]["commits"]) == ("aaaaaaa", "aaaaaaa, bbbbbbb+1234")
     assert "80.00 ± 0.00 (2) |" in FORMATS["markdown"]({"t": one})
     marked = FORMATS["markdown"]({"t": both})
     assert (
-        "85.00 ± 7.07 (2) [1]" in marked and "[1] the seeds were run with different commits: aaaaaaa bbbbbbb+" in marked
+        "85.00 ± 7.07 (2) [1]" in marked
+        and "[1] the seeds were run with different commits: aaaaaaa, bbbbbbb+1234" in marked
     )
 
 
@@ -686,10 +753,12 @@ def test_small_differences_show():
 def test_plots_are_of_the_last_metric_and_no_wider_than_a_page(tmp_path):
     from matplotlib.image import imread
 
-    plot(ROWS, tmp_path / "a" / "x.png")
+    assert label_of("last", "acc_last") == "test accuracy (last), %" and label_of("AUROC", "auroc") == "AUROC, %"
+    assert label_of("epochs", "epochs") == "epochs"
+    plot(ROWS, tmp_path / "a" / "x.png", "F1, %")
     one = imread(tmp_path / "a" / "x.png")
     many = [row | {"dataset": f"{row['dataset']} {i}"} for i in range(5) for row in ROWS]
-    plot(many, tmp_path / "many.png")
+    plot(many, tmp_path / "many.png", "F1, %")
     assert imread(tmp_path / "many.png").shape[0] >= 2 * one.shape[0] and imread(tmp_path / "many.png").shape[1] < 1600
 
 

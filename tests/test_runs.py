@@ -3,7 +3,9 @@
 import importlib.metadata
 import json
 import pickle
+import re
 import shutil
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -33,13 +35,13 @@ from tests.helpers import (
     write_cifar,
     write_folder,
 )
-from utils import runs
+from utils import runs, version
 from utils.config import known_keys, load_config
 from utils.device import precision
 from utils.errors import UserError
 from utils.files import write_text
 from utils.runs import Run, in_time, in_words, show
-from utils.summaries import REQUIRED, with_checksum, write_summary
+from utils.summaries import REQUIRED, made_by, with_checksum, write_summary
 
 
 def test_a_run_leaves_its_record(cell):
@@ -227,6 +229,39 @@ def test_tables(cell, capsys):
     assert [row[2] for row in both[1:]] == ["deft", "knn *"]
     updated = tables.make_table([{**deft, "git_commit": c * 40} for c in "aab"])
     assert updated[1][4] == "3 (2 commits)"
+
+
+def test_the_code_of_a_run(tmp_path, monkeypatch, capsys):
+    """A commit, and every change to the code apart, in files that git knows or not; other files do not count."""
+    monkeypatch.setattr(version, "HERE", tmp_path)
+    assert version.git_commit() is None
+
+    def git(*words):
+        subprocess.run(
+            ["git", "-c", "user.name=a", "-c", "user.email=a@b", *words],
+            cwd=tmp_path,
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
+
+    for folder in ("model", "docs"):
+        (tmp_path / folder).mkdir()
+    found = []
+    for name, text in (
+        ("model/a.py", "1"),
+        ("docs/a.md", "1"),
+        ("model/a.py", "2"),
+        ("model/a.py", "3"),
+        ("model/b.py", "4"),
+    ):
+        (tmp_path / name).write_text(text)
+        if not found:
+            for words in ("init", "-q"), ("add", "."), ("commit", "-qm", "a"):
+                git(*words)
+        found.append(version.git_commit())
+    assert found[0] == found[1] and len(found[0]) == 40 and len(set(found)) == 4
+    assert all(re.fullmatch(rf"{found[0]}\+[0-9a-f]{{8}}", one) for one in found[2:])
+    assert made_by({"git_commit": found[2]}) == found[2][:7] + found[2][40:45]
 
 
 def test_runs_of_other_settings_are_no_seeds(tmp_path):

@@ -9,7 +9,7 @@ import pytest
 import main_detect
 import main_phase2
 from methods.masks import say_lost_classes
-from methods.verdict import agreement, evidence, judge, trained_evidence
+from methods.verdict import agreement, contrast, evidence, judge, trained_evidence
 from report import page, tables
 from tests import recipe
 from tests.helpers import detection, golden, phase2, write_clip
@@ -143,6 +143,12 @@ def test_a_training_is_judged_by_its_test_images_else_by_its_own_predictions():
         assert judge(DATA, mask, of_mask, {})["level"] == level
     for mask in (np.ones(2000, bool), np.zeros(2000, bool), np.arange(2000) > 10):  # too few of one kind to tell
         assert trained_evidence(DATA, {"predicted": predicted, "mask": mask}, None)["trained"]["contrast"] is None
+    for mask, level in (
+        (~wrong, "usable"),
+        (wrong, "not usable"),
+    ):  # without training, the mask of a detector upside down
+        known_of = {"neighbours": known(0.9) | {"contrast": contrast(mask, predicted, LABELS)}}
+        assert judge(DATA, mask, known_of, {})["level"] == level
     assert evidence("", np.array([0, 3, 0]), np.array([0, 4, 4]))["chance"] == 0.5  # of the classes that are there
 
 

@@ -213,6 +213,14 @@ def _implied(given: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in implied.items() if name in before}
 
 
+def _say_implied(implied: dict[str, Any], content: dict[str, Any], path: str) -> None:
+    """Print the numbers that --backbone or --adaptation imply instead of those of a YAML file; {name: value} each."""
+    changed = [k for k, v in content.items() if implied.get(k, v) != v and not isinstance(v, bool)]
+    if changed:
+        new, old = (", ".join(f"{name} {values[name]}" for name in changed) for values in (implied, content))
+        print(f"--backbone or --adaptation: {new} instead of {old} in {path}")
+
+
 def parse_flags(parser: argparse.ArgumentParser, argv: list[str] | None = None) -> argparse.Namespace:
     """Parse the flags of a `python -m` command. Raises UserError where argparse would exit."""
 
@@ -300,11 +308,11 @@ def load_config(
     if unknown:
         _refuse(unknown[0], keys, script)
 
+    content: dict[str, Any] = {}
     if flags.cfg:
         if not os.path.isfile(flags.cfg):
             there = [str(p) for p in Path(flags.cfg).parent.glob("*.yaml")]
             raise UserError(f"--cfg: no such file: {brief(flags.cfg)}.{nearest(flags.cfg, there)}")
-        content = {}
         for written, value in read_yaml(flags.cfg).items():
             name = str(written).lower()
             if name not in keys:
@@ -318,11 +326,14 @@ def load_config(
         if text is not None:
             value = text.split(",") if isinstance(keys[name].default, list) else text
             given[name] = _coerce(name, keys[name], value, f"--{name}")
-    cfg = SimpleNamespace(**settings | resolved | _implied(given, resolved) | given, script=script)
+    implied = _implied(given, resolved)
+    cfg = SimpleNamespace(**settings | resolved | implied | given, script=script)
     if script and getattr(cfg, "score", "") and Path(flags.cfg).name == "config.yaml":
         _check_script(flags.cfg, script)
-    for name in given if script else ():
-        keys[name].check_effect(name, cfg)
+    if script:
+        _say_implied({k: v for k, v in implied.items() if k not in given}, content, flags.cfg)
+        for name in given:
+            keys[name].check_effect(name, cfg)
     return cfg
 
 

@@ -5,9 +5,7 @@ import json
 import math
 import os
 import platform
-import subprocess
 import time
-import tomllib
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -27,13 +25,13 @@ from utils.errors import UserError
 from utils.files import listed_changes, slug, write_csv, write_text
 from utils.lock import lock
 from utils.memory import peak_gb
-from utils.summaries import read_summary, verdict_line, with_checksum, write_summary
+from utils.summaries import FRACTIONS, made_by, read_summary, verdict_line, with_checksum, write_summary
 from utils.tensorboard import summary_writer, write_epoch
+from utils.version import this_code
 
 # in a run's identity where they are known; runs of older versions have none of them
 IF_KNOWN = ("class names", "test labels", "true labels", "descriptions", "weights")
-# how numbers are printed; fractions are printed in per cent, as in the tables
-FRACTIONS = ("noise_rate", "precision", "recall", "f1", "auroc", "auprc_mislabelled", "selected")
+# how numbers are printed
 WORDS = {
     "loss": "loss {:.4g}",
     "noise_rate": "{:.1f} % of the labels are wrong",
@@ -81,23 +79,6 @@ def backbone_name(cfg: SimpleNamespace) -> str:
     return slug(Path(cfg.backbone).name if Path(cfg.backbone).exists() else cfg.backbone)
 
 
-def git_commit() -> str | None:
-    """The commit of this checkout, followed by + if files differ from it; None outside a checkout."""
-    here = Path(__file__).resolve().parent
-    try:
-        rev = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
-        dirty = subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=here, capture_output=True, text=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return rev.stdout.strip() + ("+" if dirty.stdout.strip() else "")
-
-
-def project_version() -> str:
-    """The version in pyproject.toml."""
-    pyproject = Path(__file__).parents[1] / "pyproject.toml"
-    return tomllib.loads(pyproject.read_text(encoding="utf-8"))["project"]["version"]
-
-
 def environment(device: torch.device) -> dict[str, Any]:
     """Versions, device and peak memory, for the summary."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
@@ -106,8 +87,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         out["peak_cuda_memory_gb"] = round(peak_gb(device), 2)
     packages = {"torch": "torch", "open_clip": "open_clip_torch", "numpy": "numpy"}
     out["versions"] = {"python": platform.python_version()} | {k: version(v) for k, v in packages.items()}
-    out |= {"version": project_version(), "git_commit": git_commit()}
-    return out
+    return out | this_code()
 
 
 def seed_folder(cfg: SimpleNamespace, place: str) -> Path:
@@ -155,6 +135,9 @@ class Run:
         if self.summary:
             self._check_same_data(self.summary["identity"])
             print(f"already finished: {self.folder}")
+            before, now = made_by(self.summary), made_by(this_code())
+            if before != now:
+                print(f"made by other code ({before}) than that of now ({now})")
             show(self.summary)
 
     def _check_same_data(self, before: Mapping[str, str]) -> None:

@@ -9,6 +9,10 @@ from utils.errors import UserError, brief
 from utils.files import from_json, read_json_lines, write_text
 
 REQUIRED = {"name": str, "dataset": str, "noise": str, "seed": int, "backbone": str, "identity": dict}
+FRACTIONS = {  # the keys of a summary or an epoch that hold fractions, which screens and tables show in per cent
+    *("noise_rate", "selected", "auroc", "auprc_mislabelled"),
+    *(key + of for key in ("precision", "recall", "f1") for of in ("", "_mislabelled")),
+}
 LEVELS = ("usable", "doubtful", "not usable")  # of a verdict, best first
 
 
@@ -70,10 +74,15 @@ def _histograms(p_clean: Any) -> bool:
     return p_clean is None or bool(lists) and all(isinstance(counts, list) and counts for counts in lists)
 
 
+def made_by(summary: dict[str, Any]) -> str:
+    """The code that made a run, in short: its commit and what git_commit says of changes to it, or else its version."""
+    commit, plus, changes = str(summary.get("git_commit") or "").partition("+")
+    return commit[:7] + plus + changes[:4] or f"version {summary.get('version', 'unknown')}"
+
+
 def commits(summaries: list[dict[str, Any]]) -> list[str]:
-    """The versions of the code that made these runs, sorted: commits, + behind one whose files were changed; or versions."""
-    made_by = {str(s.get("git_commit") or s.get("version") or "unknown") for s in summaries}
-    return sorted(commit[:7] + "+" * commit.endswith("+") if len(commit) >= 40 else commit for commit in made_by)
+    """What made these runs, sorted; see made_by."""
+    return sorted(set(map(made_by, summaries)))
 
 
 def usable(summary: dict[str, Any]) -> bool:
