@@ -33,11 +33,13 @@ from utils.errors import UserError, brief, nearest, pick
 from utils.files import slug
 from utils.lock import Lock
 from utils.start import run_main
-from utils.summaries import made_by, read_log, read_summary
+from utils.summaries import code_of, read_log, read_summary
 from utils.version import this_code
 
 HERE = Path(__file__).resolve().parent
-NOISE_KEYS = ("noise_mode", "noise_ratio", "image_noise", "image_noise_level", "image_noise_on")  # named by the folder
+NOISE_KEYS = (  # by which the folder of a run is named
+    "noise_mode noise_ratio noise_file noise_rng image_noise image_noise_level image_noise_on".split()
+)
 TABLE_KEYS = {  # of a file of tables: the keys that every entry of a group has, and those that it may have
     "datasets": (["yaml"], ["real", "flags"]),
     "profiles": (["datasets", "backbones"], ["lacks"]),
@@ -45,12 +47,13 @@ TABLE_KEYS = {  # of a file of tables: the keys that every entry of a group has,
 }
 LEDGER_KEYS: dict[str, Any] = {"script": str, "flags": list, "settings": dict, "folder": str, "seconds": (int, float)}
 NAMED_BY = (  # other flags that the folder of a run is named by
-    "tag backbone detector lnl_methods mask adaptation phase2_loss noisy_samples soft_labels noise_file noise_rng".split()
+    "tag backbone detector lnl_methods mask adaptation phase2_loss noisy_samples soft_labels".split()
 )
+BY_NAME = "the next command needs --mask with the name of that run's folder, without its tag"
 ENDS = {"first": 0, "last": -1}  # of a method's commands
 SETTLED = {"prec": "auto", "epochs": 0, "warmup": -1}  # in whose place a run records what it settled on
 NOT_COMPARED = set(  # of two runs: time, place and machine; class names, which older records lack, are in the identity
-    "seconds images_per_second peak_memory_gb peak_cuda_memory_gb git_commit checksum mask device versions class_names".split()
+    "seconds images_per_second peak_memory_gb peak_cuda_memory_gb git_commit code checksum mask device versions class_names".split()
 )
 
 
@@ -65,8 +68,8 @@ def _yaml(path: str | Path) -> dict[Any, Any]:
 
 
 @cache
-def _sha256(path: Path, changed: int) -> str:
-    with path.open("rb") as file:
+def _sha256(path: str, changed: int) -> str:
+    with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
@@ -95,9 +98,7 @@ class Step:
             return "deft"
         if self.script == "main_detect":
             return str(self.settings["detector"])
-        raise UserError(
-            f"methods: after {self.script}, the next command needs --mask and the name of that run's folder."
-        )
+        raise UserError(f"methods: after {self.script}, {BY_NAME}.")
 
     def chain(self) -> "list[Step]":
         """The steps that lead to this one, and itself."""
@@ -182,18 +183,21 @@ def make_step(command: str, dataset: dict[str, Any], flags: dict[str, Any], afte
     if len(words) % 2:
         raise UserError(f"methods: '{command}': every flag needs a value.")
     own = dict(zip((word.removeprefix("--") for word in words[::2]), words[1::2]))
-    takes_mask = "phase2" in script or own.get("lnl_methods") == "MixFix"
     varied = [slug(f"{key}-{value}") for key, value in flags.items() if key not in (*NOISE_KEYS, "seed")]
     tag = "-".join(filter(None, [own.pop("tag", ""), *varied]))
     own |= {key: str(value) for key, value in flags.items()}
     if tag:
         own["tag"] = tag
-    if after and takes_mask:
+    path = f"config/{cfg}/{dataset['yaml']}.yaml"
+    mixfix = (
+        script == "main_baseline" and Step(script, (("cfg", path), *own.items())).settings["lnl_methods"] == "MixFix"
+    )
+    if after and ("phase2" in script or mixfix):
         name = own.get("mask") or after.mask_name()
         before = dict(after.flags).get("tag", "")
         if (name, before) != ("deft", ""):  # which is the default
             own["mask"] = f"{name}-{slug(before)}" if before else name
-    return Step(script, (("cfg", f"config/{cfg}/{dataset['yaml']}.yaml"), *own.items()), after)
+    return Step(script, (("cfg", path), *own.items()), after)
 
 
 def make_cell(
@@ -252,14 +256,19 @@ def check_names(tables: list[dict[str, Any]], profile: dict[str, Any], args: arg
 
 
 def check_apart(steps: list[Step]) -> None:
-    """UserError if two Steps differ, but not in a flag that a run's folder is named by."""
+    """UserError if two Steps differ in their settings, but in none that a run's folder is named by."""
     named: dict[tuple[Any, ...], Step] = {}
     for step in dict.fromkeys(one for last in steps for one in last.chain()):
-        name = (step.script, *(pair for pair in step.flags if pair[0] in ("cfg", "seed", *NAMED_BY, *NOISE_KEYS)))
-        other = named.setdefault(name, step)
-        if other.flags != step.flags:
+        by = {"seed", *NOISE_KEYS, *NAMED_BY} - ({"backbone"} if step.script.endswith(("phase1", "detect")) else set())
+        yaml_file = Path(dict(step.flags)["cfg"]).name
+        other = named.setdefault((step.script, yaml_file, *sorted(p for p in step.flags if p[0] in by)), step)
+        if other.flags != step.flags and _resolved(other) != _resolved(step):
             both = " and ".join(f"'{shlex.join(s.command())}'" for s in (other, step))
             raise UserError(f"methods: {both} would have one folder; give one of them a --tag.")
+
+
+def _resolved(step: Step) -> dict[str, Any]:
+    return vars(load_config(step.command()[1:]))
 
 
 # --- what has been run
@@ -300,11 +309,16 @@ class Ledger:
         """The Steps with a reason of their own that is not missing data."""
         return [s for s, why in self.reasons.items() if s.after not in self.reasons and why != self.lacks(s)]
 
-    def add(self, step: Step, settings: dict[str, Any], folder: str, seconds: float) -> None:
-        """Record a finished step, with the settings that it was started with; `seconds` of an earlier start count, too."""
+    def add(self, step: Step, settings: dict[str, Any], files: dict[str, str], folder: str, seconds: float) -> None:
+        """Record a finished step, with the settings and files that it was started with; `seconds` of an earlier start count, too."""
         trained = read_summary(self.output_dir / folder / "summary.json").get("seconds", 0)
-        line = {"script": step.script, "flags": step.flags, "settings": settings, "data": self._data(step)}
-        line["files"] = self._files(step)
+        line = {
+            "script": step.script,
+            "flags": step.flags,
+            "settings": settings,
+            "data": self._data(step),
+            "files": files,
+        }
         text = json.dumps(line | {"folder": folder, "seconds": max(seconds, trained)})
         self.lines.append(json.loads(text))
         whole = not self.path.is_file() or self.path.read_bytes()[-1:] in (b"", b"\n")
@@ -318,7 +332,7 @@ class Ledger:
         path = self.data_path(step)
         return str(path.absolute()) if path else ""
 
-    def _files(self, step: Step) -> dict[str, str]:
+    def files(self, step: Step) -> dict[str, str]:
         """{key: hash} of the settings that name a file, such as noise_file, by their content."""
         folder = (self.data_path(step) or Path()) / "noise_file"
         named = {
@@ -326,8 +340,9 @@ class Ledger:
             for key, value in step.settings.items()
             if key != "data_path" and value and isinstance(value, str)
         }
-        there = {key: next((p for p in (Path(v), folder / v) if p.is_file()), None) for key, v in named.items()}
-        return {key: _sha256(path, path.stat().st_mtime_ns) for key, path in there.items() if path}
+        paths = {key: [v, v.partition("=")[2], str(folder / v)] for key, v in named.items()}  # TAG=FILE
+        there = {key: next(filter(os.path.isfile, those), None) for key, those in paths.items()}
+        return {key: _sha256(path, os.stat(path).st_mtime_ns) for key, path in there.items() if path}
 
     def summary(self, step: Step) -> dict[str, Any]:
         """The summary of a finished Step, else empty; `reasons` says what is wrong with an invalid one."""
@@ -349,9 +364,11 @@ class Ledger:
                 return None
             if line["script"] == step.script and tuple(map(tuple, line["flags"])) == step.flags:
                 # a setting that is newer than the line had the effect of its default; an old line does not name data or files
-                data, files = self._data(step), self._files(step)
-                before = _yaml(DEFAULTS) | line["settings"], line.get("data", data), line.get("files", files)
-                return line if before == (step.settings, data, files) else None
+                same_settings = step.settings == _yaml(DEFAULTS) | line["settings"]
+                same_data = self._data(step) == line.get("data", self._data(step))
+                recorded, now = line.get("files", {}), self.files(step)  # a file may be gone since
+                same_files = all(recorded.get(key, content) == content for key, content in now.items())
+                return line if same_settings and same_data and same_files else None
         return None
 
     def _checked(self, step: Step, place: str) -> dict[str, Any]:
@@ -435,7 +452,8 @@ class Runner:
         elif lacking := self.ledger.lacks(step):
             reasons[step] = lacking
         else:
-            start, settings, words = time.perf_counter(), step.settings, self.command(step)
+            start, words = time.perf_counter(), self.command(step)
+            settings, files = step.settings, self.ledger.files(step)
             print(f"[{number}/{total}] python {shlex.join(words)}", file=sys.stderr, flush=True)
             gpu = self.free.get()
             code, folder, last = self._watch(words, gpu)
@@ -446,10 +464,10 @@ class Runner:
                 reasons[step] = last.removeprefix("error: ") or f"{words[0]} ended with exit code {code}"
             elif not folder:
                 reasons[step] = f"{words[0]} did not say where its run is"
-            elif settings != step.settings:
-                reasons[step] = "its settings were changed while it ran; the same command asks again"
+            elif (settings, files) != (step.settings, self.ledger.files(step)):
+                reasons[step] = "its settings or their files were changed while it ran; the same command asks again"
             else:
-                self.ledger.add(step, settings, folder, round(time.perf_counter() - start, 1))
+                self.ledger.add(step, settings, files, folder, round(time.perf_counter() - start, 1))
 
     def _watch(self, words: list[str], gpu: str | None) -> tuple[int, str | None, str]:
         """Run a command and echo its output. Returns its exit code, the run's folder, and its last line."""
@@ -522,13 +540,14 @@ def verify(folder: str | Path) -> list[str]:
 def differences(folder: Path, again: Path) -> list[str]:
     """What differs between two runs, one line each: summary except for NOT_COMPARED, epochs, and the arrays of the mask.
 
-    Of a verdict, only its level counts: the sentence that explains it may be worded anew.
+    Of a verdict, only its level counts: the evidence and the sentence that explain it may be others.
     """
     import numpy as np
 
     def of_run(folder: Path) -> dict[str, Any]:
         summary = read_summary(folder / "summary.json")
-        return summary | ({"verdict": summary["verdict"]["level"]} if "verdict" in summary else {})
+        judged = {"verdict": summary["verdict"]["level"]} if "verdict" in summary else {}
+        return {key: value for key, value in summary.items() if key != "evidence"} | judged
 
     def arrays_of(mask: Path) -> dict[str, Any]:
         try:
@@ -692,8 +711,12 @@ def main(argv: list[str] | None = None) -> dict[str, list[dict[str, Any]]]:
         print(show({f"{name}: {_title(tables[name], profile)}": rows for name, rows in out.items()}))
     for name, rows in out.items() if args.plots else ():
         if tables[name].get("plot") and any(row["ours"] is not None for row in rows):
-            plot(rows, Path(args.plots) / f"{name}.png", label_of(*list(tables[name]["metrics"].items())[-1]))
-    say_other_code([ledger.summary(step) for step in steps])
+            plot(
+                rows,
+                Path(args.plots) / f"{name}.png",
+                label_of(*list((tables[name].get("metrics") or tables[name]["settings"]).items())[-1]),
+            )
+    say_other_code([ledger.summary(step) for step in dict.fromkeys(s for last in steps for s in last.chain())])
     if not args.dry_run:
         check_complete(steps, ledger)
     return out
@@ -701,8 +724,8 @@ def main(argv: list[str] | None = None) -> dict[str, list[dict[str, Any]]]:
 
 def say_other_code(summaries: list[dict[str, Any]]) -> None:
     """Print how many of the finished runs were made by other code than that of now."""
-    now = made_by(this_code())
-    others = [made_by(s) for s in summaries if s and made_by(s) != now]
+    now = code_of(this_code())
+    others = [code_of(s) for s in summaries if s and code_of(s) != now]
     if others:
         print(
             f"{len(others)} of these runs were made by other code ({', '.join(sorted(set(others)))}) than that of now ({now}); "
@@ -714,7 +737,11 @@ def say_other_code(summaries: list[dict[str, Any]]) -> None:
 def _title(table: dict[str, Any], profile: dict[str, Any]) -> str:
     """The title of a table; a profile's CLIP stands for the backbones that it names."""
     names = "|".join(map(re.escape, profile.get("backbones", [])))
-    return re.sub(rf"(CLIP )?({names})", "the profile's CLIP", table["title"]) if names else table["title"]
+    return (
+        re.sub(rf"(CLIP )?(?<![\w/-])({names})(?![\w/-])", "the profile's CLIP", table["title"])
+        if names
+        else table["title"]
+    )
 
 
 def _make_folder(path: str) -> None:

@@ -24,7 +24,7 @@ from methods import clipcleaner, dynamics, neighbours
 from methods.inputs import Inputs, given_inputs, load_inputs
 from methods.loops import evaluate
 from methods.selection import two_groups
-from methods.verdict import TEXT_TELLS, WEAK, contrast, feature_evidence
+from methods.verdict import TEXT_TELLS, WEAK, feature_evidence
 from utils.errors import UserError, pick
 
 ROUNDS = 3  # of `auto`, chosen on the digits
@@ -389,7 +389,6 @@ def run_detector(
             judged[rows] = own
     if detector.find is auto:
         print(f"auto: {what_auto_uses(to_train_on)}")
-    out_of_fold = found.predicted if detector.find is confident_learning else None
-    known = feature_evidence(inputs, detector.needs_text, out_of_fold)
-    next(iter(known.values()))["contrast"] = contrast(found.mask, found.predicted, inputs.labels)
+    out_of_fold = detector.find is confident_learning
+    known = feature_evidence(inputs, detector.needs_text, found.mask, found.predicted, out_of_fold)
     return found._asdict(), {**accuracy, "evidence": known}

@@ -26,7 +26,7 @@ CLASS = 10  # labels of a class from which on it counts that none of them is tru
 LOST = 1 / 3
 # of trained detectors: how much more often predictions agree with trusted labels than with suspects. A mask at random has 0,
 # the lowest of 151 runs on digits and photographs is 0.33. Of detectors without training, which suspect too many labels where
-# nearly all are right, it must only be positive
+# nearly all are right, it must only not be negative
 UNRELATED = 0.1
 SOME = 20  # suspects, and labels that are not as predicted, from which on this can be told
 
@@ -79,19 +79,23 @@ def contrast(mask: np.ndarray, predicted: np.ndarray, labels: np.ndarray) -> flo
     return float(agree[mask].mean() - agree[~mask].mean()) if told else None
 
 
-def feature_evidence(inputs: Inputs, needs_text: bool, out_of_fold: np.ndarray | None = None) -> dict[str, Any]:
-    """{name: evidence} of what a detector on features rests on, by its Inputs; the first counts.
+def feature_evidence(
+    inputs: Inputs, needs_text: bool, mask: np.ndarray, predicted: np.ndarray, out_of_fold: bool = False
+) -> dict[str, Any]:
+    """{name: evidence} of what a detector on features rests on, by its Inputs; the first counts, and has the contrast.
 
-    `zero-shot` predictions, and to compare them the votes of the `neighbours`; `out-of-fold` predictions (N,), where the
-    detector makes them; or the `neighbours` alone.
+    mask, predicted: what it found, (N,) each. The evidence is of `zero-shot` predictions, and to compare them the votes of
+    the `neighbours`; of what it `predicted`, if `out_of_fold`; or of the `neighbours` alone.
     """
-    if out_of_fold is not None:
-        return {"out-of-fold": agreement("out-of-fold predictions", out_of_fold, inputs.labels)}
+    apart = {"contrast": contrast(mask, predicted, inputs.labels)}
+    if out_of_fold:
+        return {"out-of-fold": agreement("out-of-fold predictions", predicted, inputs.labels) | apart}
     rows, vote = sampled_vote(inputs.features, inputs.labels, inputs.num_classes, inputs.seed)
     neighbours = {"neighbours": agreement("votes of the nearest images", vote, inputs.labels[rows])}
     if needs_text:
-        return {"zero-shot": agreement("zero-shot predictions", inputs.logits.argmax(1), inputs.labels)} | neighbours
-    return neighbours
+        zero_shot = agreement("zero-shot predictions", inputs.logits.argmax(1), inputs.labels)
+        return {"zero-shot": zero_shot | apart} | neighbours
+    return {"neighbours": neighbours["neighbours"] | apart}
 
 
 def trained_evidence(

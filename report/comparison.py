@@ -10,7 +10,7 @@ from typing import Any
 
 from report.tables import format_table, mean_std
 from utils.files import write_whole
-from utils.summaries import FRACTIONS, commits
+from utils.summaries import FRACTIONS, codes
 
 NO_FIGURE = "its summary has no"  # of a run that was made
 PLACE = ("dataset", "method", "column", "metric")  # of a figure in a table
@@ -31,7 +31,7 @@ def compare(
     figures: dict[str, Any] | None,
     path: Sequence[str] | None,
 ) -> list[dict[str, Any]]:
-    """One dict for each figure of a table: PLACE, ours (its mean), sd, n, the paper's, the difference, what is missing, commits.
+    """One dict for each figure of a table: PLACE, ours (its mean), sd, n, the paper's, the difference, what is missing, the code.
 
     results: {(dataset, method, column): [a summary, or why there is none, for each seed]}. metrics: {heading: key of a
     summary}. figures: the paper's, nested dicts; path: the parts of PLACE that lead to one.
@@ -55,7 +55,7 @@ def compare(
             rows.append(
                 where
                 | {"ours": ours, "sd": sd, "n": len(found), "paper": paper, "difference": difference}
-                | {"missing": "; ".join(dict.fromkeys(missing)), "commits": ", ".join(commits(summaries))}
+                | {"missing": "; ".join(dict.fromkeys(missing)), "code": ", ".join(codes(summaries))}
             )
     return rows
 
@@ -80,7 +80,7 @@ def _cell(row: dict[str, Any], note: Callable[[str], str]) -> str:
     ours = "no figure" if row["missing"].startswith(NO_FIGURE) else "not run"
     if row["ours"] is not None:
         ours = _text(row["ours"]) + ("" if row["sd"] is None else f" ± {row['sd']:.2f}") + f" ({row['n']})"
-    several = f"the seeds were run with different commits: {row['commits']}" if "," in row["commits"] else ""
+    several = f"the seeds were run with different code: {row['code']}" if "," in row["code"] else ""
     parts = [ours + note(row["missing"]) + note(several)]
     parts += [] if row["paper"] is None else [_text(row["paper"])]
     parts += [] if row["difference"] is None else [_text(row["difference"], "+")]

@@ -115,16 +115,11 @@ for (const {given, suggested} of suspects) {
   const pair = given + "\n" + suggested;
   pairs.set(pair, (pairs.get(pair) ?? 0) + 1);
 }
-const ofClass = new Map();  // given label -> how many suspects so far; they come worst first
-for (const suspect of suspects.filter((s) => !s.kept)) {
-  suspect.rank = ofClass.get(suspect.given) ?? 0;
-  ofClass.set(suspect.given, suspect.rank + 1);
-}
 const byText = new Intl.Collator(undefined, {numeric: true}).compare;
 const orders = {
   p: () => 0,  // as they come
   sure: (a, b) => (b.given !== b.suggested) - (a.given !== a.suggested) || b.sure - b.p - (a.sure - a.p),
-  turn: (a, b) => (a.rank ?? Infinity) - (b.rank ?? Infinity) || 0,  // the worst of each class, then the second of each, …
+  turn: (a, b) => a.rank - b.rank,  // the worst of each class, then the second of each, …
   given: (a, b) => byText(a.given, b.given),
   pair: (a, b) => pairs.get(b.given + "\n" + b.suggested) - pairs.get(a.given + "\n" + a.suggested)
     || byText(a.given, b.given) || byText(a.suggested, b.suggested),
@@ -141,6 +136,11 @@ function list() {
   const [given, suggested, which] = ["given", "suggested", "which"].map((id) => find(id).value);
   shown = suspects.filter((s) => (!given || s.given === given.slice(1)) && (!suggested || s.suggested === suggested.slice(1))
     && lists[which](s));
+  const ofClass = new Map();  // given label -> how many so far; they come worst first
+  for (const suspect of shown) {
+    suspect.rank = ofClass.get(suspect.given) ?? 0;
+    ofClass.set(suspect.given, suspect.rank + 1);
+  }
   shown.sort((a, b) => together(a) - together(b) || orders[find("order").value](a, b) || a.at - b.at);
   find("cards").replaceChildren();
   more();

@@ -6,7 +6,7 @@ Precision, recall and F1 are of the clean class: of the labels kept, against the
 AUPRC of p_clean as a score of the mislabelled class. summary.json has precision, recall and F1 of that class as well.
 A * marks runs that judged the labels of the images held out for testing too, as detectors without training do.
 Runs of one name with different settings, or with masks of detectors that had different settings, are not averaged: what
-differs stands behind the name. Seeds that were run with different commits of the code are averaged, and their number is given.
+differs stands behind the name. Seeds that were run with different code are averaged, which is said beside their number.
 The verdict, of several seeds the worst, says whether a detector's result can be used; summary.json has the reason.
 """
 
@@ -20,7 +20,7 @@ from report.flags import command_parser
 from utils.config import FREE_KEYS, default_values, parse_flags, read_yaml
 from utils.errors import UserError
 from utils.start import run_main
-from utils.summaries import LEVELS, commits, read_summary
+from utils.summaries import LEVELS, codes, read_summary
 
 COLUMNS = {  # heading: (key of the summary, factor, digits)
     "noise %": ("noise_rate", 100, 1),
@@ -118,8 +118,7 @@ def make_table(summaries: list[dict[str, Any]]) -> list[list[str]]:
             mean, std = mean_std(values) if values else (None, None)
             cells.append("" if mean is None else f"{mean:.{digits}f}" + ("" if std is None else f" ± {std:.{digits}f}"))
         levels = [s["verdict"]["level"] for s in groups[group] if "verdict" in s]
-        code = commits(groups[group])
-        seeds = str(len(groups[group])) + (f" ({len(code)} commits)" if len(code) > 1 else "")
+        seeds = str(len(groups[group])) + " (different code)" * (len(codes(groups[group])) > 1)
         rows.append([*group, max(levels, key=LEVELS.index, default=""), seeds, *cells])
     return rows
 

@@ -102,6 +102,7 @@ def test_labels_held_out_for_testing_have_no_say_in_the_mask_of_the_others(tmp_p
     other[data.held_out] = (other[data.held_out] + 1) % 10
     swapped = replace(whole, train=replace(whole.train, labels=other))
     found, again, alone = (run_detector(cfg, x, torch.device("cpu"))[0] for x in (whole, swapped, data))
+    assert next(iter(run_detector(cfg, data, torch.device("cpu"))[1]["evidence"].values()))["contrast"] > 0.5
     for key in ("mask", "p_clean", "predicted"):
         assert np.array_equal(found[key][rows], alone[key]) and np.array_equal(found[key][rows], again[key][rows])
     assert (found["p_clean"][data.held_out] != again["p_clean"][data.held_out]).any()

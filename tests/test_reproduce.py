@@ -131,7 +131,7 @@ def test_runs_once_and_compares(toy, capsys):
     Path("config/PEFT/toy.yaml").write_text("dataset: toy\nLR: 0.3\nlnl_methods: edits\n")
     with pytest.raises(UserError, match="1 of the runs failed"):
         toy("--table", "1", "--noise", "sym_0.2", "--dataset", "toy")
-    assert "its settings were changed while it ran" in capsys.readouterr().out
+    assert "its settings or their files were changed while it ran" in capsys.readouterr().out
 
 
 def test_a_summary_in_the_place_of_another_run(toy, capsys):
@@ -297,6 +297,9 @@ def test_the_content_of_a_file_that_a_setting_names_counts(toy):
     Path("T.csv").write_text("2")
     toy("--table", "1", "--dataset", "toy")
     assert len(starts()) == 4
+    Path("T.csv").unlink()
+    toy("--table", "1", "--dataset", "toy")
+    assert len(starts()) == 4  # a finished run is not lost with its file
 
 
 def test_phase_2_uses_the_mask_of_the_command_before_it():
@@ -314,6 +317,9 @@ def test_phase_2_uses_the_mask_of_the_command_before_it():
     assert mask("main_detect PEFT --detector knn", "main_baseline FFT --lnl_methods CE") is None
     gmm = "main_baseline FFT --lnl_methods GMM"
     assert mask(gmm, "main_phase2 FFT --mask gmm-tiny-clip-digits") == "gmm-tiny-clip-digits"
+    assert (
+        mask("main_detect PEFT --detector knn", "main_baseline FFT", lnl_methods="MixFix") == "knn-lnl_methods-MixFix"
+    )
     with pytest.raises(UserError, match="after main_baseline, the next command needs --mask"):
         mask(gmm)
 
@@ -324,17 +330,20 @@ def test_flags_of_one_end_of_a_method():
         cells = reproduce.make_cells(table | {"flags_to": end}, TABLES, {}, args_of())
         steps = next(cell.step for cell in cells if cell.place[1] == "deft").chain()
         assert ["n_ctx" in dict(step.flags) for step in steps] == with_flag
-    assert dict(steps[1].flags).get("mask") is None
+        assert dict(steps[1].flags).get("mask") == ("deft-n_ctx-4" if end == "first" else None)
 
 
 def test_runs_that_would_share_a_folder_are_refused_before_any_starts(toy):
     path = Path("config/tables.yaml")
     tables = yaml.safe_load(path.read_text())
-    tables["methods"]["slow"] = ["main_phase1 PEFT --lr 0.001"]
     tables["tables"]["table1"]["methods"].append("slow")
+    tables["methods"]["slow"] = ["main_phase1 PEFT --lr 1e-1"]  # what the YAML says
+    path.write_text(yaml.safe_dump(tables, sort_keys=False))
+    toy("--table", "1", "--dataset", "toy", "--dry_run")
+    tables["methods"]["slow"] = ["main_phase1 PEFT --lr 0.001"]
     path.write_text(yaml.safe_dump(tables, sort_keys=False))
     with pytest.raises(UserError, match="would have one folder; give one of them a --tag"):
-        toy("--table", "1")
+        toy("--table", "1", "--dataset", "toy")
     assert not starts()
 
 
@@ -733,14 +742,13 @@ def test_what_is_averaged():
 
 
 def test_seeds_of_different_code_are_marked():
-    old, new = ({"f1": f, "git_commit": c} for f, c in ((0.8, "a" * 40), (0.9, "b" * 40 + "+12345678")))
+    old, new = {"f1": 0.8, "code": "a1", "git_commit": "c" * 40}, {"f1": 0.9, "git_commit": "b" * 40}
     one, both = (compare({("d", "m", "c"): seeds}, {"F1": "f1"}, None, None) for seeds in ([old, old], [old, new]))
-    assert (one[0]["commits"], both[0]["commits"]) == ("aaaaaaa", "aaaaaaa, bbbbbbb+1234")
+    assert (one[0]["code"], both[0]["code"]) == ("a1", "a1, commit bbbbbbb")
     assert "80.00 ± 0.00 (2) |" in FORMATS["markdown"]({"t": one})
     marked = FORMATS["markdown"]({"t": both})
     assert (
-        "85.00 ± 7.07 (2) [1]" in marked
-        and "[1] the seeds were run with different commits: aaaaaaa, bbbbbbb+1234" in marked
+        "85.00 ± 7.07 (2) [1]" in marked and "[1] the seeds were run with different code: a1, commit bbbbbbb" in marked
     )
 
 

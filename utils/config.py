@@ -214,7 +214,10 @@ def _implied(given: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
 
 
 def _say_implied(implied: dict[str, Any], content: dict[str, Any], path: str) -> None:
-    """Print the numbers that --backbone or --adaptation imply instead of those of a YAML file; {name: value} each."""
+    """Print what --backbone or --adaptation imply instead of what a YAML file says; {name: value} each.
+
+    The switches, which name what is trained, are what an adaptation stands for, and are not printed.
+    """
     changed = [k for k, v in content.items() if implied.get(k, v) != v and not isinstance(v, bool)]
     if changed:
         new, old = (", ".join(f"{name} {values[name]}" for name in changed) for values in (implied, content))

@@ -25,7 +25,7 @@ from utils.errors import UserError
 from utils.files import listed_changes, slug, write_csv, write_text
 from utils.lock import lock
 from utils.memory import peak_gb
-from utils.summaries import FRACTIONS, made_by, read_summary, verdict_line, with_checksum, write_summary
+from utils.summaries import FRACTIONS, code_of, read_summary, verdict_line, with_checksum, write_summary
 from utils.tensorboard import summary_writer, write_epoch
 from utils.version import this_code
 
@@ -87,7 +87,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         out["peak_cuda_memory_gb"] = round(peak_gb(device), 2)
     packages = {"torch": "torch", "open_clip": "open_clip_torch", "numpy": "numpy"}
     out["versions"] = {"python": platform.python_version()} | {k: version(v) for k, v in packages.items()}
-    return out | this_code()
+    return out
 
 
 def seed_folder(cfg: SimpleNamespace, place: str) -> Path:
@@ -121,6 +121,7 @@ class Run:
         if not (there.is_dir() and os.access(there, os.W_OK)):
             raise UserError(f"output_dir: {there} is not writable.")
         self.history: list[dict[str, Any]] = []
+        self.code = this_code()  # which may be edited before the run has finished
         self.identity, self.events, self.lock = {**identity, **_own_files(cfg)}, None, None
         self.began = time.monotonic()  # of the epoch that is running
         if cfg.tensorboard:
@@ -135,9 +136,8 @@ class Run:
         if self.summary:
             self._check_same_data(self.summary["identity"])
             print(f"already finished: {self.folder}")
-            before, now = made_by(self.summary), made_by(this_code())
-            if before != now:
-                print(f"made by other code ({before}) than that of now ({now})")
+            if code_of(self.summary) != code_of(self.code):
+                print(f"made by other code ({code_of(self.summary)}) than that of now ({code_of(self.code)})")
             show(self.summary)
 
     def _check_same_data(self, before: Mapping[str, str]) -> None:
@@ -278,7 +278,9 @@ class Run:
                 "images_per_second": round(sum(line["images"] for line in history) / max(seconds, 1e-9), 1),
             }
             summary |= self.accuracies()
-        self.summary = with_checksum(summary | {"prec": precision(self.device, cfg.prec), **environment(self.device)})
+        self.summary = with_checksum(
+            summary | {"prec": precision(self.device, cfg.prec), **environment(self.device), **self.code}
+        )
         if rank() == 0:
             self._write_settings()
             for name, rows in tables.items():

@@ -74,15 +74,17 @@ def _histograms(p_clean: Any) -> bool:
     return p_clean is None or bool(lists) and all(isinstance(counts, list) and counts for counts in lists)
 
 
-def made_by(summary: dict[str, Any]) -> str:
-    """The code that made a run, in short: its commit and what git_commit says of changes to it, or else its version."""
-    commit, plus, changes = str(summary.get("git_commit") or "").partition("+")
-    return commit[:7] + plus + changes[:4] or f"version {summary.get('version', 'unknown')}"
+def code_of(summary: dict[str, Any]) -> str:
+    """The code that made a run, in short: its hash; of a run that did not record it, its commit or version."""
+    commit = str(summary.get("git_commit") or "")[:7]
+    return str(
+        summary.get("code") or (f"commit {commit}" if commit else f"version {summary.get('version', 'unknown')}")
+    )
 
 
-def commits(summaries: list[dict[str, Any]]) -> list[str]:
-    """What made these runs, sorted; see made_by."""
-    return sorted(set(map(made_by, summaries)))
+def codes(summaries: list[dict[str, Any]]) -> list[str]:
+    """The code_of these runs, each once, sorted."""
+    return sorted(set(map(code_of, summaries)))
 
 
 def usable(summary: dict[str, Any]) -> bool:
