@@ -188,16 +188,14 @@ def make_step(command: str, dataset: dict[str, Any], flags: dict[str, Any], afte
     own |= {key: str(value) for key, value in flags.items()}
     if tag:
         own["tag"] = tag
-    path = f"config/{cfg}/{dataset['yaml']}.yaml"
-    mixfix = (
-        script == "main_baseline" and Step(script, (("cfg", path), *own.items())).settings["lnl_methods"] == "MixFix"
-    )
-    if after and ("phase2" in script or mixfix):
+    cfg_flag = ("cfg", f"config/{cfg}/{dataset['yaml']}.yaml")
+    method = Step(script, (cfg_flag, *own.items())).settings["lnl_methods"] if script.endswith("baseline") else ""
+    if after and (script.endswith("phase2") or method == "MixFix"):
         name = own.get("mask") or after.mask_name()
         before = dict(after.flags).get("tag", "")
         if (name, before) != ("deft", ""):  # which is the default
             own["mask"] = f"{name}-{slug(before)}" if before else name
-    return Step(script, (("cfg", path), *own.items()), after)
+    return Step(script, (cfg_flag, *own.items()), after)
 
 
 def make_cell(
@@ -711,11 +709,8 @@ def main(argv: list[str] | None = None) -> dict[str, list[dict[str, Any]]]:
         print(show({f"{name}: {_title(tables[name], profile)}": rows for name, rows in out.items()}))
     for name, rows in out.items() if args.plots else ():
         if tables[name].get("plot") and any(row["ours"] is not None for row in rows):
-            plot(
-                rows,
-                Path(args.plots) / f"{name}.png",
-                label_of(*list((tables[name].get("metrics") or tables[name]["settings"]).items())[-1]),
-            )
+            *_, last = (tables[name].get("metrics") or tables[name]["settings"]).items()
+            plot(rows, Path(args.plots) / f"{name}.png", label_of(*last))
     say_other_code([ledger.summary(step) for step in dict.fromkeys(s for last in steps for s in last.chain())])
     if not args.dry_run:
         check_complete(steps, ledger)
@@ -736,12 +731,10 @@ def say_other_code(summaries: list[dict[str, Any]]) -> None:
 
 def _title(table: dict[str, Any], profile: dict[str, Any]) -> str:
     """The title of a table; a profile's CLIP stands for the backbones that it names."""
-    names = "|".join(map(re.escape, profile.get("backbones", [])))
-    return (
-        re.sub(rf"(CLIP )?(?<![\w/-])({names})(?![\w/-])", "the profile's CLIP", table["title"])
-        if names
-        else table["title"]
-    )
+    title = table["title"]
+    for name in map(re.escape, profile.get("backbones", [])):
+        title = re.sub(rf"(CLIP )?(?<![\w/-]){name}(?![\w/-])", "the profile's CLIP", title)
+    return title
 
 
 def _make_folder(path: str) -> None:

@@ -315,6 +315,9 @@ def test_phase_2_uses_the_mask_of_the_command_before_it():
     assert mask("main_detect PEFT --detector knn --tag x", epochs=2) == "knn-x-epochs-2"
     assert mask("main_detect PEFT --detector knn", "main_baseline FFT --lnl_methods MixFix") == "knn"
     assert mask("main_detect PEFT --detector knn", "main_baseline FFT --lnl_methods CE") is None
+    steps = reproduce.make_step("main_detect PEFT --detector knn --tag x", digits | {"real": True}, noise)
+    steps = reproduce.make_step("main_baseline FFT --lnl_methods MixFix", digits | {"real": True}, noise, steps)
+    assert steps.script == "main_real_baseline" and dict(steps.flags)["mask"] == "knn-x"
     gmm = "main_baseline FFT --lnl_methods GMM"
     assert mask(gmm, "main_phase2 FFT --mask gmm-tiny-clip-digits") == "gmm-tiny-clip-digits"
     assert (

@@ -6,7 +6,8 @@ import tomllib
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parents[1]
-CODE = ("main_*.py", *(f"{package}/**/[!.]*.py" for package in ("dataloader", "methods", "model", "report", "utils")))
+PACKAGES = ("dataloader", "methods", "model", "utils")
+CODE = ("main_*.py", "report/record.py", *(f"{package}/**/[!.]*.py" for package in PACKAGES))
 
 
 def git_commit() -> str | None:
