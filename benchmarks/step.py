@@ -1,6 +1,6 @@
 """One step of phase 1, of evaluation and of phase 2: images/s, where the time goes, memory.
 
-    python -m benchmarks.step --as_published --prec fp32 bf16     two precisions and the plain way in turns, and ratios
+    python -m benchmarks.step --as_published --prec fp32 bf16     two precisions, ours and the plain way in turns, and ratios
     python -m benchmarks.step --num_classes 1000 --checkpoint_text --micro_batch 8
 
 Every turn runs in a process of its own, so peak memory is its way's own. Flags not listed here are settings of the project.
@@ -31,7 +31,6 @@ from utils.device import Amp, precision
 from utils.memory import keep_freed_memory, peak_gb
 
 ROWS = {"phase 1": (1, "train"), "evaluation": (1, "test"), "phase 2": (2, "train")}  # phase, and what of it is timed
-PLAIN = "plain fp32"
 
 
 def build(phase, cfg, data, device):
@@ -181,12 +180,13 @@ def measure(row, ways, args, rates):
     lines = {way: {key: median(t[key] for t in results) for key in results[0]} for way, results in turns.items()}
     # the same work in every way; the counter sees the products of attention in some kernels alone
     flops = max(line.pop("flops", 0) for line in lines.values())
+    first_plain = next((way for way, (_, as_published) in ways.items() if as_published), None)
     for way, (cfg, as_published) in ways.items():
         line = lines[way]
         if flops and not as_published:
             line["of matmul rate"] = f"{100 * flops / (line['ms'] / 1000) / rates[cfg.prec]:.0f} %"
-        if PLAIN in ways:
-            line["ratio"] = f"{lines[PLAIN]['ms'] / line['ms']:.2f}"
+        if first_plain:
+            line["ratio"] = f"{lines[first_plain]['ms'] / line['ms']:.2f}"
     return [
         {"step": row, "way": way, "images/s": 1000 * ways[way][0].batch_size / line["ms"], **line}
         for way, line in lines.items()
@@ -201,7 +201,7 @@ def main():
     p.add_argument("--steps", type=int, default=1, help="batches a round")
     p.add_argument("--prec", nargs="*", default=["auto"], choices=["auto", "fp32", "bf16", "fp16"])
     p.add_argument("--rows", nargs="*", default=list(ROWS), choices=ROWS)
-    p.add_argument("--as_published", action="store_true", help="the plain way as well")
+    p.add_argument("--as_published", action="store_true", help="each precision in the plain way as well")
     p.add_argument("--compile", action="store_true", help="each precision with torch.compile as well")
     args, flags = p.parse_known_args()
     device = torch.device(args.device)
@@ -221,7 +221,7 @@ def main():
         if args.compile:
             ways |= {f"{prec}, compiled": (way(prec, "--compile"), False) for prec in names}
         if args.as_published:
-            ways[PLAIN] = (way("fp32"), True)
+            ways |= {f"plain {prec}": (way(prec), True) for prec in names}
         if row in args.rows:
             lines += measure(row, ways, args, rates)
     report(lines, args, settings=flags, matmul_tflops={prec: rate / 1e12 for prec, rate in rates.items()})

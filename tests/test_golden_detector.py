@@ -15,14 +15,14 @@ from model.detector import Detector
 from model.prompts import DualPrompts, encode_prompts
 from model.tuners import add_visual_prompts
 from tests import recipe
-from tests.helpers import golden, write_clip
+from tests.helpers import DEVICE, golden, write_clip
 from utils.device import Amp, autocast
 
 FORWARD = ["end", "middle", "front", "wide_end"]
 
 
 def close(actual, expected, atol):
-    np.testing.assert_allclose(torch.as_tensor(actual).detach().numpy(), expected, atol=atol, rtol=0)
+    np.testing.assert_allclose(torch.as_tensor(actual).detach().cpu().numpy(), expected, atol=atol, rtol=0)
 
 
 def build_detector(random_clip, meta, arrays, prefix=""):
@@ -36,7 +36,7 @@ def build_detector(random_clip, meta, arrays, prefix=""):
         detector.prompts.neg_ctx.copy_(torch.from_numpy(arrays[f"{prefix}neg_ctx"]))
         for block, prompts in zip(clip.visual.transformer.resblocks, arrays[f"{prefix}vpt_prompts"], strict=True):
             block.prompts.copy_(torch.from_numpy(prompts))
-    return detector
+    return detector.to(DEVICE)
 
 
 @pytest.mark.parametrize("case", FORWARD)
@@ -47,12 +47,12 @@ def test_forward(random_clip, case):
     images = recipe.images(spec["seed"], spec["n"], spec["res"], clean)
     assert recipe.digest(images) == spec["digest"]
     np.testing.assert_array_equal(labels, g["labels"])
-    images, labels, comple = torch.from_numpy(images), torch.from_numpy(labels), torch.from_numpy(g["comple"])
+    images, labels, comple = (torch.from_numpy(x).to(DEVICE) for x in (images, labels, g["comple"]))
     detector = build_detector(random_clip, meta, g).eval()
 
     K = len(meta["class_names"])
     prompts = detector.prompts
-    np.testing.assert_array_equal(prompts.eos, g["eot_position"])
+    np.testing.assert_array_equal(prompts.eos.cpu(), g["eot_position"])
     for ctx, normalised, name in zip(
         (prompts.pos_ctx, prompts.neg_ctx),
         detector.text_features(prompts.pos_ctx, prompts.neg_ctx),
@@ -72,7 +72,7 @@ def test_forward(random_clip, case):
     close(1 - p_yes, g["p_no"], 1e-5)
     for agreement, name in ((False, "selection_synthetic"), (True, "selection_real")):
         selected, p_clean = select_clean(p_yes, labels, agreement)
-        np.testing.assert_array_equal(selected, g[name].astype(bool))
+        np.testing.assert_array_equal(selected.cpu(), g[name].astype(bool))
         close(p_clean, g["p_clean"], 1e-5)
     loss_neg = negative_prompt_loss(p_yes, comple, labels).mean()
     for script, warmup_loss in (("synthetic", cross_entropy), ("real", symmetric_cross_entropy)):
@@ -81,7 +81,7 @@ def test_forward(random_clip, case):
         close(loss_neg, g[f"loss_neg_{script}_warmup"][0], 1e-4)
         close(loss_cls + loss_neg, g[f"loss_{script}_warmup"][0], 1e-4)
 
-    classifier = Classifier(detector.clip.visual, K)  # visual prompts and a linear head on the same tower
+    classifier = Classifier(detector.clip.visual, K).to(DEVICE)  # visual prompts and a linear head on the same tower
     with torch.no_grad():
         classifier.head.weight.copy_(torch.from_numpy(g["head_weight"]))
         classifier.head.bias.copy_(torch.from_numpy(g["head_bias"]))
@@ -99,7 +99,7 @@ def test_training(random_clip, script, saving, monkeypatch):
     np.testing.assert_array_equal(patterns, g["image_pattern_labels"])
     both = recipe.images(D, n + n_test, 32, np.concatenate([patterns, test_labels]))
     assert recipe.digest(both[:n]) == meta["digests"]["images"]
-    images, labels = torch.from_numpy(both), torch.from_numpy(g["labels_noisy"])
+    images, labels = torch.from_numpy(both).to(DEVICE), torch.from_numpy(g["labels_noisy"]).to(DEVICE)
     detector = build_detector(random_clip, meta, g, "init.")
     if saving:
         detector.micro_batch, detector.checkpoint_text = 3, True
@@ -120,8 +120,8 @@ def test_training(random_clip, script, saving, monkeypatch):
         for b, index in enumerate(torch.from_numpy(g["order"][e]).split(B)):
             result = train_detector_epoch(
                 detector,
-                [(images[index], labels[index], index)],
-                torch.from_numpy(g["comple"][e]),
+                [(images[index], labels[index], index.to(DEVICE))],
+                torch.from_numpy(g["comple"][e]).to(DEVICE),
                 optimizer,
                 Rules(
                     warm=e + 1 <= meta["warmup"],
@@ -129,7 +129,7 @@ def test_training(random_clip, script, saving, monkeypatch):
                     warmup_loss=symmetric_cross_entropy if real else cross_entropy,
                     require_agreement=real,
                 ),
-                Amp("cpu"),
+                Amp(DEVICE),
             )
             for key in ("loss", "loss_cls", "loss_neg"):
                 assert result[key] == pytest.approx(g[key][e, b], abs=1e-4)
@@ -146,7 +146,7 @@ def test_training(random_clip, script, saving, monkeypatch):
         detector.eval()
         with torch.no_grad():
             predict = detector.classifier()
-        test_batch = [(images[n:], torch.from_numpy(test_labels), None)]
+        test_batch = [(images[n:], torch.from_numpy(test_labels).to(DEVICE), None)]
         assert evaluate(predict, test_batch, K)["acc"] == pytest.approx(g["test_accuracy"][e], abs=1e-3)
         if not real:  # the official figures are means over batches, divided by one batch too many
             means = [
@@ -241,9 +241,9 @@ def test_bf16_autocast_gives_nearly_the_same_logits(random_clip):
     spec = meta["images"]
     images = torch.from_numpy(recipe.images(spec["seed"], spec["n"], spec["res"], recipe.labels(100 + 11, 12, 10)[0]))
     detector = build_detector(random_clip, meta, g).eval()
-    with torch.no_grad(), autocast(torch.device("cpu"), "bf16"):
-        logits_pos, logits_neg = detector(images)
+    with torch.no_grad(), autocast(DEVICE, "bf16"):
+        logits_pos, logits_neg = detector(images.to(DEVICE))
     # the encoders run in bf16, the logits do not: their differences decide
     assert logits_pos.dtype == detector.prompts.pos_ctx.dtype == torch.float32
-    p_yes = clean_probability(logits_pos, logits_neg)
+    p_yes = clean_probability(logits_pos, logits_neg).cpu().numpy()
     assert 1e-6 < np.abs(p_yes - g["p_yes"]).max() < 0.02

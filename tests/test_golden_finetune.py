@@ -10,7 +10,7 @@ from methods.method import train_classifier_epoch
 from model.classifier import Classifier
 from model.tuners import tune
 from tests import recipe
-from tests.helpers import golden
+from tests.helpers import DEVICE, golden
 from utils.config import load_config
 from utils.device import Amp
 
@@ -25,16 +25,16 @@ def test_finetune(random_clip, prefix, full_batch, micro_batch):
     test_labels, _ = recipe.labels(D + 1, n_test, K)
     both = recipe.images(D, n + n_test, 32, np.concatenate([clean, test_labels]))
     assert recipe.digest(both[:n]) == meta["digests"]["images"]
-    images, labels = torch.from_numpy(both), torch.from_numpy(noisy)
+    images, labels = torch.from_numpy(both).to(DEVICE), torch.from_numpy(noisy).to(DEVICE)
     mask = torch.from_numpy(g[f"{prefix}clean_mask"] > 0)
 
     clip, _ = random_clip(meta)
     tune(clip.visual, load_config(["--finetune", "true"]))
-    model = Classifier(clip.visual, K, micro_batch=micro_batch)
+    model = Classifier(clip.visual, K, micro_batch=micro_batch).to(DEVICE)
     with torch.no_grad():
         model.head.weight.copy_(torch.from_numpy(g["init.head_weight"]))
         model.head.bias.copy_(torch.from_numpy(g["init.head_bias"]))
-    start = {name: p.detach().clone() for name, p in model.named_parameters()}
+    start = {name: p.detach().cpu().clone() for name, p in model.named_parameters()}
     optimizer = torch.optim.SGD(
         [p for p in model.parameters() if p.requires_grad],
         lr=meta["lr"],
@@ -49,16 +49,16 @@ def test_finetune(random_clip, prefix, full_batch, micro_batch):
             kept = index if full_batch else index[mask[index]]
             result = train_classifier_epoch(
                 model,
-                [(images[kept], labels[kept], kept)],
+                [(images[kept], labels[kept], kept.to(DEVICE))],
                 optimizer,
                 METHODS["CE"](load_config([]), n, K),
-                Amp("cpu"),
-                clean_mask=mask if full_batch else None,
+                Amp(DEVICE),
+                clean_mask=mask.to(DEVICE) if full_batch else None,
             )
             expected = np.nan_to_num(g[f"{prefix}loss"][e, b])  # the official loss of an empty batch is NaN, ours 0
             assert result["loss"] == pytest.approx(expected, abs=1e-5)
             np.testing.assert_allclose(
-                model.head.weight.detach(), g[f"{prefix}head_weight_after_step"][step], atol=1e-5
+                model.head.weight.detach().cpu(), g[f"{prefix}head_weight_after_step"][step], atol=1e-5
             )
             here = g["loss_per_sample"][e, b * B : (b + 1) * B]
             if not prefix:
@@ -66,9 +66,9 @@ def test_finetune(random_clip, prefix, full_batch, micro_batch):
             step += 1
     model.eval()
     with torch.no_grad():
-        np.testing.assert_allclose(model(images[n:]), g[f"{prefix}test_logits"], atol=1e-4)
+        np.testing.assert_allclose(model(images[n:]).cpu(), g[f"{prefix}test_logits"], atol=1e-4)
     if not prefix:
-        final = {name.replace("backbone.", "visual."): p.detach() for name, p in model.named_parameters()}
+        final = {name.replace("backbone.", "visual."): p.detach().cpu() for name, p in model.named_parameters()}
         moved = {k for k, p in final.items() if not torch.equal(p, start[k.replace("visual.", "backbone.")])}
         assert moved == {k for k in final if "transformer.resblocks" in k or k.startswith("head")}
         last = max(int(k.split(".")[3]) for k in final if "resblocks" in k)

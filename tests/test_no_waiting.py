@@ -1,6 +1,7 @@
 """A training step never waits for the device: nothing is read from it before the next, nor copied to it from pageable memory.
 
 This watches loaders, loops, models, losses and optimizers of one process; among several, small-loss must compare its losses.
+On a GPU, CUDA itself reports what waits: CUDA_VISIBLE_DEVICES=0 python -m pytest tests/test_no_waiting.py
 """
 
 from contextlib import closing
@@ -19,14 +20,12 @@ from methods.deft import build_detector, epoch_rules, train_detector_epoch
 from methods.method import Training, train_classifier_epoch
 from model.classifier import build_classifier, build_optimizer
 from model.clip import input_pixels
-from tests.helpers import CELL, FAST
+from tests.helpers import CELL, DEVICE, FAST
 from utils.config import load_config
 from utils.device import Amp
 
-CPU = torch.device("cpu")
-
-
 READS = ("cpu", "numpy", "tolist", "item", "__bool__", "__float__", "__int__")
+PRECISIONS = ("fp32", "bf16", "fp16") if DEVICE.type == "cuda" else ("fp32",)
 UPLOADS = ("tensor", "as_tensor", "new_tensor")  # of numbers
 
 
@@ -67,9 +66,16 @@ def watched(batches):
     """The batches, with everything watched from the first on: the steps, and how the others are made."""
     batches = iter(batches)
     first = next(batches)  # before it, the random numbers of the epoch are copied
+    on_cuda = torch.cuda.is_available()
     with NoScalars(), NoCopies():
-        yield first
-        yield from batches
+        try:
+            if on_cuda:
+                torch.cuda.set_sync_debug_mode("error")
+            yield first
+            yield from batches
+        finally:
+            if on_cuda:
+                torch.cuda.set_sync_debug_mode("default")
 
 
 def cell(*flags):
@@ -95,7 +101,7 @@ def cell(*flags):
     ],
 )
 def test_what_waits_is_seen(read):
-    x = torch.ones(1)
+    x = torch.ones(1, device=DEVICE)
     with pytest.raises(Waited), closing(watched([x])) as batches:
         for batch in batches:
             read(batch)
@@ -103,57 +109,61 @@ def test_what_waits_is_seen(read):
         list(batches)
 
 
+@pytest.mark.parametrize("prec", PRECISIONS)
 @pytest.mark.parametrize(
     "flags", [(), ("--warmup", "0", "--require_agreement"), ("--micro_batch", "8", "--checkpoint_text")]
 )
-def test_phase_1(flags, monkeypatch):
+def test_phase_1(flags, prec, monkeypatch):
     monkeypatch.setattr("model.detector.PROMPTS_AT_ONCE", 7)
     cfg, data, randomness = cell("--vpt_deep", "--vpt_len", "4", "--n_ctx", "4", *flags)
-    model = build_detector(cfg, data.classnames, CPU)
-    train, _ = make_loaders(data, cfg, input_pixels(model.clip, cfg), CPU)
+    model = build_detector(cfg, data.classnames, DEVICE)
+    train, _ = make_loaders(data, cfg, input_pixels(model.clip, cfg), DEVICE)
     with closing(watched(train.train(randomness))) as batches:
         result = train_detector_epoch(
             model,
             batches,
-            randomness.complementary,
+            randomness.complementary.to(DEVICE),
             build_optimizer(model, cfg),
             epoch_rules(cfg, 1),
-            Amp(CPU),
+            Amp(DEVICE, prec),
         )
     assert len(result["index"]) == len(data.train.labels)  # every batch was watched
 
 
+@pytest.mark.parametrize("prec", PRECISIONS)
 @pytest.mark.parametrize("method", ["CE", "SCE", "GCE", "ELR", "GMM", "small-loss"])
-def test_phase_2_and_baselines(method):
+def test_phase_2_and_baselines(method, prec):
     cfg, data, randomness = cell("--finetune", "--lr", "0.01")
     model, pixels = build_classifier(cfg, data, torch.Generator().manual_seed(0))
-    train, _ = make_loaders(data, cfg, pixels, CPU)
-    method = METHODS[method](cfg, len(data.train.labels), data.num_classes)
+    train, _ = make_loaders(data, cfg, pixels, DEVICE)
+    model.to(DEVICE)
+    method = METHODS[method](cfg, len(data.train.labels), data.num_classes).to(DEVICE)
     keep = np.random.default_rng(0).random(len(data.train.labels)) < 0.6
     with closing(watched(train.train(randomness, keep))) as batches:
         result = train_classifier_epoch(
-            model, batches, build_optimizer(model, cfg), method, Amp(CPU), batch_mask=method.batch_mask(1)
+            model, batches, build_optimizer(model, cfg), method, Amp(DEVICE, prec), batch_mask=method.batch_mask(1)
         )
     assert len(result["index"]) == keep.sum() and result["samples"] > 0  # every batch was watched
 
 
 @pytest.mark.parametrize("noise", [("gaussian", 0.1), ("blur", 0.05), ("jpeg", 20)])
 def test_image_noise(noise):
-    images = torch.zeros(2, 3, 12, 12, dtype=torch.uint8)
-    with closing(watched(ImageNoise(*noise, seed=0)(images, torch.arange(2)) for _ in range(2))) as batches:
+    images, keys = torch.zeros(2, 3, 12, 12, dtype=torch.uint8, device=DEVICE), torch.arange(2, device=DEVICE)
+    with closing(watched(ImageNoise(*noise, seed=0)(images, keys) for _ in range(2))) as batches:
         assert all(batch.shape == images.shape for batch in batches)
 
 
 @pytest.mark.parametrize("name", [name for name, method in METHODS.items() if hasattr(method, "divide")])
 def test_semi_supervised_steps(name):
     cfg, data, _ = cell("--finetune", "--lr", "0.01", "--warmup", "0", "--epochs", "12")
-    method = METHODS[name](cfg, len(data.train.labels), data.num_classes)
+    method = METHODS[name](cfg, len(data.train.labels), data.num_classes).to(DEVICE)
     model, pixels = method.build(cfg, data)
-    train, _ = make_loaders(data, cfg, pixels, CPU)
+    model.to(DEVICE)
+    train, _ = make_loaders(data, cfg, pixels, DEVICE)
     seen, real = [], train.views
     train.views = lambda *args: Sized(real(*args), seen)
     training = Training(
-        model, model, train, build_optimizer(model, cfg), Amp(CPU), data.num_classes, data.train.labels < 6
+        model, model, train, build_optimizer(model, cfg), Amp(DEVICE), data.num_classes, data.train.labels < 6
     )
     result, _ = method.train_epoch(12, training)
     assert len(seen) >= 2 and sum(len(batch.samples) for batch in seen) == result["samples"]  # every batch was watched
