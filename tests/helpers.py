@@ -10,10 +10,12 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from dataloader.digits import enlarge_digits, load_digits_8x8
+from utils.config import load_config
+from utils.device import pick_device
 
 GOLDEN = Path(__file__).parent / "golden"
 # for the tests that run on a GPU as well: CUDA_VISIBLE_DEVICES=0 python -m pytest tests/test_golden_detector.py …
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+DEVICE = pick_device(load_config(["--device", "cuda" if torch.cuda.is_available() else "cpu"]))
 CELL = ["--noise_mode", "sym", "--noise_ratio", "0.4"]
 # what every summary.json holds
 SUMMARY = {"name": "x", "dataset": "toy", "noise": "none", "seed": 0, "backbone": "toy", "identity": {}}
