@@ -32,6 +32,7 @@ def main():
         data = synthetic(*part.values(), args.num_classes)
         keep = kept_of_each_batch(data.train.labels, args.num_classes, cfg.batch_size, args.noise)
         todo = functions(phase, cfg, data, device, keep)
+        todo.get("record", lambda: None)()
         for name, what in (("train", "training"), ("test", "evaluation")):
             synchronize(device)
             start = time.perf_counter()

@@ -113,7 +113,7 @@ def _moved(x: Tensor, op: Tensor, level: Tensor) -> Tensor:
 def _blurred(x: Tensor) -> Tensor:
     """Smooth each pixel inside the border with its eight neighbours, the pixel itself weighted five times."""
     kernel = x.new_ones(3, 3)
-    kernel[1, 1] = 5
+    kernel[1, 1].fill_(5)  # assigning a number would upload it
     inside = F.conv2d(x, (kernel / 13).expand(3, 1, 3, 3), groups=3)
     out = x.clone()
     out[:, :, 1:-1, 1:-1] = inside

@@ -21,6 +21,7 @@ from methods.selection import clean_probability, histograms, margins, precision_
 from model.classifier import TextClassifier, build_optimizer
 from model.clip import input_pixels, load_clip
 from model.detector import Detector, with_prompts
+from model.graphs import record_encoders
 from model.saved import save_classifier
 from model.tuners import tune
 from utils.checkpoint import load_checkpoint
@@ -169,6 +170,7 @@ def train_with_records(cfg: SimpleNamespace, data: Dataset, run: Run) -> tuple[d
     known = data.known()
     on_device = None if data.true_labels is None or known is None else torch.from_numpy(known[1]).to(device)
     first, saved = run.resume(model, optimizer, amp.scaler)
+    record_encoders(model, cfg, train.resolution, amp)
     trained, recent = parallel(model), saved.get("recent", {})
     if saved and not all(key in recent and recent[key].shape[1:] == labels.shape for key in RECORDS):
         raise UserError(

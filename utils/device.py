@@ -58,10 +58,10 @@ def precision(device: torch.device, prec: str) -> str:
     return "bf16" if has_bf16 else "fp32"
 
 
-def autocast(device: torch.device, prec: str) -> torch.autocast:
+def autocast(device: torch.device, prec: str, cache_enabled: bool = True) -> torch.autocast:
     """Context manager for a forward pass: autocast to bf16 or fp16 over fp32 weights, or plain fp32."""
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision(device, prec))
-    return torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
+    return torch.autocast(device.type, dtype or torch.bfloat16, dtype is not None, cache_enabled)
 
 
 class Amp:
@@ -74,8 +74,8 @@ class Amp:
         self.device, self.prec = torch.device(device), prec
         self.scaler = torch.amp.GradScaler(self.device.type) if prec == "fp16" else None
 
-    def __call__(self) -> torch.autocast:
-        return autocast(self.device, self.prec)
+    def __call__(self, cache_enabled: bool = True) -> torch.autocast:
+        return autocast(self.device, self.prec, cache_enabled)
 
     def step(self, loss: torch.Tensor, optimizer: torch.optim.Optimizer) -> None:
         """Backward pass and optimizer step for this process's share of the loss."""
