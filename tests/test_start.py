@@ -169,3 +169,18 @@ def test_ctrl_c_while_importing_is_one_line(command):
     rest = [line for line in process.stderr if not line.startswith(("import ", "#", "extension module"))]
     said = [line for line in rest if "interrupted" in line or "Error" in line or "Traceback" in line]
     assert process.wait() == 130 and len(said) == 1 and said[0].startswith("interrupted; ")
+
+
+def test_a_full_gpu_ends_in_one_line_that_says_what_needs_less():
+    full = "CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of 7.79 GiB …"
+    program = f"""
+import torch
+from utils.start import run_main
+def main(): raise torch.OutOfMemoryError({full!r})
+run_main(main)"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 2 and line.startswith(
+        "error: device: CUDA out of memory. Tried to allocate 20.00 MiB. --"
+    )
+    assert "--micro_batch" in line and "7.79" not in line

@@ -40,6 +40,15 @@ def run_main(main: Callable[[], object]) -> None:
             raise
         print(f"error: {error.filename or ''}: {error.strerror}".replace("error: :", "error:"), file=sys.stderr)
         sys.exit(2)
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # PyTorch's, not imported here
+            raise
+        print(
+            f"error: device: {str(error).split(' GPU ')[0]} --micro_batch 8 trains with less memory, in phase 1 also "
+            "--checkpoint_text, and a run that was begun goes on with them; everything needs less with a smaller --batch_size.",
+            file=sys.stderr,
+        )
+        sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted; run the same command again to resume", file=sys.stderr)
         sys.exit(130)
