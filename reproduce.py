@@ -52,9 +52,11 @@ NAMED_BY = (  # other flags that the folder of a run is named by
 BY_NAME = "the next command needs --mask with the name of that run's folder, without its tag"
 ENDS = {"first": 0, "last": -1}  # of a method's commands
 SETTLED = {"prec": "auto", "epochs": 0, "warmup": -1}  # in whose place a run records what it settled on
-NOT_COMPARED = set(  # of two runs: time, place and machine; class names, which older records lack, are in the identity
-    "seconds images_per_second peak_memory_gb peak_cuda_memory_gb git_commit code checksum mask device versions class_names".split()
-)
+MADE_WITH = "code versions device threads".split()  # on which the last digits of a run depend
+NOT_COMPARED = {  # of two runs: time, place and machine; class names, which older records lack, are in the identity
+    *MADE_WITH,
+    *"seconds images_per_second peak_memory_gb peak_cuda_memory_gb git_commit checksum mask class_names".split(),
+}
 
 
 @cache
@@ -331,7 +333,7 @@ class Ledger:
         return str(path.absolute()) if path else ""
 
     def files(self, step: Step) -> dict[str, str]:
-        """{key: hash} of the settings that name a file, such as noise_file, by their content."""
+        """{key: hash} of the settings that name a file, such as noise_file, and of the files of a backbone's folder."""
         folder = (self.data_path(step) or Path()) / "noise_file"
         named = {
             key: value
@@ -340,6 +342,8 @@ class Ledger:
         }
         paths = {key: [v, v.partition("=")[2], str(folder / v)] for key, v in named.items()}  # TAG=FILE
         there = {key: next(filter(os.path.isfile, those), None) for key, those in paths.items()}
+        if os.path.isdir(model := named.get("backbone", "")):
+            there |= {f"backbone/{f.name}": str(f) for f in sorted(Path(model).iterdir()) if f.is_file()}
         return {key: _sha256(path, os.stat(path).st_mtime_ns) for key, path in there.items() if path}
 
     def summary(self, step: Step) -> dict[str, Any]:
@@ -514,7 +518,8 @@ def _die_with_parent() -> None:
 
 
 def verify(folder: str | Path) -> list[str]:
-    """Repeat a finished run from its record, in a temporary folder. Returns what differs, one line each."""
+    """Repeat a finished run from its record, in a temporary folder, with its number of threads. Returns what differs, one
+    line each."""
     folder = Path(folder)
     before = read_summary(folder / "summary.json")
     if not before:
@@ -527,7 +532,8 @@ def verify(folder: str | Path) -> list[str]:
         if mask and script != "main_clipcleaner":  # which makes its own
             words += ["--mask", str(Path(mask).resolve()) if Path(mask).is_file() else mask]
         print(f"python {shlex.join(words)}", file=sys.stderr)
-        if subprocess.run([sys.executable, *words], cwd=HERE, stdout=sys.stderr).returncode:
+        threads = {"OMP_NUM_THREADS": str(before["threads"])} if "threads" in before else {}
+        if subprocess.run([sys.executable, *words], cwd=HERE, env=os.environ | threads, stdout=sys.stderr).returncode:
             raise UserError(f"--verify: {script}.py fails with the settings of {folder}.")
         again = [p.parent for p in Path(out).rglob("summary.json") if read_summary(p)["name"] == before["name"]]
         if not again:
@@ -536,7 +542,8 @@ def verify(folder: str | Path) -> list[str]:
 
 
 def differences(folder: Path, again: Path) -> list[str]:
-    """What differs between two runs, one line each: summary except for NOT_COMPARED, epochs, and the arrays of the mask.
+    """What differs between two runs, one line each: summary except for NOT_COMPARED, epochs, and the arrays of the mask;
+    and then what they were made with, as far as it differs.
 
     Of a verdict, only its level counts: the evidence and the sentence that explain it may be others.
     """
@@ -575,6 +582,10 @@ def differences(folder: Path, again: Path) -> list[str]:
                 out.append(f"clean_mask.npz, {key}: of shape {array.shape} before, {new[key].shape} now")
             elif differ := np.sum(array != new[key]):
                 out.append(f"clean_mask.npz, {key}: {differ} of {array.size} differ")
+    if out:
+        old, new = (read_summary(f / "summary.json") for f in (folder, again))
+        made = [key for key in MADE_WITH if old.get(key) != new.get(key)]
+        out += [f"made with other {key}: {old.get(key, 'not recorded')} before, {new.get(key)} now" for key in made]
     return out
 
 

@@ -283,21 +283,20 @@ def test_other_data_are_asked_for_again(toy):
     assert starts().count("deft") == 2
 
 
-def test_the_content_of_a_file_that_a_setting_names_counts(toy):
-    path = Path("config/tables.yaml")
-    Path("T.csv").write_text("1")
-    path.write_text(
-        path.read_text().replace(
-            "columns: [sym_0.2, sym_0.4]", "columns: {x: {noise_mode: sym, noise_ratio: 0.2, noise_file: T.csv}}"
-        )
-    )
+@pytest.mark.parametrize("setting, file", [("noise_file: T.csv", "T.csv"), ("backbone: mine", "mine/weights")])
+def test_the_content_of_a_file_that_a_setting_names_counts(toy, setting, file):
+    path, file = Path("config/tables.yaml"), Path(file)
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("1")
+    columns = f"columns: {{x: {{noise_mode: sym, noise_ratio: 0.2, {setting}}}}}"
+    path.write_text(path.read_text().replace("columns: [sym_0.2, sym_0.4]", columns))
     toy("--table", "1", "--dataset", "toy")
     toy("--table", "1", "--dataset", "toy")
     assert len(starts()) == 2
-    Path("T.csv").write_text("2")
+    file.write_text("2")
     toy("--table", "1", "--dataset", "toy")
     assert len(starts()) == 4
-    Path("T.csv").unlink()
+    file.unlink()
     toy("--table", "1", "--dataset", "toy")
     assert len(starts()) == 4  # a finished run is not lost with its file
 
@@ -884,6 +883,27 @@ def test_verify_of_a_verdict(tmp_path):
         write_summary(tmp_path / name / "summary.json", with_checksum(summary))
     assert reproduce.differences(tmp_path / "old", tmp_path / "reworded") == []
     assert reproduce.differences(tmp_path / "old", tmp_path / "worse") == ["verdict: usable before, doubtful now"]
+
+
+def test_verify_takes_the_threads_of_the_run_and_says_what_else_it_was_made_with(tmp_path, monkeypatch):
+    """Sums over other numbers of threads differ in their last digits."""
+    made = {"script": "main_phase1", "threads": 3, "versions": {"torch": "1"}, "f1": 0.5}
+    write_summary(tmp_path / "run" / "summary.json", with_checksum(SUMMARY | made))
+    now = {"threads": 3, "versions": {"torch": "2"}}
+
+    def again(words, env, **_):
+        assert env["OMP_NUM_THREADS"] == "3"
+        out = Path(words[words.index("--output_dir") + 1])
+        write_summary(out / "x" / "summary.json", with_checksum(SUMMARY | made | now))
+        return subprocess.CompletedProcess(words, 0)
+
+    monkeypatch.setattr(reproduce, "subprocess", SimpleNamespace(run=again))
+    assert reproduce.verify(tmp_path / "run") == []
+    now["f1"] = 0.4
+    assert reproduce.verify(tmp_path / "run") == [
+        "f1: 0.5 before, 0.4 now",
+        "made with other versions: {'torch': '1'} before, {'torch': '2'} now",
+    ]
 
 
 def test_verify_of_a_renamed_folder(tmp_path, monkeypatch, capsys):

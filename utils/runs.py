@@ -82,7 +82,8 @@ def backbone_name(cfg: SimpleNamespace) -> str:
 def environment(device: torch.device) -> dict[str, Any]:
     """Versions, device and peak memory, for the summary."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
-    out = {"device": f"{device} ({name}, {os.cpu_count()} cores)", "peak_memory_gb": round(peak_gb(), 2)}
+    out: dict[str, Any] = {"device": f"{device} ({name}, {os.cpu_count()} cores)", "threads": torch.get_num_threads()}
+    out["peak_memory_gb"] = round(peak_gb(), 2)
     if device.type == "cuda":
         out["peak_cuda_memory_gb"] = round(peak_gb(device), 2)
     packages = {"torch": "torch", "open_clip": "open_clip_torch", "numpy": "numpy"}
