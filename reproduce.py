@@ -474,7 +474,8 @@ class Runner:
     def _watch(self, words: list[str], gpu: str | None) -> tuple[int, str | None, str]:
         """Run a command and echo its output. Returns its exit code, the run's folder, and its last line."""
         folder, last = None, ""
-        threads = {} if self.gpus else {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // self.jobs))}
+        shared = self.jobs > 1 or not self.gpus
+        threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // self.jobs))} if shared else {}
         child = subprocess.Popen(
             [sys.executable, *words],
             cwd=HERE,

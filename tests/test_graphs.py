@@ -1,4 +1,4 @@
-"""CUDA graphs give what is computed without them. Without a GPU there is nothing to test."""
+"""CUDA graphs give what is computed without them; seen with a GPU only."""
 
 import copy
 
@@ -10,10 +10,17 @@ from dataloader.loaders import EpochRandomness, make_loaders
 from methods.deft import build_detector, epoch_rules, train_detector_epoch
 from model.classifier import build_optimizer
 from model.clip import input_pixels
-from model.graphs import record_encoders
+from model.graphs import _replayed, record_encoders
 from tests.helpers import CELL, DEVICE, FAST, same
 from utils.config import load_config
 from utils.device import Amp
+
+
+def test_only_full_batches_with_gradients_are_replayed():
+    run = _replayed(lambda x: "replayed", lambda x: "as before", (torch.zeros(2, 3),))
+    assert run(torch.ones(2, 3)) == "replayed" and run(torch.ones(1, 3)) == "as before"
+    with torch.no_grad():
+        assert run(torch.ones(2, 3)) == "as before"
 
 
 @pytest.mark.skipif(DEVICE.type != "cuda", reason="no GPU")
