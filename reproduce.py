@@ -343,7 +343,11 @@ class Ledger:
         paths = {key: [v, v.partition("=")[2], str(folder / v)] for key, v in named.items()}  # TAG=FILE
         there = {key: next(filter(os.path.isfile, those), None) for key, those in paths.items()}
         if os.path.isdir(model := named.get("backbone", "")):
-            there |= {f"backbone/{f.name}": str(f) for f in sorted(Path(model).iterdir()) if f.is_file()}
+            there |= {
+                f"backbone/{f.name}": str(f)
+                for f in sorted(Path(model).glob("[!.]*"))
+                if f.is_file() and f.suffix != ".md"
+            }
         return {key: _sha256(path, os.stat(path).st_mtime_ns) for key, path in there.items() if path}
 
     def summary(self, step: Step) -> dict[str, Any]:

@@ -9,11 +9,9 @@ Flags not listed by --help are settings of the project.
 
 import time
 
-import torch
-
 from benchmarks.common import parser, report, settings, synchronize, synthetic
 from benchmarks.step import functions, kept_of_each_batch
-from utils.device import precision
+from utils.device import pick_device, precision
 from utils.memory import keep_freed_memory, peak_gb
 
 
@@ -25,14 +23,15 @@ def main():
     p.add_argument("--epochs", type=int, default=10, help="of each phase, for the time of a whole cell")
     args, flags = p.parse_known_args()
     keep_freed_memory()
-    device, sizes, rows = torch.device(args.device), {"train": 50_000, "test": 10_000}, []
+    device, sizes, rows = pick_device(settings("--device", args.device)), {"train": 50_000, "test": 10_000}, []
     for phase, tuned in ((1, ["--vpt_deep"]), (2, ["--finetune", "--lr", "5e-4"])):
         cfg = settings("--pretrained", "none", *tuned, *flags)
         part = {name: min(n, args.steps * cfg.batch_size) if args.steps else n for name, n in sizes.items()}
         data = synthetic(*part.values(), args.num_classes)
         keep = kept_of_each_batch(data.train.labels, args.num_classes, cfg.batch_size, args.noise)
         todo = functions(phase, cfg, data, device, keep)
-        todo.get("record", lambda: None)()
+        if phase == 1:
+            todo["record"]()
         for name, what in (("train", "training"), ("test", "evaluation")):
             synchronize(device)
             start = time.perf_counter()

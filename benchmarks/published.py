@@ -2,7 +2,7 @@
 
 Prompts are padded to 77 tokens and encoded for every batch, in training and evaluation, separately for each context.
 Attention is two batched products and a softmax over the whole sequence, including prompts. Every block computes every
-token. Phase 2 runs all samples of a batch and discards the loss of unselected ones. Everything is fp32.
+token. Phase 2 runs all samples of a batch and discards the loss of unselected ones.
 """
 
 import torch

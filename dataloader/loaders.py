@@ -28,9 +28,7 @@ from dataloader.transforms import (
 from utils.distributed import first_alone, rank, several_machines, world_size
 
 ON_DEVICE_GB = 8  # array data up to this size are kept on the device
-EVAL_BATCHES = (
-    4  # batches that a GPU evaluates at once: it is faster, and without gradients takes less memory than a step
-)
+EVAL_BATCHES = 4  # that a GPU evaluates at once, which is faster
 
 
 class EpochRandomness:

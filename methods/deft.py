@@ -21,7 +21,7 @@ from methods.selection import clean_probability, histograms, margins, precision_
 from model.classifier import TextClassifier, build_optimizer
 from model.clip import input_pixels, load_clip
 from model.detector import Detector, with_prompts
-from model.graphs import record_encoders
+from model.graphs import recorded_encoders
 from model.saved import save_classifier
 from model.tuners import tune
 from utils.checkpoint import load_checkpoint
@@ -170,41 +170,41 @@ def train_with_records(cfg: SimpleNamespace, data: Dataset, run: Run) -> tuple[d
     known = data.known()
     on_device = None if data.true_labels is None or known is None else torch.from_numpy(known[1]).to(device)
     first, saved = run.resume(model, optimizer, amp.scaler)
-    record_encoders(model, cfg, train.resolution, amp)
     trained, recent = parallel(model), saved.get("recent", {})
     if saved and not all(key in recent and recent[key].shape[1:] == labels.shape for key in RECORDS):
         raise UserError(
             f"{run.folder / 'checkpoint.pt'}: not a checkpoint of this version; delete its folder to start over."
         )
-    for epoch in range(first, cfg.epochs + 1):
-        randomness = EpochRandomness(cfg.seed, epoch, labels, data.num_classes)
-        optimizer.param_groups[0]["lr"] = learning_rate(cfg.lr, epoch, cfg.epochs, cfg.schedule)
-        result = train_detector_epoch(
-            trained,
-            train.train(randomness),
-            randomness.complementary.to(device),
-            optimizer,
-            epoch_rules(cfg, epoch),
-            amp,
-            on_device,
-            title=f"epoch {epoch}/{cfg.epochs}",
-        )
-        order = result.pop("index").argsort()
-        records = {key: result.pop(key)[order] for key in RECORDS}
-        model.eval()
-        if cfg.mask_view == "eval" and epoch > cfg.epochs - cfg.mask_epochs:
-            records = score_records(model, cfg, data, device)
-        recent = {k: torch.cat([recent.get(k, v[:0]), v[None]])[-cfg.mask_epochs :] for k, v in records.items()}
-        with torch.no_grad(), amp():
-            predict = model.classifier()
-        accuracy = evaluate_all(predict, tests, data.num_classes, amp)
-        mask = records["mask"].numpy()
-        quality = {} if known is None else precision_recall(mask[known[0]], known[1])
-        saved = {"acc_per_class": accuracy["acc_per_class"]}
-        line = dict[str, Any](epoch=epoch, images=len(labels), **result, selected=float(mask.mean()), **quality)
-        line |= {"p_clean": histograms(records["p_clean"].numpy(), known), **accuracy["accs"]}
-        line |= {"lr": optimizer.param_groups[0]["lr"]}
-        run.end_epoch(line, model, optimizer, amp.scaler, recent=recent, **saved)
+    with recorded_encoders(model, cfg, train, amp):
+        for epoch in range(first, cfg.epochs + 1):
+            randomness = EpochRandomness(cfg.seed, epoch, labels, data.num_classes)
+            optimizer.param_groups[0]["lr"] = learning_rate(cfg.lr, epoch, cfg.epochs, cfg.schedule)
+            result = train_detector_epoch(
+                trained,
+                train.train(randomness),
+                randomness.complementary.to(device),
+                optimizer,
+                epoch_rules(cfg, epoch),
+                amp,
+                on_device,
+                title=f"epoch {epoch}/{cfg.epochs}",
+            )
+            order = result.pop("index").argsort()
+            records = {key: result.pop(key)[order] for key in RECORDS}
+            model.eval()
+            if cfg.mask_view == "eval" and epoch > cfg.epochs - cfg.mask_epochs:
+                records = score_records(model, cfg, data, device)
+            recent = {k: torch.cat([recent.get(k, v[:0]), v[None]])[-cfg.mask_epochs :] for k, v in records.items()}
+            with torch.no_grad(), amp():
+                predict = model.classifier()
+            accuracy = evaluate_all(predict, tests, data.num_classes, amp)
+            mask = records["mask"].numpy()
+            quality = {} if known is None else precision_recall(mask[known[0]], known[1])
+            saved = {"acc_per_class": accuracy["acc_per_class"]}
+            line = dict[str, Any](epoch=epoch, images=len(labels), **result, selected=float(mask.mean()), **quality)
+            line |= {"p_clean": histograms(records["p_clean"].numpy(), known), **accuracy["accs"]}
+            line |= {"lr": optimizer.param_groups[0]["lr"]}
+            run.end_epoch(line, model, optimizer, amp.scaler, recent=recent, **saved)
     return {k: v.numpy() for k, v in recent.items()}, {"acc_per_class": saved["acc_per_class"]}
 
 

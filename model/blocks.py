@@ -95,15 +95,18 @@ def in_pieces(function: Callable[..., Tensor], size: int, *x: Tensor) -> Tensor:
 
     Only the input of each piece is stored; its activations are recomputed in the backward pass.
     """
-    if not size or len(x[0]) <= size or not torch.is_grad_enabled():
+    if not size or len(x[0]) <= size:
         return function(*x)
+    pieces = zip(*(t.split(size) for t in x))
+    if not torch.is_grad_enabled():
+        return torch.cat([function(*piece) for piece in pieces])
 
     def alone(*piece: Tensor) -> Tensor:
         if piece[0].device.type == "cpu" and not torch.compiler.is_compiling():
             give_back_freed_memory()
         return function(*piece)
 
-    return torch.cat([checkpoint(alone, *piece, use_reentrant=False) for piece in zip(*(t.split(size) for t in x))])
+    return torch.cat([checkpoint(alone, *piece, use_reentrant=False) for piece in pieces])
 
 
 def speed_up(transformer: Transformer, class_token: bool = False) -> None:

@@ -13,9 +13,9 @@ from utils.errors import UserError
 def pick_device(cfg: SimpleNamespace) -> torch.device:
     """The torch.device that `device` and `gpuid` select; a gpuid falls back to the CPU if CUDA is not available.
 
-    From here on, convolutions of float32 are float32 on a GPU, too: by default, cuDNN rounds what goes into them to TF32.
+    From here on, float32 is float32 on a GPU, too: nothing is rounded to TF32, as cuDNN does by default.
     """
-    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     wanted = cfg.device
     if world_size() > 1 and wanted in ("auto", "cuda"):
         wanted = f"cuda:{os.environ['LOCAL_RANK']}" if torch.cuda.is_available() else "cpu"

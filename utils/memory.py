@@ -32,9 +32,9 @@ def give_back_freed_memory() -> None:
 
 
 def peak_gb(device: Any = "cpu") -> float:
-    """Peak memory so far in GB, of the GPU or of this process."""
+    """Peak memory so far in GB: what PyTorch took of the GPU, CUDA graphs included, or that of this process."""
     if str(device).startswith("cuda"):
         import torch
 
-        return torch.cuda.max_memory_allocated(device) / 2**30
+        return torch.cuda.max_memory_reserved(device) / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)

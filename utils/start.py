@@ -44,8 +44,8 @@ def run_main(main: Callable[[], object]) -> None:
         if type(error).__name__ != "OutOfMemoryError":  # PyTorch's, not imported here
             raise
         print(
-            f"error: device: {str(error).split(' GPU ')[0]} --micro_batch 8 trains with less memory, in phase 1 also "
-            "--checkpoint_text, and a run that was begun goes on with them; everything needs less with a smaller --batch_size.",
+            f"error: device: {str(error).split(' GPU ')[0]} Training a CLIP needs less with --micro_batch 8, and in phase 1 with "
+            "--checkpoint_text, with which a run that was begun goes on; all else needs less with a smaller --batch_size.",
             file=sys.stderr,
         )
         sys.exit(2)
