@@ -181,6 +181,6 @@ run_main(main)"""
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     (line,) = done.stderr.splitlines()
     assert done.returncode == 2 and line.startswith(
-        "error: device: CUDA out of memory. Tried to allocate 20.00 MiB. --"
+        "error: device: CUDA out of memory. Tried to allocate 20.00 MiB. Training "
     )
     assert "--micro_batch" in line and "7.79" not in line
