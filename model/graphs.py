@@ -10,10 +10,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from open_clip.transformer import VisionTransformer
 from torch import Tensor
 
 from dataloader.loaders import Loader
-from model.clip import takes_prompts
 from model.detector import Detector
 from utils.device import Amp
 from utils.distributed import world_size
@@ -33,7 +33,7 @@ def recorded_encoders(model: Detector, cfg: SimpleNamespace, train: Loader, amp:
         device.type != "cuda"
         or world_size() > 1
         or len(train) < cfg.batch_size
-        or not takes_prompts(visual)
+        or not isinstance(visual, VisionTransformer)
         or cfg.compile
         or cfg.micro_batch
         or cfg.checkpoint_text
