@@ -30,7 +30,7 @@ from typing import Any, TextIO
 
 from utils.config import DEFAULTS, load_config, parse_flags, read_yaml, whole_numbers
 from utils.errors import UserError, brief, nearest, pick
-from utils.files import slug
+from utils.files import model_files, slug
 from utils.lock import Lock
 from utils.start import run_main
 from utils.summaries import code_of, read_log, read_summary
@@ -342,12 +342,7 @@ class Ledger:
         }
         paths = {key: [v, v.partition("=")[2], str(folder / v)] for key, v in named.items()}  # TAG=FILE
         there = {key: next(filter(os.path.isfile, those), None) for key, those in paths.items()}
-        if os.path.isdir(model := named.get("backbone", "")):
-            there |= {
-                f"backbone/{f.name}": str(f)
-                for f in sorted(Path(model).glob("[!.]*"))
-                if f.is_file() and f.suffix != ".md"
-            }
+        there |= {f"backbone/{path.name}": str(path) for path in model_files(named.get("backbone", ""))}
         return {key: _sha256(path, os.stat(path).st_mtime_ns) for key, path in there.items() if path}
 
     def summary(self, step: Step) -> dict[str, Any]:

@@ -58,9 +58,8 @@ class FixedLogits(nn.Module):
 def functions(phase, cfg, data, device, keep=None, as_published=False):
     """What is timed of a phase: {"train": one epoch, "test": one evaluation, and of phase 1 the parts of a step}.
 
-    Of phase 1, `record` makes what follows replay CUDA graphs, as the script does.
-
-    keep (N,) bool numpy: the samples that phase 2 trains on.
+    Of phase 1, `record` makes what follows replay CUDA graphs, as the script does. keep (N,) bool numpy: the samples that
+    phase 2 trains on.
     """
     (model, pixels), num_classes = build(phase, cfg, data, device), data.num_classes
     train, tests = make_loaders(data, cfg, pixels, device)

@@ -61,7 +61,8 @@ def precision(device: torch.device, prec: str) -> str:
 def autocast(device: torch.device, prec: str, cache_enabled: bool = True) -> torch.autocast:
     """Context manager for a forward pass: autocast to bf16 or fp16 over fp32 weights, or plain fp32."""
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision(device, prec))
-    return torch.autocast(device.type, dtype or torch.bfloat16, dtype is not None, cache_enabled)
+    enabled, dtype = dtype is not None, dtype or torch.bfloat16
+    return torch.autocast(device.type, dtype=dtype, enabled=enabled, cache_enabled=cache_enabled)
 
 
 class Amp:

@@ -13,6 +13,12 @@ from typing import Any, BinaryIO
 from utils.errors import UserError, brief
 
 
+def model_files(folder: str | Path) -> list[Path]:
+    """The files of a CLIP's folder, all but the model card and hidden ones; none if there is no such folder."""
+    inside = sorted(Path(folder).iterdir()) if folder and Path(folder).is_dir() else []
+    return [path for path in inside if path.is_file() and path.suffix != ".md" and not path.name.startswith(".")]
+
+
 @contextmanager
 def write_whole(path: str | Path, shared: bool = False) -> Iterator[BinaryIO]:
     """Write a binary file atomically: it appears as `path` only if the block ends without an error.

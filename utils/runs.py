@@ -22,7 +22,7 @@ from utils.config import FREE_KEYS, recorded_settings
 from utils.device import pick_device, precision
 from utils.distributed import rank, wait_for_all
 from utils.errors import UserError
-from utils.files import listed_changes, slug, write_csv, write_text
+from utils.files import listed_changes, model_files, slug, write_csv, write_text
 from utils.lock import lock
 from utils.memory import peak_gb
 from utils.summaries import FRACTIONS, code_of, read_summary, verdict_line, with_checksum, write_summary
@@ -50,17 +50,13 @@ WORDS = {
 
 
 def _own_files(cfg: SimpleNamespace) -> dict[str, str]:
-    """For a run's identity: hashes of the descriptions and of the weights, where these are a person's own files.
-
-    Of a folder that is the backbone, all files count but the model card and hidden ones.
-    """
-    pretrained, backbone = getattr(cfg, "pretrained", ""), Path(cfg.backbone)
-    inside = sorted(backbone.iterdir()) if backbone.is_dir() else []
+    """For a run's identity: hashes of the descriptions and of the weights, where these are a person's own files."""
+    pretrained = getattr(cfg, "pretrained", "")
     files = {
         "descriptions": [Path(getattr(cfg, "descriptions", ""))],
         "weights": [
             *(Path(name) for name in (pretrained, pretrained.partition("=")[2])),  # FILE or TAG=FILE
-            *(path for path in inside if path.suffix != ".md" and not path.name.startswith(".")),
+            *model_files(cfg.backbone),
         ],
     }
     return {what: _sha256(there) for what, paths in files.items() if (there := [p for p in paths if p.is_file()])}
