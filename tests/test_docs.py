@@ -303,7 +303,7 @@ def test_figures_of_few_photographs():
         [cell.strip() for cell in line.split("|")[1:-1]]
         for line in Path("README.md")
         .read_text(encoding="utf-8")
-        .split("The next table is of photographs")[1]
+        .split("The next table is about photographs")[1]
         .split("\n\n")[1]
         .splitlines()
         if line.startswith("|")
@@ -351,4 +351,4 @@ def test_how_often_estimates_hold_on_few_photographs():
     names = ("label-match", "auto", "clip-margin", "confident-learning")
     assert "truth in {}, {}, {} and {} of 38 runs".format(*(sample[name] for name in names)) in text
     assert f"below, in {sum(sample_of_few.values())} of 72 of all four" in text
-    assert f"the interval held the truth in {sample['auto'] + sample_of_few['auto']} of 56 runs" in own
+    assert f"the interval contained the true number in {sample['auto'] + sample_of_few['auto']} of 56 runs" in own
