@@ -69,6 +69,7 @@ def detect(
     from methods.detectors import DETECTORS, run_detector
     from methods.estimates import limit_suspects
     from report.record import finish
+    from utils.device import tf32_as_before
     from utils.runs import Run
     from utils.summaries import usable, verdict_line
 
@@ -76,7 +77,7 @@ def detect(
     detector = detector or ("confident-learning" if "pred_probs" in given else "auto")
     pick({**DETECTORS, **({} if given else {"deft": None})}, detector, "detector")
     _check_keys(settings, labels is None)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, tf32_as_before():
         cfg = _config(detector, {"output_dir": folder} | settings, Path(folder))
         cfg.script = "detect"  # which has its images from a notebook
         cfg.backbone = "own model" if given else cfg.backbone

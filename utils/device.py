@@ -1,6 +1,8 @@
 """The device and the numerical precision of a run."""
 
+import contextlib
 import os
+from collections.abc import Iterator
 from types import SimpleNamespace
 
 import numpy as np
@@ -34,6 +36,17 @@ def pick_device(cfg: SimpleNamespace) -> torch.device:
             f"device: {wanted} is not available ({str(error).splitlines()[0]}); auto uses what is available."
         ) from None
     return device
+
+
+@contextlib.contextmanager
+def tf32_as_before() -> Iterator[None]:
+    """A context after which TF32 is as allowed as it was, for a process that goes on with other work."""
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.allow_tf32, matmul.allow_tf32
+    try:
+        yield
+    finally:
+        cudnn.allow_tf32, matmul.allow_tf32 = before
 
 
 def upload(x: torch.Tensor, device: torch.device) -> torch.Tensor:
