@@ -259,8 +259,9 @@ def say_other_code(summaries: list[dict[str, Any]]) -> None:
     now = code_of(this_code())
     others = [code_of(s) for s in summaries if s and code_of(s) != now]
     if others:
+        were = "was" if len(others) == 1 else "were"
         print(
-            f"{len(others)} of these runs were made by other code ({', '.join(sorted(set(others)))}) than that of now ({now}); "
+            f"{len(others)} of these runs {were} made by other code ({', '.join(sorted(set(others)))}) than that of now ({now}); "
             "--verify RUN says whether one comes out the same",
             file=sys.stderr,
         )
