@@ -10,7 +10,6 @@ import reproduce
 from methods.baselines import METHODS
 from report.comparison import compare
 from report.experiments import make_cells, make_step, title_of
-from reproduce import read_flags
 from utils.config import BACKBONES, load_config
 from utils.errors import UserError
 
@@ -20,7 +19,7 @@ TABLES = yaml.safe_load(Path("config/tables.yaml").read_text())
 
 
 def args_of(*flags):
-    return read_flags([*flags])
+    return reproduce.read_flags([*flags])
 
 
 @pytest.mark.parametrize("name", [f"table{i}" for i in range(1, 12)])

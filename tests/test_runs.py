@@ -39,7 +39,7 @@ from utils.device import precision
 from utils.errors import UserError
 from utils.files import write_text
 from utils.runs import Run, in_time, in_words, show
-from utils.summaries import REQUIRED, code_of, with_checksum, write_summary
+from utils.summaries import REQUIRED, code_of, read_summary, with_checksum, write_summary
 
 
 def test_a_run_leaves_its_record(cell):
@@ -508,3 +508,12 @@ def test_phase2_says_if_the_detector_predicts_better(tmp_path, capsys):
         said = capsys.readouterr().out
         assert "training the head" not in said  # that is what was done
         assert "worse than the detector's own classifier" in said and ("--adaptation none" in said) == saved
+
+
+def test_summaries_carry_a_checksum(tmp_path):
+    summary = with_checksum({**SUMMARY, "acc_last": 0.1 + 0.2, "name": "ü", "per_class": (1, None)})
+    write_summary(tmp_path / "summary.json", summary)
+    assert read_summary(tmp_path / "summary.json") == summary and read_summary(tmp_path / "none.json") == {}
+    del summary["checksum"]
+    (tmp_path / "old.json").write_text(json.dumps(summary))
+    assert read_summary(tmp_path / "old.json") == summary

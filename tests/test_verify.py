@@ -1,6 +1,5 @@
 """Repeating a run: which command is run, and which differences count."""
 
-import json
 import subprocess
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,15 +12,6 @@ from report.verify import differences, verify
 from tests.helpers import SUMMARY, phase1
 from utils.errors import UserError
 from utils.summaries import read_summary, with_checksum, write_summary
-
-
-def test_summaries_carry_a_checksum(tmp_path):
-    summary = with_checksum({**SUMMARY, "acc_last": 0.1 + 0.2, "name": "ü", "per_class": (1, None)})
-    write_summary(tmp_path / "summary.json", summary)
-    assert read_summary(tmp_path / "summary.json") == summary and read_summary(tmp_path / "none.json") == {}
-    del summary["checksum"]
-    (tmp_path / "old.json").write_text(json.dumps(summary))
-    assert read_summary(tmp_path / "old.json") == summary
 
 
 def test_what_verify_repeats(tmp_path, monkeypatch):
