@@ -27,13 +27,12 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from tiny_clip import TOKEN_SEED, contrastive_loss, save_compact  # noqa: E402
-
 from dataloader.digits import enlarge_digits, load_digits_8x8  # noqa: E402
 from dataloader.transforms import normalise  # noqa: E402
 from model.blocks import speed_up  # noqa: E402
 from model.clip import EMBEDDED, load_clip, token_table  # noqa: E402
 from model.prompts import encode_prompts  # noqa: E402
+from scripts.tiny_clip import TOKEN_SEED, contrastive_loss, save_compact  # noqa: E402
 from utils.config import parse_flags  # noqa: E402
 from utils.start import run_main  # noqa: E402
 

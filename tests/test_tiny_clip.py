@@ -13,9 +13,7 @@ from PIL import Image
 from dataloader.digits import load_digits_8x8
 from model.clip import EMBEDDED, load_clip
 from model.prompts import zero_shot_features
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
-import make_tiny_clip  # noqa: E402
+from scripts import make_tiny_clip
 
 
 def test_the_script_runs_and_stores_a_clip(tmp_path, monkeypatch, capsys):

@@ -19,15 +19,14 @@ from dataloader.load import load_data
 from model import blocks
 from model.clip import EMBEDDED, load_clip
 from model.prompts import zero_shot_features
-from scripts import unpack_photos
+from scripts import make_tiny_clip_photos, prepare_photos, unpack_photos
+from scripts.photos import processes, student
+from scripts.photos.captions import Captions, read_classes
 from utils.config import load_config
 from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT.parent / "shared" / "data"
-sys.path.insert(0, str(ROOT / "scripts"))
-import make_tiny_clip_photos  # noqa: E402
-import prepare_photos  # noqa: E402
 
 
 def jpeg(pixels):
@@ -96,7 +95,7 @@ def settings(tmp_path, monkeypatch):
     )
     threads = torch.get_num_threads()
     monkeypatch.setattr(blocks, "attention", blocks.attention)  # the training sets its own
-    monkeypatch.setattr(make_tiny_clip_photos, "TEXT_STEPS", 3)
+    monkeypatch.setattr(student, "TEXT_STEPS", 3)
 
     def make(name):
         for folder in (tmp_path / name / "work", tmp_path / name / "model"):
@@ -131,7 +130,7 @@ def train(args):
 
 def test_a_stopped_training_goes_on_to_the_same_weights(settings, monkeypatch, capsys):
     whole = train(settings("whole"))
-    args, saved, save_state = settings("stopped"), [], make_tiny_clip_photos.save_state
+    args, saved, save_state = settings("stopped"), [], processes.save_state
 
     def killed(path, **state):
         save_state(path, **state)
@@ -139,7 +138,7 @@ def test_a_stopped_training_goes_on_to_the_same_weights(settings, monkeypatch, c
         if len(saved) in (1, 4):  # in the teacher, then in the CLIP
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(make_tiny_clip_photos, "save_state", killed)
+    monkeypatch.setattr(processes, "save_state", killed)
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
             train(args)
@@ -164,11 +163,11 @@ def test_a_stopped_training_goes_on_to_the_same_weights(settings, monkeypatch, c
 
 
 def test_captions_say_what_is_in_the_image():
-    table = make_tiny_clip_photos.read_classes(make_tiny_clip_photos.MODEL / "classes.txt")
+    table = read_classes(make_tiny_clip_photos.MODEL / "classes.txt")
     assert [sum(key.startswith(s) for key in table) for s in ("cifar10/", "cifar100/", "tiny/")] == [10, 100, 200]
     _, tokenizer = load_clip("tiny-clip-digits")
     classes = ["cifar10/dog", "tiny/n02113799", "cifar100/apple"]  # the second is a poodle
-    captions = make_tiny_clip_photos.Captions(classes, table, tokenizer)
+    captions = Captions(classes, table, tokenizer)
     match, ignore = (
         {captions.terms[t] for t in row.nonzero().flatten()} for row in (captions.match[0], captions.ignore[0])
     )
