@@ -10,6 +10,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from dataloader.digits import enlarge_digits, load_digits_8x8
+from dataloader.load import load_data
 from utils.config import load_config
 from utils.device import pick_device
 
@@ -22,6 +23,9 @@ SUMMARY = {"name": "x", "dataset": "toy", "noise": "none", "seed": 0, "backbone"
 LABEL_MATCH = ["--cfg", str(Path(__file__).parents[1] / "config/PEFT/own.yaml"), "--detector", "label-match"]
 FEW = ["--test_fraction", "0.8", "--device", "cpu"]  # 359 training images
 FAST = [*FEW, "--epochs", "2"]
+# own images: a table of two classes, and a flag by which none of its images are held out for testing
+SIX = "path,label\na.png,x\nb.png,x\nc.png,x\nd.png,y\ne.png,y\nf.png,y\n"
+NO_TEST = ("--test_fraction", "0")
 
 
 def golden(name):
@@ -91,6 +95,56 @@ def write_folder(root, counts, suffix="png"):
 
 NASTY = ["<script>", "ends<", '"quo\'te" & $x$', "plain, with comma", "Ünï 数字"]  # names of classes
 DIGITS = "zero one two three four five six seven eight nine".split()
+
+
+def load_own(source, *flags):
+    """The Dataset of a person's own images."""
+    return load_data(
+        load_config(
+            ["--dataset", "own", "--data_path", str(source), "--output_dir", str(source.parent / "runs"), *flags]
+        )
+    )
+
+
+def write_table(folder, text, name="labels.csv", images="abcdef", **settings):
+    """A table beside small images of different colours; the path of the table."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, image in enumerate(images):
+        Image.new("RGB", (8, 8), (40 * i, 200 - 30 * i, 9)).save(folder / f"{image}.png")
+    (folder / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    return folder / name
+
+
+def write_messy_table(tmp_path, monkeypatch):
+    """A table of 13 images, five of which cannot be read, and two copies of others; its path."""
+    path = write_table(
+        tmp_path, SIX + "gone.png,x\nbroken.png,x\nempty.png,y\ntext.png,y\nhuge.png,y\ntwin.png,x\nsame.png,y\n"
+    )
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 20, 3), dtype=np.uint8)).save(
+        tmp_path / "broken.png"
+    )
+    (tmp_path / "broken.png").write_bytes((tmp_path / "broken.png").read_bytes()[:600])
+    (tmp_path / "empty.png").write_bytes(b"")
+    (tmp_path / "text.png").write_text("no image")
+    Image.new("RGB", (500, 500)).save(tmp_path / "huge.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100_000)
+    for twin, name in (("a", "twin"), ("d", "same")):
+        (tmp_path / f"{name}.png").write_bytes((tmp_path / f"{twin}.png").read_bytes())
+    return path
+
+
+def own_flags(path, out, *more):
+    return [
+        "--data_path",
+        str(path),
+        "--backbone",
+        "tiny-clip-digits",
+        "--output_dir",
+        str(out),
+        "--device",
+        "cpu",
+        *more,
+    ]
 
 
 def write_digits(root, ratio, every=1, table=False):
