@@ -3,6 +3,7 @@ import os
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
 import pytest  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
 
 import main_baseline  # noqa: E402
 import main_detect  # noqa: E402
@@ -28,6 +29,19 @@ def random_clip(tmp_path_factory):
         return load_clip(folders[key])
 
     return build
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """The figures that are saved, in order."""
+    saved, save = [], Figure.savefig
+
+    def keep(figure, *args, **kwargs):
+        saved.append(figure)
+        save(figure, *args, **kwargs)
+
+    monkeypatch.setattr(Figure, "savefig", keep)
+    return saved
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,9 @@
 import csv
 import io
 
+import numpy as np
 import pytest
+from matplotlib.colors import to_rgba
 
 from report.comparison import FORMATS, compare, label_of, plot, wide
 
@@ -77,6 +79,41 @@ def test_small_differences_show():
     figures = {"a": {"b": {"c": 0.001}}}
     rows = compare({("a", "b", "c"): [{"lr": 1e-4}]}, {"lr": "lr"}, figures, ["dataset", "method", "column"])
     assert "0.0001 (1) / 0.001 / -0.0009 |" in FORMATS["markdown"]({"t": rows})
+
+
+def test_a_plot_shows_each_figure_once_and_under_its_data_set(tmp_path, figures):
+    """A curve for each method and noise mode, with the spread over seeds; nothing where there is no figure."""
+    figure_of = {("d", "m", "sym_0.2"): (80, 90), ("d", "m", "sym_0.4"): (60, 80), ("d", "m", "idn_0.4"): (50,)}
+    figure_of |= {("d", "n", "sym_0.4"): (30, 40), ("e", "n", "worse"): (20, 20)}
+    results = {key: [{"f1": value / 100, "loss": 9.0} for value in values] for key, values in figure_of.items()}
+    results[("d", "n", "idn_0.4")] = ["not run"]
+    plot(compare(results, {"loss": "loss", "F1": "f1"}, None, None), tmp_path / "x.png", "F1, %")
+    axes = {axis.get_title(): axis for part in figures[0].subfigs for axis in part.axes}
+    drawn = {}
+    for dataset, axis in axes.items():
+        ticks = [label.get_text() for label in axis.get_xticklabels()]
+        for curve in axis.containers:
+            (line, _, (bars,)) = curve.lines
+            points = line.get_xydata()
+            spread = [np.ptp(segment[:, 1]) / 2 for segment in bars.get_segments()]
+            drawn[dataset, line.get_color(), tuple(ticks[round(x)] for x in points[:, 0])] = (points[:, 1], spread)
+    sd = 10 / 2**0.5  # of two values 10 apart
+    expected = {
+        ("d", "C0", ("sym 0.2", "sym 0.4")): ([85, 70], [sd, 2 * sd]),
+        ("d", "C0", ("idn 0.4",)): ([50], [0]),
+        ("d", "C1", ("sym 0.4",)): ([35], [sd]),
+        ("e", "C1", ("worse",)): ([20], [0]),
+    }
+    assert drawn.keys() == expected.keys()
+    for key, (means, spreads) in expected.items():
+        np.testing.assert_allclose(drawn[key][0], means)
+        np.testing.assert_allclose(drawn[key][1], spreads, atol=1e-9)
+    legend = {text.get_text(): patch.get_facecolor() for text, patch in zip(*legend_of(figures[0]))}
+    assert legend == {"m": to_rgba("C0"), "n": to_rgba("C1")}
+
+
+def legend_of(figure):
+    return figure.legends[0].get_texts(), figure.legends[0].get_patches()
 
 
 def test_plots_are_of_the_last_metric_and_no_wider_than_a_page(tmp_path):

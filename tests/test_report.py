@@ -15,6 +15,7 @@ import main_detect
 import report.page as report
 from dataloader.load import load_data
 from methods.decisions import RIGHT
+from methods.selection import precision_recall
 from report import export, pictures, plots, render, sections
 from report.suspects import fixed_labels, follow, ranking, read_run
 from tests.helpers import NASTY, write_digits, write_folder
@@ -222,6 +223,35 @@ def test_the_histogram_says_that_decisions_are_not_in_it(digits_run):
     assert "Your decisions" not in plots.plot_scores(arrays)
     follow(arrays, np.full(len(arrays["mask"]), RIGHT, dtype=np.int8), arrays["labels"])
     assert "Your decisions are not shown here." in plots.plot_scores(arrays)
+
+
+def test_what_the_pages_plots_show(digits_run, figures):
+    _, arrays, data, _ = read_run(digits_run)
+    p_clean, kept = arrays["p_clean"], arrays["by_detector"]
+    plots.plot_scores(arrays)
+    suspects, both = figures[0].axes[0].containers[:2]
+    for bars, scores in ((suspects, p_clean[~kept]), (both, p_clean[kept])):
+        counts = np.histogram(scores, np.linspace(0, 1, 41))[0]
+        np.testing.assert_array_equal([bar.get_height() for bar in bars], counts)
+    assert [text.get_text() for text in figures[0].axes[0].get_legend().get_texts()] == ["suspect", "kept"]
+
+    index, is_clean = data.known()
+    of_known = {"p_clean": p_clean[index]}
+    plots.plot_thresholds(of_known, is_clean)
+    curves = {line.get_label(): line.get_xydata() for line in figures[1].axes[0].lines}
+    for name, key in (("precision", "precision"), ("recall", "recall"), ("F1", "f1")):
+        (value,) = curves[name][np.isclose(curves[name][:, 0], 0.3), 1]
+        assert value == precision_recall(of_known["p_clean"] > 0.3, is_clean)[key]
+
+    history = [
+        {"epoch": 1, "loss": 2.0, "acc_test": 50.0, "f1": 0.5},
+        {"epoch": 2, "loss": 1.0, "acc_test": 70.0, "f1": 0.6},
+    ]
+    plots.plot_history(history)
+    for figure, unit, key in zip(figures[2:], ("loss", "%", "share"), ("loss", "acc_test", "f1"), strict=True):
+        (line,) = figure.axes[0].lines
+        assert (figure.axes[0].get_ylabel(), line.get_label()) == (unit, key)
+        assert line.get_xydata().tolist() == [[epoch[x] for x in ("epoch", key)] for epoch in history]
 
 
 def test_the_interval_is_wilsons():

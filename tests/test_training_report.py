@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from matplotlib.colors import to_rgba
 
 from methods.selection import histograms
 from model.clip import load_clip
@@ -45,6 +46,40 @@ def test_log_and_picture(run, capsys):
     rows = (run / "words.csv").read_text().splitlines()
     assert len(rows) == 1 + 2 * 4 * 3 and rows[1].startswith("positive,,1,1,")
     assert "| context vector |" in " ".join(capsys.readouterr().out.split())
+
+
+def test_what_the_picture_shows(tmp_path, figures):
+    """Curves of all epochs; histograms of at most six, evenly spread, the first and the last among them."""
+    rng = np.random.default_rng(0)
+    log = [
+        {
+            "epoch": e,
+            "loss": 1 / e,
+            "loss_neg": 2 / e,
+            "acc_test": 50.0 + e,
+            "f1": 0.9 - e / 100,
+            "p_clean": {"right": rng.integers(0, 9, 20).tolist(), "wrong": rng.integers(0, 9, 20).tolist()},
+        }
+        for e in range(1, 9)
+    ]
+    training.plot_training(log, tmp_path / "x.png")
+    above, below = figures[0].subfigs
+    curves = {axis.get_title(): {line.get_label(): line.get_xydata() for line in axis.lines} for axis in above.axes}
+    for title, name, key, factor in (
+        ("loss", "loss", "loss", 1),
+        ("loss", "loss_neg", "loss_neg", 1),
+        ("test accuracy, %", "test", "acc_test", 1),
+        ("selection, %", "f1", "f1", 100),
+    ):
+        np.testing.assert_allclose(curves[title].pop(name), [(line["epoch"], factor * line[key]) for line in log])
+    assert not any(curves.values())
+    shown = [int(axis.get_title().removeprefix("epoch ")) for axis in below.axes]
+    assert shown[0] == 1 and shown[-1] == 8 and len(shown) == 6 and set(np.diff(shown)) <= {1, 2}
+    for epoch, axis in zip(shown, below.axes):
+        for part in axis.patches:
+            assert part.get_data().values.tolist() == log[epoch - 1]["p_clean"][part.get_label()]
+            assert to_rgba(part.get_facecolor(), 1) == to_rgba(training.COLOURS[part.get_label()])
+        assert len(axis.patches) == 2
 
 
 def test_nearest_words_are_the_nearest():
