@@ -439,17 +439,16 @@ def test_lists_can_be_moved_with_their_images(root, run, tmp_path):
 # --- from detection to training on the corrected labels
 
 
+FIRST = "eight"  # class number 0
 PHASE2 = ["--cfg", str(HERE / "config/FFT/own.yaml"), *FLAGS, "--epochs", "1", "--mask"]
 
 
 def test_training_follows_decisions_by_the_runs_mask(root, run, tmp_path, monkeypatch):
     """detect -> review -> phase 2 on the same folder: the mask and the labels are those of the review."""
-    suspects = rows_of(run / "suspects.csv")
-    new, right, wrong = suspects[:3]
-    label = next(name for name in ("one", "two") if name != new["given_label"])
+    new, right, wrong = [row for row in rows_of(run / "suspects.csv") if row["given_label"] != FIRST][:3]
     ticks = write(
         tmp_path / "ticks.csv",
-        new | {"decision": "wrong", "new_label": label},
+        new | {"decision": "wrong", "new_label": FIRST},
         right | {"decision": "right", "new_label": ""},
         wrong | {"decision": "wrong", "new_label": ""},
     )
@@ -468,7 +467,7 @@ def test_training_follows_decisions_by_the_runs_mask(root, run, tmp_path, monkey
     )
     judged = zip(data.train.images, data.train.labels, arrays["mask"])
     expected = {Path(path).name: (data.label_names[k], trusted) for path, k, trusted in judged}
-    expected[Path(new["path"]).name] = (label, True)
+    expected[Path(new["path"]).name] = (FIRST, True)
     expected[Path(right["path"]).name] = (right["given_label"], True)
     del expected[Path(wrong["path"]).name]  # nothing may give the label back
     assert seen == expected
@@ -490,9 +489,8 @@ def test_clipcleaner_follows_decisions_too(tmp_path, monkeypatch):
             main_clipcleaner.main(flags)
         if len(seen) == 1:
             (run,) = (path.parent for path in tmp_path.rglob("suspects.csv"))
-            wrong = rows_of(run / "suspects.csv")[0]
-            label = next(name for name in ("one", "two") if name != wrong["given_label"])
-            ticks = write(tmp_path / "ticks.csv", wrong | {"decision": "wrong", "new_label": label})
+            wrong = next(row for row in rows_of(run / "suspects.csv") if row["given_label"] != FIRST)
+            ticks = write(tmp_path / "ticks.csv", wrong | {"decision": "wrong", "new_label": FIRST})
             Log(run).add(read_decisions(ticks, DIGITS))
     (before, untrusted), (labels, mask) = seen
     i = int(wrong["index"])
