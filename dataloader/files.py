@@ -94,23 +94,27 @@ def file_identity(path: str | Path) -> list[int] | None:
 
 
 def inspect_files(paths: Iterable[str], cache: Path) -> tuple[list[str], list[str]]:
-    """inspect_file of every path, as two lists; unchanged files that are in the JSON file `cache` are not read again."""
+    """inspect_file of every path, as two lists; unchanged files that are in the JSON file `cache` are not read again.
+
+    Files that cannot be read are not in it, since the reason may be the network or a missing package, not the file.
+    """
     try:
         known = json.loads(Path(cache).read_text(encoding="utf-8"))
-        known = {path: entry for path, entry in known.items() if len(entry) == 4}
+        known = {path: entry for path, entry in known.items() if len(entry) == 4 and not entry[3]}
     except (OSError, ValueError, AttributeError, TypeError):
         known = {}
     paths = [os.path.abspath(path) for path in paths]
     identity = {path: file_identity(path) for path in paths}
-    new = [path for path, now in identity.items() if now is None or known.get(path, [])[:2] != now]
+    new = [path for path, now in identity.items() if known.get(path, [])[:2] != now]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for path, result in zip(
             new, tqdm(pool.map(inspect_file, new), "checking images", len(new), leave=False, disable=None)
         ):
             known[path] = [*(identity[path] or (None, None)), *result]
-    if new:
+    if any(not known[path][3] for path in new):
+        sound = {path: entry for path, entry in known.items() if not entry[3]}
         with write_whole(cache, shared=True) as file:
-            file.write(json.dumps(known).encode())
+            file.write(json.dumps(sound).encode())
     return [known[path][2] for path in paths], [known[path][3] for path in paths]
 
 

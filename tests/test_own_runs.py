@@ -165,6 +165,15 @@ def test_the_check_is_made_once(tmp_path, monkeypatch):
         assert inspect_files(paths, tmp_path / "cache.json") == first
     paths[0].write_bytes(b"spoilt")
     assert inspect_files(paths, tmp_path / "cache.json")[1] == ["not an image", ""]
+    with monkeypatch.context() as patch:  # a network drive that fails, and is there again
+        (tmp_path / "c.png").write_bytes(paths[1].read_bytes())
+        patch.setattr(Path, "read_bytes", lambda path: (_ for _ in ()).throw(OSError(5, "Input/output error")))
+        assert inspect_files([tmp_path / "c.png"], tmp_path / "cache.json")[1] == ["Input/output error"]
+    assert inspect_files([tmp_path / "c.png"], tmp_path / "cache.json")[1] == [""]
+    entry = json.loads((tmp_path / "cache.json").read_text())[str(tmp_path / "c.png")]
+    older = {str(tmp_path / "c.png"): [*entry[:2], "", "Input/output error"]}  # of a version that kept failures
+    (tmp_path / "cache.json").write_text(json.dumps(older))
+    assert inspect_files([tmp_path / "c.png"], tmp_path / "cache.json")[1] == [""]
     (tmp_path / "cache.json").write_text('{"x": 3')
     assert inspect_files(paths, tmp_path / "cache.json")[1] == ["not an image", ""]
 
