@@ -22,13 +22,15 @@ from typing import Any, NamedTuple
 from PIL import Image
 from tqdm import tqdm
 
-from dataloader.files import IMAGE_SUFFIXES, data_root, file_identity, image_files
+from dataloader.files import HEIF, IMAGE_SUFFIXES, data_root, file_identity, image_files
 from dataloader.rows import SPLITS, read_csv
 from utils.errors import UserError, brief
 from utils.files import from_json, safe_name, slug, unused, write_csv, write_text
 from utils.lock import lock
 
 TAR = (".tar", ".tar.gz", ".tgz")
+LABELS = ("json", "cls", "txt")  # members of a WebDataset sample that say what its image shows
+IMAGES = IMAGE_SUFFIXES | HEIF  # unpacked in any case, so that pillow-heif can be installed later
 TABLE, RECORD = "images.csv", ".source.json"  # in the folder of an unpacked archive; the record is written last
 
 
@@ -207,8 +209,11 @@ def _text(value: Any, feature: Any) -> str:
 
 
 def _read_tars(files: list[tuple[Path, str]], cfg: SimpleNamespace) -> Iterator[Sample]:
-    """A sample is the members of one key: an image, and its label in .cls, .txt or a field of .json."""
-    wds = _library("webdataset", "webdataset")
+    """A sample is the members of one key: an image, and its label in .cls, .txt or a field of .json.
+
+    Prints how many samples have no image, by the suffixes that they have instead.
+    """
+    wds, others = _library("webdataset", "webdataset"), Counter[str]()
     several = len({split for _, split in files}) > 1
     for path, split in files:
         for sample in wds.WebDataset(
@@ -216,18 +221,23 @@ def _read_tars(files: list[tuple[Path, str]], cfg: SimpleNamespace) -> Iterator[
         ):
             where = f"{path}: {sample['__key__']}"
             members = {name: content for name, content in sample.items() if isinstance(content, bytes)}
-            images = [name for name in members if f".{name.rpartition('.')[2]}" in IMAGE_SUFFIXES]
+            images = [name for name in members if f".{name.rpartition('.')[2]}" in IMAGES]
             images = [name for name in images if name == cfg.path_column] if cfg.path_column else images
             if len(images) > 1:
                 raise UserError(f"{where} has the images {', '.join(images)}, expected one; --path_column names it.")
             if images:
                 fields = _fields(members, where) | ({cfg.split_column or "split": split} if several else {})
                 yield Sample(f"{sample['__key__']}.{images[0]}", members[images[0]], fields)
+            else:
+                others.update(f".{name}" for name in members.keys() - set(LABELS) or members)
+    if others:
+        what, found = f".{cfg.path_column}" if cfg.path_column else "image", sorted(others.items())
+        print(f"ignored samples without {what}: {', '.join(f'{suffix} ({n})' for suffix, n in found)}")
 
 
 def _fields(members: dict[str, bytes], where: str) -> dict[str, str]:
     try:
-        texts = {name: members[name].decode().strip() for name in ("json", "cls", "txt") if name in members}
+        texts = {name: members[name].decode().strip() for name in LABELS if name in members}
         content = from_json(texts.pop("json", "{}"))
     except ValueError as error:
         raise UserError(f"{where} has a .json, .cls or .txt that cannot be read ({brief(error)}).") from None
@@ -273,7 +283,7 @@ def _unpack(samples: Iterator[Sample], source: str | Path, folder: Path, record:
 def _file_name(sample: Sample, digest: str) -> str:
     """What the file of a sample should be called: its key, or where it has none, the hash of its content."""
     stem, suffix = os.path.splitext(sample.key or digest)
-    if suffix.lower() not in IMAGE_SUFFIXES:
+    if suffix.lower() not in IMAGES:
         stem, suffix = sample.key or digest, ""
         with contextlib.suppress(Exception):  # it is no image, as a check of all files will find
             suffix = f".{str(Image.open(io.BytesIO(sample.content)).format).lower()}"

@@ -210,6 +210,21 @@ def test_webdataset_shards(tmp_path):
     assert data.label_names == ["a caption", "another"]
 
 
+def test_samples_without_an_image_are_counted(tmp_path, monkeypatch, capsys):
+    """By suffix; HEIC is unpacked all the same, and read as soon as pillow-heif is there."""
+    pytest.importorskip("webdataset")
+    monkeypatch.setattr("dataloader.files.READS_HEIF", False)
+    sample = {f"{i}.{kind}": png(i) if kind == "png" else "xy"[i % 2] for i in range(4) for kind in ("png", "cls")}
+    more = {"h.heic": b"not read", "h.cls": "x", "i.img": png(9), "i.cls": "y", "j.jpg": png(8), "j.cls": "x"}
+    data = load(write_tar(tmp_path / "t.tar", sample | more), *ALL)
+    assert "ignored samples without image: .img (1)\n" in capsys.readouterr().out and len(data.train.labels) == 5
+    assert [(Path(p).name, why) for p, why in data.skipped] == [
+        ("h.heic", "HEIC is read by pillow-heif, which is not installed")
+    ]
+    load(tmp_path / "t.tar", *ALL, "--path_column", "png")
+    assert "ignored samples without .png: .heic (1), .img (1), .jpg (1)\n" in capsys.readouterr().out
+
+
 def test_splits_of_shards_are_in_their_names(tmp_path):
     pytest.importorskip("webdataset")
     (tmp_path / "s" / "val").mkdir(parents=True)
