@@ -53,9 +53,11 @@ def detect(
     images: N paths or Pillow images, as a list, array, pandas column or generator, or a uint8 array (N, H, W, 3); or, with
     labels and class names of its own, a data set of torchvision or of Hugging Face. labels: N strings, or whole numbers.
     With skip_broken=True, files that cannot be read have p_clean NaN and keep their label.
-    classnames: class names for CLIP, in the order of the sorted labels or of the numbers; the labels by default.
-    features (N, D) and out-of-fold pred_probs (N, K), with columns in the order of the classes, of your own model take the
-    place of CLIP's; images are then needed for a report only.
+    classnames: class names for CLIP; the labels by default. That of whole number k is classnames[k]; strings are sorted, as
+    numbers if all of them are whole numbers ("2" before "10").
+    features (N, D) and out-of-fold pred_probs (N, K) of your own model take the place of CLIP's; images are then needed for
+    a report only. The columns of pred_probs are in the order of np.unique(labels), as in scikit-learn's classes_ ("10"
+    before "2").
     detector: a name in DETECTORS, or deft, which trains (phase 1); auto where none is named, confident-learning with
     pred_probs. `settings` are keys of config/default.yaml, e.g. backbone, device, epochs, except for NOT_IN_MEMORY; with
     output_dir the run and the features are kept, and images that are no files, as PNG, for its report. Raises UserError, and
@@ -85,8 +87,7 @@ def detect(
             images, labels, names = from_dataset(images, cfg)
             classnames = classnames or names
         labels = list(labels)
-        data, values, rows = in_memory(images, labels, classnames, cfg, "output_dir" in settings, given)
-        given = {name: x[rows] for name, x in given.items()}
+        data, values, rows, given = in_memory(images, labels, classnames, cfg, "output_dir" in settings, given)
         with contextlib.redirect_stdout(io.StringIO()):  # which speaks of files; progress goes on
             if trains := detector == "deft":
                 settle_epochs(cfg, len(data.train.labels))

@@ -16,7 +16,7 @@ from dataloader.archives import saved_rows
 from dataloader.dataset import Dataset, Split, fingerprint, identified, image_keys
 from dataloader.files import inspect_files, inspection_cache, pixel_digests
 from dataloader.own import OWN_VIEW
-from dataloader.rows import COLUMNS, say_names, tidy_names
+from dataloader.rows import COLUMNS, in_order, say_names, tidy_names
 from dataloader.transforms import to_rgb
 from utils.errors import UserError, brief
 from utils.files import slug, write_whole
@@ -109,12 +109,14 @@ def in_memory(
     cfg: SimpleNamespace,
     keep: bool = False,
     given: Mapping[str, np.ndarray] | None = None,
-) -> tuple[Dataset, np.ndarray, np.ndarray]:
-    """(Dataset without a test split, values (K,) of its labels, rows (M,) of the N images) of what a notebook has.
+) -> tuple[Dataset, np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+    """(Dataset without a test split, values (K,) of its labels, rows (M,) of the N images, `given` of these rows) of what
+    a notebook has.
 
     images: an iterable of N paths or Pillow images, or uint8 (N, H, W, 3). labels: N strings or
-    whole numbers. classnames, where given, are in the order of the sorted labels; with whole numbers, label k is
-    classnames[k]. Files that cannot be read are a UserError, or with `skip_broken` not among the rows. keep: images that
+    whole numbers. classnames, where given, are in the order of the sorted labels, see rows.in_order; with whole numbers,
+    label k is classnames[k]. The columns of pred_probs come in the order of np.unique of the labels, as scikit-learn's
+    classes_, and are returned in that of the classes. Files that cannot be read are a UserError, or with `skip_broken` not among the rows. keep: images that
     are no files are written below output_dir. given: arrays (N, …) about the images, see own_arrays; without images, they
     tell the rows apart.
     """
@@ -129,6 +131,13 @@ def in_memory(
         if len(x) != len(images):
             raise UserError(f"{other}: has {len(x)} rows, but there are {len(images)} images.")
     values, labels = _checked_labels(labels, len(images), classnames)
+    if "pred_probs" in given:
+        columns = given["pred_probs"].shape[1]
+        if columns != len(values):
+            raise UserError(
+                f"pred_probs: has {columns} columns, expected {len(values)}, one a class, in the order of np.unique."
+            )
+        given = {**given, "pred_probs": given["pred_probs"][:, values.argsort().argsort()]}
     words = list(classnames or tidy_names([str(value) for value in values]))
     if keep and not all(isinstance(image, str) for image in images):
         images = save_images(images, Path(cfg.output_dir) / slug(name) / "images")
@@ -154,7 +163,7 @@ def in_memory(
         label_names=[str(value) for value in values],
         trusted=False,
     )
-    return identified(data, root), values, rows
+    return identified(data, root), values, rows, {other: x[rows] for other, x in given.items()}
 
 
 def _checked_images(images: Any) -> Any:
@@ -189,14 +198,19 @@ def _checked_labels(labels: Any, count: int, classnames: Sequence[str] | None) -
             f"{len(labels) - sum(kinds)} strings."
         )
     labels = np.array(labels)
-    values = np.arange(len(classnames)) if classnames and kinds[0] else np.unique(labels)
+    values: np.ndarray
+    if kinds[0]:
+        values = np.arange(len(classnames)) if classnames else np.unique(labels)
+    else:
+        values = np.array(in_order(set(labels.tolist())))
     unknown = np.setdiff1d(labels, values)
     if len(unknown) or len(values) < 2 or (classnames and len(classnames) != len(values)):
         raise UserError(
             f"labels: {len(np.union1d(labels, values))} classes, expected two or more, with a name in classnames "
             f"each, of which there are {len(classnames or values)}."
         )
-    return values, np.searchsorted(values, labels).astype(np.int64)
+    number = {value: k for k, value in enumerate(values.tolist())}
+    return values, np.array([number[label] for label in labels.tolist()], dtype=np.int64)
 
 
 def save_images(images: Any, folder: Path) -> list[str]:

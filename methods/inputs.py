@@ -106,10 +106,6 @@ def given_inputs(cfg: SimpleNamespace, data: Dataset, given: dict[str, np.ndarra
             raise UserError(f"{name}: not finite for image {int((~np.isfinite(x).all(1)).argmax())}.")
     features, p = given.get("features"), given.get("pred_probs")
     p = None if p is None else p.astype(np.float64)
-    if p is not None and p.shape[1] != K:
-        raise UserError(
-            f"pred_probs: has {p.shape[1]} columns, expected {K}, one a class in the order of the sorted labels."
-        )
     if p is not None and (p.min() < 0 or np.abs(p.sum(1) - 1).max() > 1e-2):
         worst = int(np.maximum(np.abs(p.sum(1) - 1), -p.min(1)).argmax())
         raise UserError(f"pred_probs: no probabilities, those of image {worst} add up to {p[worst].sum():.3g}.")

@@ -22,7 +22,7 @@ import main_detect
 from dataloader.archives import opened
 from dataloader.files import below
 from dataloader.load import load_data
-from dataloader.notebook import from_dataset
+from dataloader.notebook import from_dataset, in_memory
 from main_detect import detect
 from report import export, page
 from tests.helpers import DIGITS, write_digits, write_folder
@@ -559,6 +559,15 @@ def test_detect_with_a_model_of_ones_own(tmp_path):
     half = detect(labels=numbers, classnames=DIGITS, pred_probs=p.astype(np.float16).astype(np.float64))
     same = detect(labels=numbers, classnames=DIGITS, pred_probs=p.astype(np.float16))  # no sums in half precision
     assert all(np.array_equal(x, y) for x, y in zip(half, same))
+    words = [
+        str(k + 2) for k in numbers
+    ]  # numbers as text: "10" and "11" come first in np.unique, last among the classes
+    data, *_ = in_memory(paths, words, DIGITS, load_config(["--output_dir", str(out)]))
+    assert dict(zip(data.label_names, data.classnames)) == {str(k + 2): name for k, name in enumerate(DIGITS)}
+    again, same = detect(labels=words, classnames=DIGITS, pred_probs=p[:, [8, 9, *range(8)]])
+    assert np.array_equal(again, score) and same.tolist() == [
+        str(k + 2) for k in np.where(issues, p.argmax(1), numbers)
+    ]
     whole, _ = detect(labels=numbers, classnames=DIGITS, pred_probs=np.eye(10, dtype=int)[numbers])
     assert (whole == 1).all()
     large = detect(labels=numbers, classnames=DIGITS, features=1e300 * features.astype(np.float64), detector="knn")
