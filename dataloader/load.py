@@ -211,11 +211,16 @@ def _names_by_label(source: Path, lines: list[str], labels: list[str]) -> list[s
     """The class names of lines `label,name` in any order, with or without a heading; None where they are no such lines.
 
     They are, if two columns by commas, semicolons or tabs have half of the labels or more in the first. UserError for a label
-    that is missing or there twice, and for one that is no class.
+    that is missing or there twice, for one that is no class, and for two columns of which the first could be labels, but of
+    other data.
     """
+    foreign = ""
     for separator in ",;\t":
         rows = [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=separator, skipinitialspace=True)]
-        known = {row[0] for row in rows if len(row) == 2} & set(labels)
+        first = [row[0] for row in rows if len(row) == 2]
+        known = set(first) & set(labels)
+        if not known and len(set(first)) == len(list(filter(None, rows))):
+            foreign = first[-1]
         if not known or 2 * len(known) < len(labels):
             continue
         rows = rows[not rows[0] or rows[0][0] not in labels :]  # without the heading
@@ -230,6 +235,11 @@ def _names_by_label(source: Path, lines: list[str], labels: list[str]) -> list[s
                 raise UserError(f"classnames: {source}: '{separator.join(row)}' is no line of a label and a name.")
         names = dict(rows)
         return [names[label] for label in labels]
+    if foreign and labels:
+        raise UserError(
+            f"classnames: {source}: '{foreign}' is no label of the data, which has labels such as '{labels[0]}'; expected "
+            "lines of label,name."
+        )
     return None
 
 

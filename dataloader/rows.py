@@ -309,10 +309,13 @@ def _text(path: Path) -> str:
 
 
 def in_order(labels: Iterable[str]) -> list[str]:
-    """Labels sorted: as numbers where all of them are whole numbers, so that 2 comes before 10, else as text."""
+    """Labels sorted: as numbers where all of them are whole numbers, so that 2 comes before 10, else as text.
+
+    2.0 is one, too, as pandas writes a column in which a number is missing.
+    """
     labels = list(labels)
-    numbers = all(label.isdecimal() for label in labels)
-    return sorted(labels, key=lambda label: (int(label), label) if numbers else (0, label))
+    numbers = all(re.fullmatch(r"\d+(\.0+)?", label) for label in labels)
+    return sorted(labels, key=lambda label: (int(label.partition(".")[0]), label) if numbers else (0, label))
 
 
 def tidy_names(labels: Iterable[str]) -> list[str]:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from dataloader.load import load_data
-from dataloader.rows import shortened, tidy_names
+from dataloader.rows import in_order, shortened, tidy_names
 from methods.decisions import UNDECIDED
 from report.sections import against_truth
 from tests.helpers import NO_TEST, SIX, SUMMARY, load_own, write_cifar, write_table
@@ -238,6 +238,12 @@ def test_what_clip_reads(tmp_path, capsys):
     assert "labels that look like missing values are classes now: N/A, nan\n" in capsys.readouterr().out
 
 
+def test_whole_numbers_are_sorted_as_numbers():
+    assert in_order(["10", "2", "02"]) == ["02", "2", "10"] and in_order(["10", "2", "x"]) == ["10", "2", "x"]
+    assert in_order(["0.0", "10.0", "2.0"]) == ["0.0", "2.0", "10.0"]  # as pandas writes a column with a gap
+    assert in_order(["10.5", "2.0"]) == ["10.5", "2.0"]
+
+
 def test_class_names_from_a_file(tmp_path):
     path, names = write_table(tmp_path, SIX), tmp_path / "names.txt"
     names.write_text("tench\ngreat white shark\n")
@@ -254,11 +260,18 @@ def test_class_names_from_a_file(tmp_path):
         ("x,a\ny,b\nx,c\n", "has 2 lines of the label 'x', expected one"),
         ("x,a\nY,b\n", "has 0 lines of the label 'y', expected one"),
         ("y,b\nx,\n", "'x,' is no line of a label and a name"),
+        (
+            "0,a\n1,b\n",
+            "names.txt: '1' is no label of the data, which has labels such as 'x'; expected lines of label,name",
+        ),
+        ("id;name\n0;a\n1;b, c\n", "names.txt: '1' is no label of the data"),
         ("y,b\nx,a\nz,c\n", "'z,c' is no line of a label and a name"),
     ):
         names.write_text(text)
         with pytest.raises(UserError, match=message):
             load_own(path, "--classnames", str(names))
+    names.write_text("shark, great white\ntench\n")  # names with commas
+    assert load_own(path, "--classnames", str(names)).classnames[0] == "shark, great white"
     names.write_text("tench\n")
     with pytest.raises(UserError, match="names.txt: holds 1 class names, the data set has 2 classes"):
         load_own(path, "--classnames", str(names))
