@@ -98,7 +98,8 @@ def _find(source: str | Path, key: str) -> tuple[list[tuple[Path, str]], Any]:
             shards |= dict.fromkeys(map(Path, paths))
     except ValueError as error:
         raise UserError(f"{key}: {text} is no pattern of files ({brief(error)}).") from None
-    return _of_kind([(file, "") for file in shards])
+    root = os.path.commonpath([os.path.abspath(file.parent) for file in shards])
+    return _of_kind([(file, _split_of(Path(os.path.relpath(file, root)))) for file in shards])
 
 
 def _of_kind(files: list[tuple[Path, str]]) -> tuple[list[tuple[Path, str]], Any]:
@@ -108,8 +109,11 @@ def _of_kind(files: list[tuple[Path, str]]) -> tuple[list[tuple[Path, str]], Any
 
 
 def _split_of(path: Path) -> str:
-    """The split by the first word of a path that names one: data/validation-00000-of-00002.parquet -> val; else train."""
-    words = re.findall("[a-z]+", str(path).lower())
+    """The split by the first word that names one, in a file's name or else in its folder's: data/validation-0.parquet -> val.
+
+    train where there is none.
+    """
+    words = re.findall("[a-z]+", f"{path.name} {path.parent}".lower())
     return next((SPLITS[word] for word in words if word in SPLITS), "train")
 
 

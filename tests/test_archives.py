@@ -233,6 +233,11 @@ def test_splits_of_shards_are_in_their_names(tmp_path):
     write_tar(tmp_path / "s" / "val" / "0.tar", {"3.png": png(30), "3.cls": "x"})
     data = load(tmp_path / "s")
     assert set(by_name(data)) == {"1.png", "2.png"} and set(by_name(data, data.test)) == {"3.png"}
+    (tmp_path / "s" / "my-train-0.tar").rename(tmp_path / "s" / "val" / "train-0.tar")
+    (tmp_path / "s" / "val" / "0.tar").rename(tmp_path / "s" / "val" / "test-0.tar")
+    for source in ("s", "s/val/t*.tar", "s/val/{train,test}-0.tar"):  # a file's own name counts before its folder's
+        data = load(tmp_path / source, out=tmp_path)
+        assert set(by_name(data)) == {"1.png", "2.png"} and set(by_name(data, data.test)) == {"3.png"}
 
 
 @pytest.mark.parametrize(
