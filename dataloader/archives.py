@@ -12,18 +12,19 @@ import json
 import os
 import re
 import shutil
+import tarfile
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple, cast
 
 from PIL import Image
 from tqdm import tqdm
 
 from dataloader.files import HEIF, IMAGE_SUFFIXES, data_root, file_identity, image_files
-from dataloader.rows import SPLITS, read_csv
+from dataloader.rows import SPLITS, read_csv, shortened
 from utils.errors import UserError, brief
 from utils.files import from_json, safe_name, slug, unused, write_csv, write_text
 from utils.lock import lock
@@ -60,6 +61,8 @@ def opened(source: str | Path, cfg: SimpleNamespace, key: str = "data_path") -> 
     identity = [[os.fsencode(os.path.abspath(file)).hex(), file_identity(file)] for file in all_files]
     record = json.dumps([cfg.path_column, cfg.split_column, identity])
     if not (folder / RECORD).is_file() or (folder / RECORD).read_text(encoding="utf-8") != record:
+        if not os.path.isfile(source):
+            _say_missing([file for file, _ in files])
         held = lock(Path(cfg.output_dir), folder)
         _unpack(_guarded(read(files, cfg), where, key), source, folder, record, cfg)
         del held
@@ -115,6 +118,18 @@ def _split_of(path: Path) -> str:
     """
     words = re.findall("[a-z]+", f"{path.name} {path.parent}".lower())
     return next((SPLITS[word] for word in words if word in SPLITS), "train")
+
+
+def _say_missing(files: list[Path]) -> None:
+    """Print which files are missing of those that are numbered as in train-00000-of-00003.parquet."""
+    series: dict[tuple[str, str, int], set[int]] = defaultdict(set)
+    for file in files:
+        if match := re.fullmatch(r"(.*-)(\d+)(-of-(\d+).*)", str(file)):
+            series[match[1], match[3], int(match[4])].add(int(match[2]))
+    for (start, end, count), found in series.items():
+        first = int(count in found)  # some count from 1
+        if missing := sorted(set(range(first, first + count)) - found):
+            print(f"warning: {start}*{end}: {len(missing)} of {count} files are not there: number {shortened(missing)}")
 
 
 def _library(name: str, package: str) -> ModuleType:
@@ -234,9 +249,21 @@ def _read_tars(files: list[tuple[Path, str]], cfg: SimpleNamespace) -> Iterator[
                 yield Sample(f"{sample['__key__']}.{images[0]}", members[images[0]], fields)
             else:
                 others.update(f".{name}" for name in members.keys() - set(LABELS) or members)
+        _check_end(path)
     if others:
         what, found = f".{cfg.path_column}" if cfg.path_column else "image", sorted(others.items())
         print(f"ignored samples without {what}: {', '.join(f'{suffix} ({n})' for suffix, n in found)}")
+
+
+def _check_end(path: Path) -> None:
+    """UserError unless a tar file ends in zeros after its last member: libraries take a damaged header for the end."""
+    with tarfile.open(path) as tar:
+        names, file = tar.getnames(), cast(IO[bytes], tar.fileobj)
+        file.seek(tar.offset)
+        only_zeros = all(not part.strip(b"\0") for part in iter(lambda: file.read(1 << 20), b""))
+        if not only_zeros or file.tell() < tar.offset + tarfile.BLOCKSIZE:
+            where = f"after member {names[-1]}" if names else "at its start"
+            raise UserError(f"{path}: is cut off or damaged {where}; copy or download it again.")
 
 
 def _fields(members: dict[str, bytes], where: str) -> dict[str, str]:

@@ -268,6 +268,36 @@ def test_a_damaged_tar_file(tmp_path):
     with pytest.raises(UserError, match="data_path: .*t.tar cannot be read"):
         load(path)
     assert not list((tmp_path / "runs" / "images").iterdir())
+    for name in ("w.tar", "w.tar.gz"):
+        load(
+            write_tar(
+                tmp_path / name,
+                {f"{i}.{x}": png(i) if x == "png" else "xy"[i % 2] for i in range(4) for x in ("png", "cls")},
+            ),
+            *ALL,
+        )
+    whole = (tmp_path / "w.tar").read_bytes()
+    with tarfile.open(tmp_path / "w.tar") as tar:
+        at = tar.getmember("2.png").offset
+    for content in (  # cut off between members or in a header; a header that was overwritten
+        whole[:at],
+        whole[: at + 100],
+        whole[:at] + bytes(512) + whole[at + 512 :],
+        whole[:at] + b"\x07" * 512 + whole[at + 512 :],
+    ):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match="t.tar: is cut off or damaged after member 1.cls; copy"):
+            load(path)
+
+
+def test_missing_shards_are_named(tmp_path, capsys):
+    for k in (0, 3):
+        write_parquet(tmp_path / "hub" / "data" / f"train-0000{k}-of-00004.parquet", ROWS[:2])
+    write_parquet(tmp_path / "whole" / "p-1-of-1.parquet", ROWS)  # counted from 1
+    load(tmp_path / "hub", *ALL)
+    assert "train-*-of-00004.parquet: 2 of 4 files are not there: number 1, 2\n" in capsys.readouterr().out
+    load(tmp_path / "whole", *ALL)
+    assert "not there" not in capsys.readouterr().out
 
 
 def test_keys_cannot_leave_the_folder(tmp_path):
