@@ -166,7 +166,7 @@ def to_score(cfg: SimpleNamespace, data: Dataset) -> Dataset:
             "root": source_root(cfg.score, cfg),
             "source": "",
             "other_names": others,
-            "skipped": skipped,
+            "skipped": [(row.path, reason) for row, reason in skipped],
             "duplicates": find_duplicates(rows),
         }
     scored = replace(data, train=split, test=None, more_tests={}, held_out=None, **rest)

@@ -36,6 +36,11 @@ def own(cfg: SimpleNamespace) -> Dataset:
         )
     held_out = None
     if all(row.split == "train" for row in rows):
+        if lost := [row.path for row, _ in skipped if row.split != "train"]:
+            raise UserError(
+                f"data_path: none of the {len(lost)} test images of {cfg.data_path} can be read, such as {lost[0]}; correct "
+                "their paths, or remove these rows to test on images held out of training."
+            )
         rows, held_out = _hold_out(whole_truth(rows), cfg.test_fraction, cfg.seed)
     others = other_names(rows, classes)
     train, test = ([row for row in rows if (row.split == "train") == is_train] for is_train in (True, False))
@@ -59,7 +64,7 @@ def own(cfg: SimpleNamespace) -> Dataset:
         root=source_root(cfg.data_path, cfg),
         held_out=held_out,
         trusted=False,
-        skipped=skipped,
+        skipped=[(row.path, reason) for row, reason in skipped],
         duplicates=duplicates,
     )
 
@@ -140,13 +145,13 @@ def to_split(rows: list[Row], classes: list[str], others: list[str]) -> Split:
 
 def sound_rows(
     source: str | Path, cfg: SimpleNamespace, key: str = "data_path"
-) -> tuple[list[Row], list[tuple[str, str]]]:
-    """The rows of a folder or table whose files can be read, with their digests, and (path, why) of each of the others."""
+) -> tuple[list[Row], list[tuple[Row, str]]]:
+    """The rows of a folder or table whose files can be read, with their digests, and (row, why) of each of the others."""
     rows = read_rows(opened(source, cfg, key), cfg, key)
     digests, reasons = inspect_files([row.path for row in rows], inspection_cache(cfg))
-    skipped = [(row.path, reason) for row, reason in zip(rows, reasons) if reason]
+    skipped = [(row, reason) for row, reason in zip(rows, reasons) if reason]
     if skipped:
-        files = Counter(skipped)
+        files = Counter((row.path, reason) for row, reason in skipped)
         given = [f"{path} ({reason}{f' in {n} rows' if n > 1 else ''})" for (path, reason), n in files.items()]
         print(f"skipped {len(skipped)} of {len(rows)} images: {shortened(given, 5)}")
     if len(skipped) == len(rows):

@@ -169,6 +169,19 @@ def test_rows_that_are_left_out_are_counted_not_their_files(tmp_path, capsys):
     assert len(data.skipped) == 5 == data.facts()["skipped"] and len(data.tables()["skipped.csv"]) == 6
 
 
+def test_a_test_split_that_is_not_there(tmp_path):
+    """Its images are not replaced by others, held out of training."""
+    text = SIX.replace("label\n", "label,split\n").replace(",x\n", ",x,train\n").replace(",y\n", ",y,train\n")
+    path = write_table(tmp_path, text + "test/g.png,x,test\ntest/h.png,y,test\n")
+    with pytest.raises(
+        UserError, match=r"none of the 2 test images of .*labels.csv can be read, such as .*test/g.png; cor"
+    ):
+        load_own(path)
+    (tmp_path / "test").mkdir()
+    (tmp_path / "a.png").rename(tmp_path / "test" / "g.png")
+    assert len(load_own(path).test.labels) == 1
+
+
 def test_test_images_that_are_trained_on_are_called_out(tmp_path, capsys):
     text = SIX.replace("label\n", "label,split\n").replace(",x\n", ",x,train\n").replace(",y\n", ",y,train\n")
     path = write_table(tmp_path, text + "g.png,x,test\nh.png,y,test\n", images="abcdefgh")
