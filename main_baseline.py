@@ -29,9 +29,9 @@ def main(
     name, identity, mask = [cfg.lnl_methods.lower()], data.identity, None
     numbers: dict[str, Any] = {}
     if build.takes_mask:
-        path, mask, data.train = trusted_samples(cfg, data, seed_folder(cfg, data.place))
+        _, mask, data.train, numbers = trusted_samples(cfg, data, seed_folder(cfg, data.place))
         name.append(mask_name(cfg.mask))
-        identity, numbers = {**data.identity, "mask": label_hash(mask)}, {"mask": str(path or cfg.mask)}
+        identity = {**data.identity, "mask": label_hash(mask)}
     run = Run(cfg, data.place, "-".join(filter(None, [*name, backbone_name(cfg), cfg.adaptation])), identity)
     if run.summary:
         return run.summary

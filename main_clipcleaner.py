@@ -33,12 +33,12 @@ def main(argv: list[str] | None = None, **settings: Any) -> dict[str, Any]:
     data = load_data(cfg)
     settle_epochs(cfg, len(data.train.labels))
     selected_by = SimpleNamespace(**vars(cfg) | {"mask": str(select(cfg, data))})
-    path, mask, data.train = trusted_samples(selected_by, data, seed_folder(cfg, data.place))
+    _, mask, data.train, used = trusted_samples(selected_by, data, seed_folder(cfg, data.place))
     name = f"mixfix-{cfg.detector}-{backbone_name(cfg)}"
     run = Run(cfg, data.place, name, {**data.identity, "mask": label_hash(mask)})
     if not run.summary:
         trained, grown = fine_tune(cfg, data, run, MixFix(cfg, len(mask), data.num_classes), mask)
-        finish(run, data, {"mask": str(path), **trained}, grown)
+        finish(run, data, {**used, **trained}, grown)
     return run.summary
 
 

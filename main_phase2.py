@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None, description: str | None = __doc__, **set
         raise UserError(f"{key}: adaptation none trains nothing; it shows the accuracy of phase 1.")
     data = load_data(cfg)
     settle_epochs(cfg, len(data.train.labels))
-    path, mask, data.train = trusted_samples(cfg, data, seed_folder(cfg, data.place))
+    path, mask, data.train, numbers = trusted_samples(cfg, data, seed_folder(cfg, data.place))
     others = "" if cfg.noisy_samples == "discard" or path is None else cfg.noisy_samples + "-soft" * cfg.soft_labels
     if path is None and cfg.noisy_samples != "discard":
         print(f"noisy_samples: {cfg.noisy_samples} labels no image, since all given labels are trusted")
@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None, description: str | None = __doc__, **set
     if run.summary:
         return run.summary
 
-    numbers = {"mask": str(path or cfg.mask), "selected": float(mask.mean())}
+    numbers |= {"selected": float(mask.mean())}
     if (known := data.known()) is not None:
         index, is_clean = known
         numbers |= precision_recall(mask[index], is_clean)

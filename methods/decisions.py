@@ -4,10 +4,13 @@ A decision is of one image and its given label: `right`, or `wrong`, with what i
 """
 
 import difflib
+import fcntl
+import hashlib
 import json
 import os
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -34,6 +37,7 @@ class Decision:
     decision: str  # right, wrong, or "": taken back
     new_label: str = ""
     where: str = ""  # file and line, for errors
+    file: str = ""  # in a log: hash of the file that it was added from
 
     @property
     def image(self) -> str:
@@ -111,7 +115,7 @@ def read_decisions(path: str | Path, classes: list[str]) -> list[Decision]:
         _check_columns(path, list(lines[0][1]))
     for line, fields in lines:
         where = f"{path}: line {line}"
-        row = Decision(**{k: str(fields.get(k, "")) for k in COLUMNS}, where=where)
+        row = Decision(**{k: str(fields.get(k, "")) for k in (*COLUMNS, *["file"] * is_log)}, where=where)
         row = replace(row, decision=row.decision.lower())
         if not (is_log or row.decision):
             if row.new_label:
@@ -215,12 +219,16 @@ class Log:
 
     def add(self, rows: Iterable[Decision]) -> None:
         """Append Decisions; they are on the disk when this returns. UserError where they cannot be written."""
-        lines = [json.dumps({k: v for k, v in asdict(row).items() if k != "where"}) for row in rows]
+        shown = [{k: v for k, v in asdict(row).items() if k in COLUMNS or (k == "file" and v)} for row in rows]
+        lines = [json.dumps(fields) for fields in shown]
         try:
             with self.path.open("a+b") as file:
+                with suppress(OSError):  # some network file systems have no locks
+                    fcntl.flock(file, fcntl.LOCK_EX)  # until it is closed; another process may be adding, too
                 file.seek(0)
                 rest = file.read().rpartition(b"\n")[2]  # of a line that was being written when a kill came
-                file.truncate(file.tell() - len(rest))
+                if rest:
+                    file.truncate(file.tell() - len(rest))
                 file.write("".join(line + "\n" for line in lines).encode())
                 file.flush()
                 os.fsync(file.fileno())
@@ -233,11 +241,13 @@ def settle(
 ) -> dict[int, Decision]:
     """{index: Decision} that counts for a Dataset, by the log in the run's folder; what happened is printed.
 
-    file: a CSV of decisions, which are first added to the log and replace earlier ones. there: which images (N,) bool still
-    are what the run judged, all by default; decisions about the others stay in the log but do not count.
+    file: a CSV of decisions, which are first added to the log and replace earlier ones, once: what is decided later stands,
+    though the same command is given again. there: which images (N,) bool still are what the run judged, all by default;
+    decisions about the others stay in the log but do not count.
     """
     images, log = Images(data), Log(folder)
-    decided, missing = by_image(log.rows(data.label_names), images, last_counts=True)
+    logged = log.rows(data.label_names)
+    decided, missing = by_image(logged, images, last_counts=True)
     source: str | Path = log.path
     if file:
         source = file
@@ -245,11 +255,19 @@ def settle(
         if not rows:
             raise UserError(f"{file}: holds no decision.")
         new, missing = by_image(rows, images, Path(file).suffix == ".jsonl")
-        changed = {i: row for i, row in new.items() if said(row) != (said(decided[i]) if i in decided else ("", ""))}
+        content = hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]
+        before = {i for row in logged if row.file == content for i in images.find(row)[0]}
+        differ = {i for i, row in new.items() if said(row) != (said(decided[i]) if i in decided else ("", ""))}
+        if differ & before:
+            print(
+                f"{file}: {len(differ & before)} of its decisions were changed after they had been added; the changes stand"
+            )
+        new = {i: row for i, row in new.items() if i not in before}
+        changed = {i: row for i, row in new.items() if i in differ}
         taken_back = sum(not row.decision for row in changed.values())
         replaced = len(changed.keys() & decided.keys()) - taken_back
+        log.add(replace(images.row(i, *said(row)), file=content) for i, row in new.items())
         if changed:
-            log.add(images.row(i, *said(row)) for i, row in changed.items())
             print(
                 f"{file}: new decisions added to {log.path}: {len(changed) - taken_back}"
                 + (f", {replaced} of them replace earlier ones" if replaced else "")

@@ -16,7 +16,7 @@ from scipy.special import betaln, expit, logit
 from scipy.stats import beta
 
 from dataloader.dataset import Dataset
-from methods.decisions import UNDECIDED, WRONG, differing_copies
+from methods.decisions import RIGHT, UNDECIDED, WRONG, differing_copies
 from methods.selection import two_groups
 
 # chosen on the digits and on CIFAR-100 (results/estimates.md)
@@ -37,7 +37,7 @@ class Estimate:
     """Of N labels: order (N,), the worst first, and P(wrong) (N,).
 
     draws (DRAWS, L) are P(wrong) of each level as it may be, level (N,) that of each label. checked (N,) bool: a person has
-    checked the label, so that its P(wrong) is 0 or 1.
+    checked the label, so that its P(wrong) is 0 or 1. used: how many checked labels the estimate of the others rests on.
     """
 
     order: np.ndarray
@@ -45,12 +45,12 @@ class Estimate:
     level: np.ndarray
     draws: np.ndarray
     checked: np.ndarray
+    used: int
 
     @property
     def source(self) -> str:
         """What the estimate rests on, in words."""
-        n = self.checked.sum()
-        return f"from {n:,} checked labels and the scores" if n else "from the scores alone"
+        return f"from {self.used:,} checked labels and the scores" if self.used else "from the scores alone"
 
     def wrong(self) -> tuple[float, float, float]:
         """(expected, low, high) number of wrong labels, with a 90 % interval."""
@@ -83,7 +83,10 @@ class Estimate:
 def spread(p_clean: np.ndarray, n: int = SAMPLE) -> np.ndarray:
     """Indices (n,), or all, of labels at equal distances in the list, the lowest p_clean (N,) first: those worth checking."""
     order = np.argsort(p_clean, kind="stable")
-    return order[np.linspace(0, len(order) - 1, min(n, len(order))).astype(int)]
+    n = min(n, len(order))
+    return order[
+        ((np.arange(n) + 0.5) * len(order) / n).astype(int)
+    ]  # the middle of each part; the ends would count too much
 
 
 def estimate(p_clean: np.ndarray, checked: dict[int, bool] | None = None, seed: int = 0) -> Estimate:
@@ -116,7 +119,7 @@ def estimate(p_clean: np.ndarray, checked: dict[int, bool] | None = None, seed: 
     draws = _with_mean(draws[kept], mean[kept][:, group], now[:, group])
     p_wrong, is_checked = draws.mean(0)[level], np.zeros(N, dtype=bool)
     p_wrong[index], is_checked[index] = answer, True
-    return Estimate(order, p_wrong, level, draws, is_checked)
+    return Estimate(order, p_wrong, level, draws, is_checked, len(index))
 
 
 def of_run(arrays: dict[str, np.ndarray], data: Dataset) -> Estimate:
@@ -145,15 +148,15 @@ def of_sample(arrays: dict[str, np.ndarray]) -> tuple[int, int, float, float] | 
     """(wrong, checked, low, high) of the labels at equal distances in the list (`spread`) that a person has decided about.
 
     low and high bound the share of wrong labels among all, with 90 % confidence (Clopper and Pearson, Biometrika 1934), whatever
-    the scores are. None unless nine of ten of these labels have a decision: the first ones alone would say too much.
+    the scores are: those without a decision may all be right, or all wrong. None unless nine of ten have one.
     """
     decision = arrays["decision"][spread(arrays["p_clean"])]
-    checked, wrong = int(np.sum(decision != UNDECIDED)), int(np.sum(decision == WRONG))
-    if checked < 0.9 * len(decision):
+    n, wrong, right = len(decision), int(np.sum(decision == WRONG)), int(np.sum(decision == RIGHT))
+    if wrong + right < 0.9 * n:
         return None
-    low = beta.ppf(0.05, wrong, checked - wrong + 1) if wrong else 0.0
-    high = beta.ppf(0.95, wrong + 1, checked - wrong) if wrong < checked else 1.0
-    return wrong, checked, float(low), float(high)
+    low = beta.ppf(0.05, wrong, n - wrong + 1) if wrong else 0.0
+    high = beta.ppf(0.95, n - right + 1, right) if right else 1.0
+    return wrong, wrong + right, float(low), float(high)
 
 
 def limit_suspects(selection: dict[str, np.ndarray], cfg: SimpleNamespace) -> dict[str, np.ndarray]:

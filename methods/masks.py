@@ -8,7 +8,7 @@ import numpy as np
 
 from dataloader.dataset import Dataset, Split, image_keys
 from dataloader.rows import shortened, written_by_report
-from methods.decisions import WRONG, as_arrays, followed, say_contradictions, settle
+from methods.decisions import UNDECIDED, WRONG, as_arrays, followed, say_contradictions, settle
 from utils.errors import UserError, brief, nearest
 from utils.files import slug, write_whole
 from utils.safe_pickle import load_arrays
@@ -137,8 +137,12 @@ def _say_unusable(path: Path) -> None:
         print(f"warning: {path}: {verdict_line(summary)}")
 
 
-def trusted_samples(cfg: SimpleNamespace, data: Dataset, seed_folder: Path) -> tuple[Path | None, np.ndarray, Split]:
+def trusted_samples(
+    cfg: SimpleNamespace, data: Dataset, seed_folder: Path
+) -> tuple[Path | None, np.ndarray, Split, dict[str, Any]]:
     """(path of the clean mask, mask (M,) bool, M training images) that `cfg.mask` means for a Dataset; fills in an empty one.
+
+    Fourth, what a summary says of them: the mask and, where there are any, how many `decisions` of a person were followed.
 
     What a person decided about labels, in the log beside a run's mask, counts for more than the mask: images have the new
     labels, and those whose label is wrong without a new one are left out, else pseudo-labels could give it back. The path is
@@ -147,7 +151,7 @@ def trusted_samples(cfg: SimpleNamespace, data: Dataset, seed_folder: Path) -> t
     train = data.train
     cfg.mask = cfg.mask or default_mask(cfg.data_path)
     if cfg.mask == "all":
-        return None, np.ones(len(train.labels), dtype=bool), train
+        return None, np.ones(len(train.labels), dtype=bool), train, {"mask": cfg.mask}
     path = find_mask(cfg.mask, seed_folder)
     mask = load_mask(path, data, cfg.seed)
     _say_unusable(path)
@@ -155,7 +159,8 @@ def trusted_samples(cfg: SimpleNamespace, data: Dataset, seed_folder: Path) -> t
     mask, labels = followed(mask, train.labels, decision, new_labels)
     say_contradictions(data, mask, labels, decision)
     train, kept = train.relabelled(labels), (decision != WRONG) | (new_labels >= 0)
-    return path, mask[kept], train if kept.all() else train.take(np.flatnonzero(kept))
+    used = {"mask": str(path)} | ({"decisions": int((decision != UNDECIDED).sum())} if decision.any() else {})
+    return path, mask[kept], train if kept.all() else train.take(np.flatnonzero(kept)), used
 
 
 def find_mask(mask: str, seed_folder: Path) -> Path:

@@ -61,8 +61,10 @@ def main(argv: list[str] | None = None) -> dict[str | int, Any]:
             if n
             else f"{100 * target:g} % or more expected to be wrong: no number of suspects"
         )
-    if (known := data.known()) is not None:
-        index, is_clean = known
+    if (known := data.known()) is not None and (
+        open_ := ~found.checked[known[0]]
+    ).any():  # of a decided label, it is certain
+        index, is_clean = (part[open_] for part in known)
         out["calibration_error"] = _draw(Path(flags.run) / "calibration.png", found.p_wrong[index], ~is_clean)
         print(f"calibration error {100 * out['calibration_error']:.1f} %: {Path(flags.run) / 'calibration.png'}")
     return out

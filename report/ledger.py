@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from report.experiments import Cell, Step, yaml_now
-from utils.config import DEFAULTS, load_config
+from utils.config import DEFAULTS, FREE_KEYS, load_config
 from utils.errors import UserError
 from utils.files import model_files, slug
 from utils.summaries import read_summary
@@ -129,10 +129,16 @@ class Ledger:
         if summary:
             if _place(summary) != place:
                 raise UserError(f"{folder / 'summary.json'}: is that of {_place(summary)}.")
+            if summary.get("decisions"):
+                raise UserError(f"{folder}: was trained on labels that a person decided about.")
             settings, asked = yaml_now(folder / "config.yaml"), vars(load_config(step.command()[1:]))
-            for key, value in step.flags[1:]:  # after cfg
+            flags = dict(step.flags[1:])  # after cfg
+            in_yaml = {str(key).lower() for key in yaml_now(step.flags[0][1])} - FREE_KEYS
+            for key in (*flags, *sorted(in_yaml & settings.keys())):  # a script has its own defaults of others
                 if asked[key] not in (settings.get(key), SETTLED.get(key)):
-                    raise UserError(f"{folder}: was made with {key} {settings.get(key)}, not {value}.")
+                    raise UserError(
+                        f"{folder}: was made with {key} {settings.get(key)}, not {flags.get(key, asked[key])}."
+                    )
         return summary
 
     def expected_seconds(self, step: Step) -> float | None:

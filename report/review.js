@@ -33,12 +33,17 @@ const isReviewed = (suspect) => Boolean(decisionOf(suspect).decision);
 const same = (a, b) => a.decision === b.decision && a.new_label === b.new_label;
 let storage = null;
 try { storage = page.server ? null : window.localStorage; } catch { /* a browser that keeps nothing for local files */ }
-const local = new Map(JSON.parse(storage?.getItem(page.run) ?? "[]"));  // image -> {decision, new_label, base}
-for (const [image, kept] of local) {
-  const base = page.decisions[image] ?? none;
-  if (same(kept.base, base) && !same(kept, base)) decided.set(image, kept);
-  else local.delete(image);  // the run has a decision of its own since then
+let local = new Map();  // what was decided in this page: image -> {decision, new_label, base}
+function readStorage() {  // again before each change, since another tab may have the same page
+  const stored = new Map(JSON.parse(storage?.getItem(page.run) ?? "[]"));
+  if (storage) local = stored;
+  for (const [image, kept] of local) {
+    const base = page.decisions[image] ?? none;
+    if (same(kept.base, base) && !same(kept, base)) decided.set(image, kept);
+    else local.delete(image);  // the run has a decision of its own since then
+  }
 }
+readStorage();
 
 let unsaved = 0, saving = Promise.resolve();
 function say(text, bad) {
@@ -49,6 +54,7 @@ async function post(body) {
     try {
       const answer = await fetch("decide", {method: "POST", body: JSON.stringify(body)});
       if (answer.ok) break;
+      if (answer.status === 404) return say("not saved: the review was started again; save your decisions as CSV, then open its new address", true);
       say("not saved: " + await answer.text(), true);
       if (answer.status < 500) return;
     } catch { say("not saved: the server does not answer; trying again", true); }
@@ -64,8 +70,11 @@ function decide(suspect, decision, new_label = "") {
     unsaved += 1;
     saving = saving.then(() => post({image: suspect.image, ...kept}));
   } else {
+    readStorage();
+    decided.set(suspect.image, kept);
     local.set(suspect.image, {...kept, base: page.decisions[suspect.image] ?? none});
-    storage?.setItem(page.run, JSON.stringify([...local]));
+    try { storage?.setItem(page.run, JSON.stringify([...local])); }
+    catch { storage = null; say("this browser keeps no more decisions: save them as CSV before you close the page", true); }
   }
   for (const card of find("cards").children) {
     const other = shown[card.dataset.at];
@@ -73,6 +82,12 @@ function decide(suspect, decision, new_label = "") {
   }
   count();
 }
+addEventListener("storage", ({key}) => {  // another tab with this page
+  if (key !== page.run || !storage) return;
+  readStorage();
+  for (const card of find("cards").children) mark(card);
+  count();
+});
 addEventListener("beforeunload", (event) => { if (unsaved) event.preventDefault(); });
 
 // "given → suggestion", or that the label is a suspect although no other class fits better
@@ -192,9 +207,11 @@ function count() {
   const wrong = done.filter((s) => decisionOf(s).decision === "wrong").length;
   find("count").textContent = `${shown.length} shown; reviewed: ${done.length} of ${all.length}, `
     + `${wrong} wrong, ${done.length - wrong} right`;
-  find("export").disabled = !suspects.some((s) => decided.has(s.image));
+  find("export").disabled = !suspects.some(toExport);
   find("start").disabled = !shown.length;
 }
+// of a page that is a file, only what was decided in it: the run has the others, and may have changed them since
+const toExport = (suspect) => (page.server ? decided : local).has(suspect.image);
 find("cards").addEventListener("click", ({target}) => {
   const button = target.closest("button");
   if (!button) return;
@@ -218,7 +235,7 @@ for (const id of ["given", "suggested", "which", "order"]) find(id).addEventList
 
 find("export").addEventListener("click", () => {
   const quote = (field) => /[",\r\n]/.test(field) ? '"' + field.replaceAll('"', '""') + '"' : field;
-  const lines = suspects.filter((s) => decided.has(s.image))  // those taken back, too
+  const lines = suspects.filter(toExport)  // those taken back, too
     .map((s) => [...s.row, decisionOf(s).decision || "undecided", decisionOf(s).new_label]);
   const text = [[...page.header, "decision", "new_label"], ...lines].map((line) => line.map(quote).join(",") + "\n").join("");
   const link = element("a", {href: URL.createObjectURL(new Blob([text], {type: "text/csv"})), download: page.name});
@@ -263,6 +280,7 @@ function look(said = "") {
   const suspect = current(), picture = find("picture");
   picture.onerror = () => { picture.onerror = null; picture.src = thumbnail(suspect); };
   picture.onload = () => picture.classList.toggle("pixels", picture.naturalWidth < 24);
+  picture.removeAttribute("src");  // else the image before it stays until this one has loaded
   picture.src = large(suspect);
   picture.alt = pairOf(suspect);
   find("is-given").textContent = shownAs(suspect.given);
@@ -331,6 +349,7 @@ dialog.addEventListener("keydown", (event) => {
   const action = actions[keys[event.key.length === 1 ? event.key.toLowerCase() : event.key]];
   if (!action) return;
   event.preventDefault();
+  if (event.repeat && action !== actions.next && action !== actions.back) return;  // a key held down decides about one image
   action();
 });
 dialog.addEventListener("close", list);

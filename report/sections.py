@@ -68,7 +68,7 @@ def _interval(k: int, n: int) -> str:
 def overview(data: Dataset, arrays: dict[str, np.ndarray], relabel_above: float) -> Section:
     """How many labels are suspect, in numbers, and the histogram of p_clean."""
     n, suspects = len(arrays["mask"]), int(np.sum(~arrays["mask"]))
-    _, sure = fixed_labels(arrays, relabel_above)
+    sure = fixed_labels(arrays, relabel_above)[1] & arrays["there"]
     tiles = [
         ("labels judged", f"{n:,}"),
         ("suspects", f"{suspects:,}"),
@@ -105,6 +105,7 @@ def against_truth(data: Dataset, arrays: dict[str, np.ndarray], relabel_above: f
     truth, labels, mask = np.asarray(data.true_labels), arrays["labels"], arrays["by_detector"]
     quality = precision_recall(mask, truth == labels)
     fixed, sure = fixed_labels(arrays, relabel_above)
+    sure &= arrays["there"]
     tiles = [
         ("labels that are wrong", f"{100 * np.mean(truth != labels):.1f} %"),
         *(

@@ -39,7 +39,8 @@ class Review:
         """The page, with all decisions so far."""
         with self.lock:
             decided, _ = by_image(self.log.rows(self.data.label_names), self.images, last_counts=True)
-            follow(self.arrays, *as_arrays(decided, self.data))
+            there = {i: row for i, row in decided.items() if self.arrays["there"][i]}
+            follow(self.arrays, *as_arrays(there, self.data))
             sections = [*label_sections(self.data, self.arrays, self.relabel_above), *self.sections]
             return page_html(self.folder, self.data, self.arrays, self.summary, sections, server=True)
 

@@ -107,6 +107,7 @@ def _recorded(
         root=root,
         fingerprint=summary["identity"]["images"],
         noise_name=summary["noise"],
+        truth_on_disk=summary.get("truth") == "labels on disk",
     )
 
 

@@ -64,23 +64,31 @@ def _told_apart(runs: list[tuple[Path, dict[str, Any]]]) -> list[dict[str, Any]]
 
 
 def _settings(path: Path, summary: dict[str, Any]) -> dict[str, Any]:
-    """{key: value} of a run; of one that was given a mask, those of the detector's run as well, as `mask's key`."""
+    """{key: value} of a run; of one that was given a mask, those of the detector's run as well, as `mask's key`.
+
+    That run is the one beside it, so that folders can be moved, else where the mask was; and whether decisions were followed.
+    """
 
     def of(folder: Path) -> dict[str, Any]:
         file = folder / "config.yaml"
         content = default_values() | (read_yaml(file) if file.is_file() else {})
         return {key: value for key, value in content.items() if key not in FREE_KEYS | {"seed"}}
 
-    detector = Path(str(summary.get("mask", ""))).parent
-    made_mask = of(detector) if (detector / "config.yaml").is_file() else {}
-    return of(path.parent) | {f"mask's {key}": value for key, value in made_mask.items()}
+    settings = of(path.parent) | {"a person's decisions": "followed" if summary.get("decisions") else "none"}
+    mask = Path(summary.get("mask", ""))
+    if mask.name == "clean_mask.npz":
+        beside = path.parents[len(Path(summary["name"]).parts)] / mask.parent.name
+        detector = next((p for p in (beside, mask.parent) if (p / "config.yaml").is_file()), None)
+        settings["mask's settings"] = "known" if detector else "not found"
+        settings |= {f"mask's {key}": value for key, value in of(detector).items()} if detector else {}
+    return settings
 
 
 def _differences(settings: list[dict[str, Any]]) -> list[str]:
     """Where these settings differ, as text, one for each."""
-    everywhere = [key for key in settings[0] if all(key in one for one in settings)]
-    keys = [key for key in everywhere if len({str(one[key]) for one in settings}) > 1]
-    return [", ".join(f"{key} {one[key]}" for key in keys) for one in settings]
+    every = dict.fromkeys(key for one in settings for key in one)
+    keys = [key for key in every if len({str(one[key]) for one in settings if key in one}) > 1]
+    return [", ".join(f"{key} {one[key]}" for key in keys if key in one) for one in settings]
 
 
 def mean_std(values: Sequence[float]) -> tuple[float, float | None]:

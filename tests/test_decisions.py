@@ -2,6 +2,8 @@
 
 import csv
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -303,6 +305,50 @@ def test_a_decision_is_taken_back(run, tmp_path, capsys):
             decided(run, decisions=write(tmp_path / "3.csv", *bad))
 
 
+def test_a_file_is_added_once(run, tmp_path, capsys):
+    """The same command again, from the history of a shell, must not undo what was decided since."""
+    a, b, c, d = (row | {"new_label": ""} for row in rows_of(run / "suspects.csv")[:4])
+    ticks = write(tmp_path / "ticks.csv", *(row | {"decision": "wrong"} for row in (a, b, c)))
+    assert len(decided(run, decisions=ticks)) == 3
+    later = [replace(row, decision=word, file="") for row, word in zip(Log(run).rows(DIGITS), ("right", ""))]
+    Log(run).add(later)
+    lines = Log(run).path.read_text()
+    now = {a["path"]: "right ", c["path"]: "wrong "}
+    assert decided(run) == now
+    capsys.readouterr()
+    assert decided(run, decisions=ticks) == now and Log(run).path.read_text() == lines
+    assert "2 of its decisions were changed after they had been added; the changes stand" in capsys.readouterr().out
+    more = write(
+        tmp_path / "ticks.csv", *(row | {"decision": "wrong"} for row in (a, d))
+    )  # another content is another file
+    assert decided(run, decisions=more) == now | {a["path"]: "wrong ", d["path"]: "wrong "}
+
+
+def test_what_a_file_says_already_is_not_said_again_later(run, tmp_path):
+    """A row that changed nothing when it was added is as old as the others of its file."""
+    (row,) = (row | {"new_label": ""} for row in rows_of(run / "suspects.csv")[:1])
+    ticks = write(tmp_path / "ticks.csv", row | {"decision": "wrong"})
+    Log(run).add(read_decisions(ticks, DIGITS))
+    assert decided(run, decisions=ticks) == {row["path"]: "wrong "}
+    Log(run).add([replace(read_decisions(ticks, DIGITS)[0], decision="right")])
+    assert decided(run, decisions=ticks) == {row["path"]: "right "}
+
+
+ADDS = """
+import sys
+from methods.decisions import Decision, Log
+for i in range(150):
+    Log(sys.argv[1]).add([Decision("", f"{sys.argv[2]}{i}.png", "", "one", "wrong")])
+"""
+
+
+def test_two_processes_add_to_one_log(tmp_path):
+    both = [subprocess.Popen([sys.executable, "-c", ADDS, str(tmp_path), name], cwd=HERE) for name in "ab"]
+    assert [process.wait(60) for process in both] == [0, 0]
+    found = {row.path for row in Log(tmp_path).rows(["one"])}
+    assert found == {f"{name}{i}.png" for name in "ab" for i in range(150)}
+
+
 def test_what_was_taken_back_stays_so_whatever_the_image_is_called(root, run):
     """Also where the decision was logged under an earlier name, or under the label that the person has corrected since."""
     a, b = rows_of(run / "suspects.csv")[:2]
@@ -471,6 +517,8 @@ def test_training_follows_decisions_by_the_runs_mask(root, run, tmp_path, monkey
     expected[Path(right["path"]).name] = (right["given_label"], True)
     del expected[Path(wrong["path"]).name]  # nothing may give the label back
     assert seen == expected
+    (record,) = (path for path in root.rglob("summary.json") if path.parent.name.startswith("phase2"))
+    assert read_summary(record)["decisions"] == 3
 
 
 def test_clipcleaner_follows_decisions_too(tmp_path, monkeypatch):

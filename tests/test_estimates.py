@@ -14,6 +14,7 @@ from methods import estimates
 from methods.decisions import RIGHT, UNDECIDED, WRONG
 from methods.estimates import calibration, estimate
 from report import estimate as command
+from report.suspects import read_run
 from scripts import detector_table
 from scripts.estimate_table import by_noise
 from tests.helpers import CELL, FAST, detection
@@ -100,9 +101,7 @@ def test_decisions_about_copies_with_different_labels_say_nothing_of_the_rest(mo
     found = estimates.of_run({"p_clean": p_clean, "decision": decision}, None)
     others = np.setdiff1d(rest, pairs)
     assert np.array_equal(found.p_wrong[others], before.p_wrong[others])
-    assert (
-        found.p_wrong[pairs] == [1, 0]
-    ).all() and found.source == f"from {100 + pairs.size} checked labels and the scores"
+    assert (found.p_wrong[pairs] == [1, 0]).all() and found.source == "from 100 checked labels and the scores"
 
 
 @pytest.mark.parametrize("share", [0.0, 0.02, 0.4])
@@ -119,6 +118,36 @@ def test_the_sample_holds_the_truth_whatever_the_scores_are(share):
     assert share or (bad, low, round(high, 4)) == (0, 0, 0.0295)  # 1 - 0.05 ** (1 / 100)
     decision[of_sample[-20:]] = UNDECIDED  # the worst of a sample alone would say too much
     assert estimates.of_sample({"p_clean": p_clean, "decision": decision}) is None
+
+
+def test_what_was_skipped_in_the_sample_may_be_right_or_wrong():
+    p_clean, decision = np.arange(1000) / 1000, np.zeros(1000, dtype=np.int64)
+    sample = estimates.spread(p_clean)
+    decision[sample[:90]] = np.where(np.arange(90) < 30, WRONG, RIGHT)
+    wrong, checked, low, high = estimates.of_sample({"p_clean": p_clean, "decision": decision})
+    bounds = []
+    for others in (RIGHT, WRONG):
+        decision[sample[90:]] = others
+        bounds.append(estimates.of_sample({"p_clean": p_clean, "decision": decision}))
+    assert (wrong, checked) == (30, 90) and (low, high) == (bounds[0][2], bounds[1][3])
+
+
+def test_the_worst_label_of_a_long_list_is_not_always_in_the_sample():
+    """A few wrong labels, all ranked first: one of them in each sample would say that there are ten times as many."""
+    p_clean, wrong = np.arange(100_000) / 1e5, np.arange(100_000) < 10
+    decision = np.where(wrong, WRONG, RIGHT)
+    found, checked, low, high = estimates.of_sample({"p_clean": p_clean, "decision": decision})
+    assert (found, checked) == (0, 100) and low <= wrong.mean() <= high
+    assert np.array_equal(estimates.spread(p_clean[:7]), np.arange(7))
+
+
+def test_decisions_that_the_estimate_leaves_out_are_not_what_it_is_from(monkeypatch):
+    p_clean, _ = drawn(share=0.05)
+    pair = np.setdiff1d(np.arange(3000), estimates.spread(p_clean))[:2]
+    monkeypatch.setattr(estimates, "differing_copies", lambda data: [pair.tolist()])
+    decision = np.full(3000, UNDECIDED)
+    decision[pair] = [WRONG, RIGHT]
+    assert estimates.of_run({"p_clean": p_clean, "decision": decision}, None).source == "from the scores alone"
 
 
 def test_limits_of_the_suspects(capsys):
@@ -188,7 +217,7 @@ def test_the_command_and_the_settings(tmp_path, capsys):
     assert out["calibration_error"] < 0.1
     assert (run / "calibration.png").stat().st_size > 5000
     rows = list(csv.DictReader((run / "scores.csv").open(encoding="utf-8")))
-    rows = sorted(rows, key=lambda row: float(row["label_score"]))[::6]
+    by_index, rows = rows, sorted(rows, key=lambda row: float(row["label_score"]))[::6]
     keys = ("id", "path", "content", "given_label")
     for row in rows:
         row["decision"] = "right" if row["given_label"] == row["true_label"] else "wrong"
@@ -197,6 +226,13 @@ def test_the_command_and_the_settings(tmp_path, capsys):
     ticked = command.main([str(run), "--decisions", str(tmp_path / "decisions.csv")])
     assert ticked["source"] == f"from {len(rows)} checked labels and the scores" in capsys.readouterr().out
     assert ticked["wrong"][1] <= wrong <= ticked["wrong"][2]
+    found, truth = (
+        estimates.of_run(*read_run(run)[1:3]),
+        np.array([r["given_label"] != r["true_label"] for r in by_index]),
+    )
+    open_ = ~found.checked  # what is decided is certain, and would flatter the estimate
+    assert ticked["calibration_error"] == estimates.calibration(found.p_wrong[open_], truth[open_])[1]
+    assert ticked["calibration_error"] > 1.05 * estimates.calibration(found.p_wrong, truth)[1]
     assert ticked["wrong"][2] - ticked["wrong"][1] < out["wrong"][2] - out["wrong"][1]
     limited = main_detect.main(detection(tmp_path, "--detector", "lemon", "--review_budget", "20", "--tag", "few"))
     assert limited["selected"] == 1 - 20 / 359 and limited["precision_mislabelled"] == 1

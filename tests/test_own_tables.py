@@ -6,11 +6,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+import main_detect
 from dataloader.load import load_data
 from dataloader.rows import in_order, shortened, tidy_names
 from methods.decisions import UNDECIDED
 from report.sections import against_truth
-from tests.helpers import NO_TEST, SIX, SUMMARY, load_own, write_cifar, write_table
+from report.suspects import read_run
+from tests.helpers import LABEL_MATCH, NO_TEST, SIX, SUMMARY, load_own, write_cifar, write_table
 from utils.config import load_config
 from utils.errors import UserError
 
@@ -34,8 +36,13 @@ def test_noise_on_labels_that_may_be_wrong_themselves_is_said(tmp_path):
     assert data.facts()["truth"] == "labels on disk" and data.true_labels.tolist() == [0, 0, 0, 1, 1, 1]
     zeros = {"p_clean": np.linspace(0, 1, 6), "predicted": np.zeros(6, dtype=np.int64), "confidence": np.zeros(6)}
     zeros |= {"labels": data.train.labels, "mask": np.arange(6) > 2, "by_detector": np.arange(6) > 2}
-    zeros |= {"decision": np.full(6, UNDECIDED), "new_labels": np.full(6, -1)}
+    zeros |= {"decision": np.full(6, UNDECIDED), "new_labels": np.full(6, -1), "there": np.full(6, True)}
     assert "they may be wrong themselves" in against_truth(data, zeros, 0.9)[2]
+    flags = ["--data_path", str(path), "--output_dir", str(tmp_path / "runs"), "--backbone", "tiny-clip-digits"]
+    main_detect.main([*LABEL_MATCH, *flags, *NO_TEST, "--noise_mode", "sym", "--noise_ratio", "0.5", "--device", "cpu"])
+    (run,) = (found.parent for found in tmp_path.rglob("summary.json"))
+    _, arrays, judged, _ = read_run(run)
+    assert "they may be wrong themselves" in against_truth(judged, arrays, 0.9)[2]
     given = path.with_name("given.csv")
     given.write_text(SIX.replace("label\n", "label,true_label\n").replace(",x\n", ",x,x\n").replace(",y\n", ",y,y\n"))
     data = load_own(given, *NO_TEST, "--noise_mode", "sym", "--noise_ratio", "0.5")

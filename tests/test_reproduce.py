@@ -359,6 +359,16 @@ def test_a_changed_record_is_noticed(toy, capsys):
     with pytest.raises(UserError, match="1 of the runs failed or do not count"):
         toy("--table", "1", "--noise", "sym_0.2")
     assert "was made with seed 1, not 0" in capsys.readouterr().out
+    settings.write_text(settings.read_text().replace("seed: 1", "seed: 0\nlr: 0.001"))  # 0.1 in the YAML file
+    with pytest.raises(UserError, match="1 of the runs failed or do not count"):
+        toy("--table", "1", "--noise", "sym_0.2")
+    assert "was made with lr 0.001, not 0.1" in capsys.readouterr().out
+    settings.write_text(settings.read_text().replace("lr: 0.001", "lr: 0.1"))
+    toy("--table", "1", "--noise", "sym_0.2")
+    write_summary(path, with_checksum(read_summary(path) | {"decisions": 2}))
+    with pytest.raises(UserError, match="1 of the runs failed or do not count"):
+        toy("--table", "1", "--noise", "sym_0.2")
+    assert "was trained on labels that a person decided about" in capsys.readouterr().out
 
 
 def test_a_run_may_settle_what_was_asked_for(toy, capsys):

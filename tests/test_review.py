@@ -17,10 +17,11 @@ import numpy as np
 import pytest
 
 import report.page as report
-from methods.decisions import Log
+from methods.decisions import Decision, Log
 from report import render
 from report.server import Review, serve
 from report.suspects import read_run
+from tests.helpers import NASTY
 from utils.errors import UserError
 from utils.summaries import read_summary, with_checksum, write_summary
 
@@ -232,6 +233,60 @@ def test_decisions_by_mouse_and_keyboard_end_in_a_file(browser, nasty_run, tmp_p
     assert len(Log(run).path.read_text().splitlines()) == 6 and int((read_run(run)[1]["decision"] > 0).sum()) == 4
 
 
+def test_two_tabs_of_one_page_keep_the_decisions_of_both(browser, nasty_run, tmp_path):
+    run = Path(shutil.copytree(nasty_run, tmp_path / "tabs"))
+    report.main([str(run)])
+    first, suspects = browser.current_window_handle, rows_of(run / "suspects.csv")
+    show(browser, run / "report.html")
+    browser.switch_to.new_window("tab")
+    show(browser, run / "report.html")
+    second = browser.current_window_handle
+    for tab, i in ((first, 0), (second, 1), (first, 2)):
+        browser.switch_to.window(tab)
+        cards(browser)[i].find_element(By.CSS_SELECTOR, "button[value=wrong]").click()
+    for tab in (first, second):
+        browser.switch_to.window(tab)
+        assert wait_for(lambda: f"reviewed: 3 of {len(suspects)}" in text(browser, "count"))
+    browser.refresh()
+    assert f"reviewed: 3 of {len(suspects)}, 3 wrong" in text(browser, "count")
+    browser.close()
+    browser.switch_to.window(first)
+
+
+def test_a_page_saves_what_was_decided_in_it(browser, nasty_run, tmp_path):
+    """Not what the run knew before: of that, the run may have changed its mind since the page was made."""
+    run = Path(shutil.copytree(nasty_run, tmp_path / "old"))
+    a, b = rows_of(run / "suspects.csv")[:2]
+    Log(run).add([Decision("", a["path"], a["content"], a["given_label"], "wrong")])
+    report.main([str(run)])
+    show(browser, run / "report.html")
+    assert not browser.find_element(By.ID, "export").is_enabled()
+    choose(browser, "which", "open")
+    cards(browser)[0].find_element(By.CSS_SELECTOR, "button[value=right]").click()
+    saved = saved_csv(browser)
+    assert [(row["path"], row["decision"]) for row in rows_of(saved)] == [(b["path"], "right")]
+    saved.unlink()
+
+
+def test_each_key_decides_about_the_image_that_is_shown(browser, nasty_run, tmp_path):
+    run = Path(shutil.copytree(nasty_run, tmp_path / "keys"))
+    report.main([str(run)])
+    show(browser, run / "report.html")
+    browser.find_element(By.ID, "start").click()
+    held = """const picture = document.getElementById("picture"), dialog = document.getElementById("review"), seen = [];
+        for (const repeat of [false, true, true, true])
+            dialog.dispatchEvent(new KeyboardEvent("keydown", {key: "r", repeat, bubbles: true}));
+        const place = document.getElementById("place").textContent;
+        for (const key of ["n", "n"]) {
+            const before = picture.currentSrc;
+            dialog.dispatchEvent(new KeyboardEvent("keydown", {key, repeat: true, bubbles: true}));
+            seen.push(before !== "" && picture.currentSrc === before);
+        }
+        return [place, document.getElementById("place").textContent, seen]"""
+    before, after, stale = browser.execute_script(held)
+    assert before.startswith("2 of") and "1 reviewed" in before and after.startswith("4 of") and stale == [False, False]
+
+
 def test_a_sample_of_all_labels(browser, nasty_run, tmp_path):
     """Labels of the whole list, kept ones too, by p_clean alone; what is decided there counts like any other decision."""
     run = Path(shutil.copytree(nasty_run, tmp_path / "sampled"))
@@ -240,7 +295,7 @@ def test_a_sample_of_all_labels(browser, nasty_run, tmp_path):
     p_clean, all_true = np.linspace(1, 0, 1000), np.ones(1000, dtype=bool)
     many = {"mask": all_true, "there": all_true, "p_clean": p_clean, "decision": np.zeros(1000, dtype=np.int8)}
     shown = render.to_show(many)
-    assert len(shown) == 100 and shown[0] == 999 and shown[-1] == 0 and set(np.diff(shown)) == {-10, -11}
+    assert len(shown) == 100 and shown[0] == 994 and shown[-1] == 4 and set(np.diff(shown)) == {-10}
     report.main([str(run)])
     show(browser, run / "report.html")
     suspects = rows_of(run / "suspects.csv")
@@ -373,6 +428,39 @@ def test_a_served_page_counts_the_decisions_so_far(nasty_run, tmp_path):
     assert "decisions.jsonl: not a log of decisions" in answer.value.read().decode()
     server.shutdown()
     server.server_close()
+
+
+def test_a_served_page_leaves_out_decisions_about_images_that_are_gone(nasty_run, tmp_path):
+    """As the page that is a file does; its tiles count what is in the lists."""
+    out = nasty_run.parents[4]
+    run = Path(shutil.copytree(out, tmp_path / "all")) / nasty_run.relative_to(out)
+    rows = rows_of(run / "suspects.csv")
+    for i in range(4):
+        suspect = next(r for r in NASTY if r != rows[i]["given_label"])
+        Log(run).add([Decision("", rows[i]["path"], rows[i]["content"], rows[i]["given_label"], "wrong", suspect)])
+    data = tmp_path / "all" / "data"
+    for row in rows[:3]:
+        (data / row["path"]).unlink()
+    served = Review(run, str(data)).page()
+    report.main([str(run), "--data_path", str(data)])
+    for html in (served, (run / "report.html").read_text(encoding="utf-8")):
+        assert "<dt>reviewed: label is wrong</dt><dd>1</dd>" in html
+        assert "by you</dt><dd>1</dd>" in html
+    assert sum(row["label"] != row["original_label"] for row in rows_of(run / "labels_fixed.csv")) == 1
+
+
+def test_a_server_that_was_started_again_says_what_to_do(browser, nasty_run, tmp_path):
+    run = Path(shutil.copytree(nasty_run, tmp_path / "again"))
+    server, address = opened(Review(run))
+    show(browser, address)
+    server.RequestHandlerClass.token = "another"
+    cards(browser)[0].find_element(By.CSS_SELECTOR, "button[value=wrong]").click()
+    assert wait_for(lambda: "save your decisions as CSV, then open its new address" in text(browser, "saved"))
+    server.shutdown()
+    server.server_close()
+    browser.execute_script("unsaved = 0")  # or the browser asks before it leaves the page
+    browser.get("about:blank")
+    browser.get_log("browser")
 
 
 def test_a_file_with_two_labels(browser, nasty_run, tmp_path):

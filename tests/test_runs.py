@@ -279,7 +279,30 @@ def test_masks_of_detectors_with_other_settings_are_no_seeds(tmp_path):
         summary = SUMMARY | {"seed": seed, "acc_last": 10.0, "mask": str(detector / "clean_mask.npz")}
         write_summary(run / "summary.json", with_checksum(summary))
     rows = tables.make_table(tables.read_summaries([tmp_path]))
-    assert {row[2]: row[4] for row in rows[1:]} == {"x (mask's lr 0.03)": "1", "x (mask's lr 0.001)": "2"}
+    expected = {"x (mask's lr 0.03)": "1", "x (mask's lr 0.001)": "2"}
+    assert {row[2]: row[4] for row in rows[1:]} == expected
+    (tmp_path / "toy").rename(tmp_path / "moved")  # the detectors beside the runs count, wherever these lie
+    rows = tables.make_table(tables.read_summaries([tmp_path]))
+    assert {row[2]: row[4] for row in rows[1:]} == expected
+    shutil.rmtree(tmp_path / "moved/none/seed2/deft")
+    rows = tables.make_table(tables.read_summaries([tmp_path]))
+    assert {row[2]: row[4] for row in rows[1:]} == {
+        "x (mask's settings known, mask's lr 0.03)": "1",
+        "x (mask's settings known, mask's lr 0.001)": "1",
+        "x (mask's settings not found)": "1",
+    }
+
+
+def test_runs_on_decisions_of_a_person_are_no_seeds_of_others(tmp_path):
+    for seed, decisions in ((0, {"decisions": 3}), (1, {}), (2, {})):
+        folder = tmp_path / f"toy/none/seed{seed}/x"
+        write_text(folder / "config.yaml", f"seed: {seed}")
+        write_summary(folder / "summary.json", with_checksum(SUMMARY | {"seed": seed, "acc_last": 10.0} | decisions))
+    rows = tables.make_table(tables.read_summaries([tmp_path]))
+    assert {row[2]: row[4] for row in rows[1:]} == {
+        "x (a person's decisions followed)": "1",
+        "x (a person's decisions none)": "2",
+    }
 
 
 def test_the_screen_speaks_in_words():
