@@ -48,7 +48,7 @@ def detect(
     pred_probs: Any = None,
     **settings: Any,
 ) -> "tuple[np.ndarray, np.ndarray]":
-    """p_clean (N,), the chance that a label is right, and the suggested labels (N,): the given one where it is trusted.
+    """p_clean (N,), a score in [0, 1], low where a label looks wrong, and suggested labels (N,): the given one if trusted.
 
     images: N paths or Pillow images, as a list, array, pandas column or generator, or a uint8 array (N, H, W, 3); or, with
     labels and class names of its own, a data set of torchvision or of Hugging Face. labels: N strings, or whole numbers.

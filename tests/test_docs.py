@@ -267,7 +267,7 @@ def test_figures_of_the_photographs():
         cells |= {(name, f"{dataset} {n}"): text for name, *texts in lines for n, text in zip(noises, texts)}
     of = {
         "`auto`, texts withheld": "auto, no texts",
-        "DeFT, as published": "deft",
+        "DeFT, `mask_by: pair`": "deft",
         "DeFT, `mask_by: margin`": "deft, mask_by margin",
     }
     columns = [column.strip() for column in short[0].split("|")[:-1]]

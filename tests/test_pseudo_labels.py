@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +11,13 @@ import torch
 import main_phase2
 from dataloader.load import load_data
 from methods.deft import build_detector
-from methods.pseudo_labels import PseudoLabels, choose_labels, detector_probabilities, zero_shot_probabilities
+from methods.pseudo_labels import (
+    PseudoLabels,
+    choose_labels,
+    detector_probabilities,
+    pseudo_labels,
+    zero_shot_probabilities,
+)
 from tests.helpers import phase2
 from utils.checkpoint import load_checkpoint
 from utils.config import load_config
@@ -45,6 +52,17 @@ def test_targets_and_weights_go_with_the_sample():
     log_p = logits.log_softmax(1)
     soft = -(log_p[0] * torch.tensor([0.5, 0.25, 0.25])).sum()
     torch.testing.assert_close(losses, torch.stack([0.5 * soft, -log_p[1, 1], -0.5 * log_p[2, 2]]))
+
+
+def test_new_labels_that_are_right_are_counted(monkeypatch):
+    """Those of samples outside the mask alone."""
+    p = np.eye(3)[[0, 1, 1, 2, 0]]
+    monkeypatch.setattr("methods.pseudo_labels.zero_shot_probabilities", lambda *_: p)
+    data = SimpleNamespace(true_labels=np.array([0, 1, 2, 2, 1]), num_classes=3)
+    mask = np.array([True, False, False, False, False])
+    targets, used, numbers = pseudo_labels(load_config(["--noisy_samples", "zero_shot"]), data, mask, None, CPU)
+    assert numbers == {"pseudo_labels": 4, "pseudo_labels_right": 2} and (used == ~mask).all()
+    assert (targets == p * used[:, None]).all()
 
 
 def test_a_run_goes_on_with_the_labels_it_was_begun_with():
