@@ -91,7 +91,9 @@ def main():
         }
         variants = {name: (lambda loader=loader: drain(loader)) for name, loader in loaders.items()}
         splits = np.split(randomness.order, range(64, args.n, 64))
-        variants["files, cached, host alone"] = lambda: list(loaders["files, cached"]._pixels(splits, None, None))
+        variants["files, cached, host alone"] = lambda: list(
+            loaders["files, cached"]._pixels(splits, None, [None] * len(splits))
+        )
         variants["arrays, torchvision"] = theirs(arrays, T.RandomCrop(32, 4), T.Resize((224, 224)))
         variants["files, torchvision"] = theirs(paths, T.Resize((256, 256)), T.RandomCrop(224))
         seconds = {name: median(s) for name, s in in_turns(variants, args.repeats, device).items()}

@@ -4,14 +4,12 @@ python -m benchmarks.noise --as_published       also the plain implementation: a
 """
 
 import random
-import time
 
 import numpy as np
 from scipy.stats import truncnorm
 
-from benchmarks.common import add_repeats, parser, report
+from benchmarks.common import add_repeats, in_turns, median, parser, report
 from dataloader.noise import asym, idn, official_class_noise, official_idn, sym
-from utils.memory import peak_gb
 
 
 def plain_sym(labels, ratio, num_classes):
@@ -50,30 +48,22 @@ def main():
     labels, pixels = rng.integers(0, K, args.n), rng.integers(0, 256, (args.n, args.pixels), dtype=np.uint8)
     many = rng.integers(0, K, 10_000_000)
 
-    def seconds(function):
-        start = time.perf_counter()
-        function()
-        return time.perf_counter() - start
-
-    rows = [
-        {"noise": "sym, 10 million labels", "s": seconds(lambda: sym(many, 0.4, K, rng))},
-        {"noise": "asym, 10 million labels", "s": seconds(lambda: asym(many, 0.4, K, rng))},
-    ]
     cases = {
-        "sym, official stream": (lambda: official_class_noise("sym", labels, 0.4, K, random.Random(0)), plain_sym),
-        "idn, official stream": (lambda: official_idn(labels, 0.4, K, pixels), plain_idn),
-        "idn, numpy": (lambda: idn(labels, 0.4, K, np.random.default_rng(0), pixels), plain_idn),
+        "sym, 10 million labels": lambda: sym(many, 0.4, K, rng),
+        "asym, 10 million labels": lambda: asym(many, 0.4, K, rng),
+        "sym, official stream": lambda: official_class_noise("sym", labels, 0.4, K, random.Random(0)),
+        "idn, official stream": lambda: official_idn(labels, 0.4, K, pixels),
+        "idn, numpy": lambda: idn(labels, 0.4, K, np.random.default_rng(0), pixels),
     }
-    plain_seconds = {}
-    for name, (ours, plain) in cases.items():
-        row = {"noise": name, "s": min(seconds(ours) for _ in range(args.repeats)), "peak GB": peak_gb("cpu")}
-        rows.append(row)
-    if args.as_published:  # last: its memory is not ours
-        for row, (_, plain) in zip(rows[2:], cases.values()):
-            rest = (labels, 0.4, K) + ((pixels,) if plain is plain_idn else ())
-            if plain not in plain_seconds:
-                plain_seconds[plain] = seconds(lambda: plain(*rest))
-            row |= {"plain s": plain_seconds[plain], "ratio": f"{plain_seconds[plain] / row['s']:.1f}"}
+    plain = {
+        "plain sym": lambda: plain_sym(labels, 0.4, K),
+        "plain idn": lambda: plain_idn(labels, 0.4, K, pixels),
+    }
+    found = in_turns(cases | (plain if args.as_published else {}), args.repeats)
+    rows = [{"noise": name, "s": median(found[name])} for name in cases]
+    for row in rows[2:] if args.as_published else []:
+        seconds = median(found[f"plain {row['noise'][:3]}"])
+        row |= {"plain s": seconds, "ratio": f"{seconds / row['s']:.1f}"}
     report(rows, args)
 
 

@@ -6,8 +6,9 @@ from types import SimpleNamespace
 import numpy as np
 
 from dataloader.dataset import Dataset, Split, View
-from dataloader.listings import ENLARGE, class_folders, need_folder, to_split
+from dataloader.listings import CLASSNAMES, ENLARGE, class_folders, need_folder, to_split
 from utils.errors import UserError
+from utils.files import read_lines
 
 
 def stanford_cars(cfg: SimpleNamespace) -> Dataset:
@@ -18,6 +19,13 @@ def stanford_cars(cfg: SimpleNamespace) -> Dataset:
         test_paths, test_labels, test_classes = class_folders(need_folder(root / "test"))
         if test_classes != classes:
             raise UserError(f"data_path: the class folders of {root / 'test'} differ from those of {root / 'train'}.")
+        known = read_lines(CLASSNAMES / "stanford_cars.txt")  # which CLIP reads, in this order
+        for name, folder in zip(known, classes):
+            if folder.replace("_", " ") != name and not cfg.classnames:
+                raise UserError(
+                    f"data_path: {root / 'train' / folder}: expected the class folder '{name}'; folders of other names need "
+                    "--classnames FILE, with a name for each of them in sorted order."
+                )
         return Dataset("stanford_cars", Split(paths, labels), Split(test_paths, test_labels), classes, view)
     from scipy.io import loadmat
 

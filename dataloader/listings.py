@@ -11,6 +11,7 @@ from dataloader.files import image_files, is_system
 from utils.errors import UserError
 from utils.files import read_lines
 
+CLASSNAMES = Path(__file__).resolve().parents[1] / "config" / "classnames"
 ENLARGE = 8 / 7  # resize to 256 pixels for a crop of 224
 IMAGENET: dict[str, Any] = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 

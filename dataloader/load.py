@@ -25,6 +25,7 @@ from dataloader.files import below, data_root, inspect_files, inspection_cache
 from dataloader.food101n import food101n
 from dataloader.image_noise import image_noise_name, image_noise_of
 from dataloader.imagenet import imagenet
+from dataloader.listings import CLASSNAMES
 from dataloader.mini_imagenet import blue_mini_imagenet, red_mini_imagenet
 from dataloader.noise import DRAWN, make_noise, read_transition
 from dataloader.own import find_duplicates, other_names, own, sound_rows, to_split
@@ -36,7 +37,6 @@ from utils.distributed import first_alone
 from utils.errors import UserError, pick
 from utils.files import image_list, read_lines, write_whole
 
-CLASSNAMES = Path(__file__).resolve().parents[1] / "config" / "classnames"
 DATASETS = {
     "digits": digits,
     "cifar10": cifar10,
@@ -118,7 +118,12 @@ def load_data(cfg: SimpleNamespace) -> Dataset:
     dataset = identified(dataset, dataset.root or data_root(cfg.data_path))
     is_folder = not isinstance(dataset.train.images, np.ndarray)
     noisy = make_noise(
-        cfg, dataset.train.labels, dataset.num_classes, is_folder, lambda: raw_pixels(dataset.train.images)
+        cfg,
+        dataset.train.labels,
+        dataset.num_classes,
+        is_folder,
+        lambda: raw_pixels(dataset.train.images),
+        dataset.trusted,
     )
     if cfg.noise_mode not in ("", "none"):
         dataset.noise_name, dataset.train.verified = _noise_name(cfg, noisy, dataset.num_classes), None
@@ -281,7 +286,7 @@ def _without_broken(dataset: Dataset, cfg: SimpleNamespace) -> Dataset:
 
 
 def check_data(cfg: SimpleNamespace) -> tuple[str, bool]:
-    """A report on a data set: numbers of images against the published ones, missing and broken files; and if there are none."""
+    """A report on a data set: numbers of images against the published ones, missing and broken files; and if it is whole."""
     dataset = DATASETS[cfg.dataset](cfg)
     published = PUBLISHED.get(cfg.dataset, (None, None))
     lines, is_whole = [f"{cfg.dataset} in {cfg.data_path}"], True
@@ -301,5 +306,6 @@ def check_data(cfg: SimpleNamespace) -> tuple[str, bool]:
             found += f"; {len(missing)} files missing, {len(broken) - len(missing)} broken"
             found += f", first {(missing or list(broken))[0]}" if broken else ""
             is_whole &= not broken
+        is_whole &= not expected or len(split.labels) >= expected
         lines.append(found)
     return "\n".join(lines), is_whole

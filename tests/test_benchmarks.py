@@ -4,9 +4,10 @@ import copy
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 import torch
 
-from benchmarks import noise, scale
+from benchmarks import data, noise, scale
 from benchmarks.common import in_turns, settings, synthetic
 from benchmarks.noise import plain_idn
 from benchmarks.published import plain
@@ -34,6 +35,17 @@ def test_the_plain_way_gives_the_same_numbers():
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
         for a, b in zip(gradients(model, ours), gradients(other, theirs), strict=True):
             torch.testing.assert_close(a, b, atol=1e-3 * a.abs().max().item(), rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "module, flags",
+    [(noise, ["--n", "60", "--num_classes", "5", "--pixels", "12", "--as_published"]), (data, ["--n", "64"])],
+)
+def test_every_row_is_measured(module, flags, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["benchmark", *flags, "--repeats", "1"])
+    module.main()
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")][1:]
+    assert len(rows) == (5 if module is noise else 9) and all(row.split("|")[2].strip() for row in rows)
 
 
 def test_plain_noise_draws_the_official_labels():

@@ -125,7 +125,7 @@ def test_every_command_is_one_that_its_script_takes(profile):
     known = TABLES["profiles"].get(profile, {})
     cells = [cell for table in TABLES["tables"].values() for cell in make_cells(table, TABLES, known, args_of())]
     steps = {step for cell in cells if cell.step for step in cell.step.chain()}
-    of_a_folder = "noise_mode noise_ratio image_noise image_noise_on seed tag lnl_methods detector adaptation mask backbone noisy_samples phase2_loss"
+    of_a_folder = "noise_mode noise_ratio noise_file image_noise image_noise_on seed tag lnl_methods detector adaptation mask backbone noisy_samples phase2_loss"
     folders, taken = {}, set()
     for step in steps:
         flags = dict(step.flags)

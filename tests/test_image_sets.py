@@ -21,6 +21,7 @@ from dataloader.digits import load_digits_8x8
 from dataloader.load import load_data
 from dataloader.loaders import EpochRandomness, Loader
 from dataloader.transforms import Pixels
+from tests.helpers import write_cifar
 from utils.config import load_config
 from utils.errors import UserError
 from utils.files import read_lines
@@ -314,6 +315,35 @@ def test_both_phases(tmp_path, name):
         counts = np.array(second["noise_counts"])
         assert counts.sum() == second["num_train"]
         assert 1 - np.trace(counts) / counts.sum() == pytest.approx(second["noise_rate"])
+
+
+def test_cars_in_folders_of_other_names_are_not_named_by_their_order(tmp_path):
+    """Numbers, say: CLIP would read "Ferrari 458 Italia" for folder 19, whatever is in it."""
+    make_cars(tmp_path, Pictures().write)
+    for part in ("train", "test"):
+        for i, folder in enumerate(sorted((tmp_path / part).iterdir())):
+            folder.rename(tmp_path / part / f"{i + 1:03}")
+    with pytest.raises(UserError, match="train/001: expected the class folder 'AM General Hummer SUV 2000'"):
+        load_data(load_config(cfg_of("stanford_cars", tmp_path)))
+    (tmp_path / "names.txt").write_text("\n".join(f"car {i}" for i in range(196)))
+    data = load_data(load_config(cfg_of("stanford_cars", tmp_path, "--classnames", str(tmp_path / "names.txt"))))
+    assert data.classnames[19] == "car 19" and Path(data.train.images[19]).parent.name == "020"
+
+
+def test_no_two_classes_have_one_name():
+    """CLIP could not tell them apart, and label-match would trust none of the second."""
+    for path in NAMES.glob("*.txt"):
+        names = [line.partition(" ")[2] if path.stem == "imagenet-1k" else line for line in read_lines(path)]
+        assert len({name.lower() for name in names}) == len(names), path
+
+
+def test_check_data_counts_images(tmp_path, monkeypatch):
+    write_cifar(tmp_path, "cifar10")
+    cfg = load_config(["--dataset", "cifar10", "--data_path", str(tmp_path)])
+    report, is_whole = load.check_data(cfg)
+    assert "training: 60 images" in report and "published 50000" in report and not is_whole
+    monkeypatch.setitem(load.PUBLISHED, "cifar10", (60, 20))
+    assert load.check_data(cfg)[1]
 
 
 def test_check_data_and_skip_broken(tmp_path, capsys):
