@@ -24,15 +24,15 @@ from PIL import Image
 from tqdm import tqdm
 
 from dataloader.files import HEIF, IMAGE_SUFFIXES, data_root, file_identity, image_files
-from dataloader.rows import SPLITS, read_csv, shortened
+from dataloader.rows import COLUMNS, SPLITS, read_jsonl, shortened
 from utils.errors import UserError, brief
-from utils.files import from_json, safe_name, slug, unused, write_csv, write_text
+from utils.files import from_json, safe_name, slug, unused, write_text
 from utils.lock import lock
 
 TAR = (".tar", ".tar.gz", ".tgz")
 LABELS = ("json", "cls", "txt")  # members of a WebDataset sample that say what its image shows
 IMAGES = IMAGE_SUFFIXES | HEIF  # unpacked in any case, so that pillow-heif can be installed later
-TABLE, RECORD = "images.csv", ".source.json"  # in the folder of an unpacked archive; the record is written last
+TABLE, RECORD = "images.jsonl", ".source.json"  # in the folder of an unpacked archive; the record is written last
 
 
 class Sample(NamedTuple):
@@ -60,7 +60,8 @@ def opened(source: str | Path, cfg: SimpleNamespace, key: str = "data_path") -> 
     all_files = [file for part, _ in files for file in (sorted(part.rglob("*")) if part.is_dir() else [part])]
     identity = [[os.fsencode(os.path.abspath(file)).hex(), file_identity(file)] for file in all_files]
     record = json.dumps([cfg.path_column, cfg.split_column, identity])
-    if not (folder / RECORD).is_file() or (folder / RECORD).read_text(encoding="utf-8") != record:
+    is_there = all((folder / name).is_file() for name in (TABLE, RECORD))
+    if not is_there or (folder / RECORD).read_text(encoding="utf-8") != record:
         if not os.path.isfile(source):
             _say_missing([file for file, _ in files])
         held = lock(Path(cfg.output_dir), folder)
@@ -174,11 +175,18 @@ def _read_datasets(files: list[tuple[Path, str]], cfg: SimpleNamespace) -> Itera
 
 def _rows(rows: Any, column: str, extra: dict[str, str]) -> Iterator[Sample]:
     """The rows of one data set of the library, whose images are in a column."""
-    texts = {name: f for name, f in rows.features.items() if type(f).__name__ in ("Value", "ClassLabel")}
+    texts = {
+        name: feature
+        for name, feature in rows.features.items()
+        if type(feature).__name__ in ("Value", "ClassLabel") and not str(feature.dtype).endswith("binary")
+    }
     for row in rows.cast_column(column, _library("datasets", "datasets").Image(decode=False)):
         image = row[column] or {"bytes": b"", "path": None}
         fields = {name: _text(row[name], feature) for name, feature in texts.items() if name != column}
-        content, name = image["bytes"], image["path"] or ""
+        content, name = (
+            image["bytes"],
+            image["path"] or next((fields[k] for k in COLUMNS["path_column"] if fields.get(k)), ""),
+        )
         if content is None:  # the path is a file's; a missing one is found by the check of all files, as an empty one
             content = Path(name).read_bytes() if os.path.isfile(name) else b""
         name = "/".join(Path(name).parts[-2:]) if os.path.isabs(name) else name
@@ -197,10 +205,12 @@ def saved_rows(rows: Any, cfg: SimpleNamespace) -> list[str]:
     if len(paths) == len(rows):
         return paths
     folder = Path(os.path.abspath(cfg.output_dir)) / "images" / f"dataset-{content.hexdigest()[:16]}"
-    if not (folder / RECORD).is_file():
+    if not all((folder / name).is_file() for name in (TABLE, RECORD)):
         samples = _guarded(_rows(images, column, {}), "the data set", "images")
         _unpack(samples, "the data set", folder, content.hexdigest(), cfg)
-    names = (next(iter(row.values())) for _, row in read_csv(folder / TABLE))  # the first column, whatever it is called
+    names = (
+        next(iter(row.values())) for _, row in read_jsonl(folder / TABLE)
+    )  # the first field, whatever it is called
     return [str(folder / name) for name in names]
 
 
@@ -299,9 +309,8 @@ def _unpack(samples: Iterator[Sample], source: str | Path, folder: Path, record:
             (new / name).parent.mkdir(parents=True, exist_ok=True)
             (shutil.copyfile if uses[digest] > 1 else os.rename)(new / digest, new / name)
             uses[digest] -= 1
-        header = list(dict.fromkeys(name for _, _, fields in rows for name in fields))
-        table = [[name, *(fields.get(k, "") for k in header)] for name, (_, _, fields) in zip(names, rows)]
-        write_csv(new / TABLE, [[column, *header], *table])
+        table = [json.dumps({column: name, **fields}) + "\n" for name, (_, _, fields) in zip(names, rows)]
+        write_text(new / TABLE, "".join(table))
         write_text(new / RECORD, record)
         shutil.rmtree(folder, ignore_errors=True)
         new.rename(folder)

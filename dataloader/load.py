@@ -29,7 +29,7 @@ from dataloader.listings import CLASSNAMES
 from dataloader.mini_imagenet import blue_mini_imagenet, red_mini_imagenet
 from dataloader.noise import DRAWN, make_noise, read_transition
 from dataloader.own import find_duplicates, other_names, own, sound_rows, to_split
-from dataloader.rows import say_names
+from dataloader.rows import say_equal_names, say_names
 from dataloader.tiny_imagenet import tiny_imagenet
 from dataloader.transforms import decode
 from dataloader.webvision import webvision
@@ -106,8 +106,7 @@ def load_data(cfg: SimpleNamespace) -> Dataset:
         dataset = _without_broken(dataset, cfg)
     dataset.classnames = _classnames(cfg, dataset)
     dataset.label_names = dataset.label_names or dataset.classnames
-    if cfg.dataset == "own":
-        say_names(dataset.classnames, dataset.label_names)
+    (say_names if cfg.dataset == "own" else say_equal_names)(dataset.classnames, dataset.label_names)
     _check_labels(cfg, dataset)
     truth = dataset.true_labels
     if truth is None and (dataset.trusted or cfg.noise_mode not in ("", "none")):

@@ -29,7 +29,8 @@ def from_dataset(dataset: Any, cfg: SimpleNamespace) -> tuple[Any, list, list[st
     keys; others are Pillow images. Names are None where the data set has none, or its target_transform makes other labels.
     UserError where it is no such data set.
     """
-    if type(dataset).__module__.partition(".")[0] == "datasets":
+    is_hugging_face = hasattr(dataset, "features") or isinstance(dataset, Mapping)  # and not a person's own datasets.py
+    if type(dataset).__module__.partition(".")[0] == "datasets" and is_hugging_face:
         return _from_hugging_face(dataset, cfg)
     if not (
         hasattr(dataset, "__getitem__")
@@ -51,7 +52,8 @@ def from_dataset(dataset: Any, cfg: SimpleNamespace) -> tuple[Any, list, list[st
         labels.append(item[1].item() if isinstance(item[1], (torch.Tensor, np.generic)) else item[1])
     while hasattr(dataset, "dataset") and not hasattr(dataset, "classes"):  # a Subset
         dataset = dataset.dataset
-    names = list(map(str, getattr(dataset, "classes", ())))
+    classes = getattr(dataset, "classes", ())  # torchvision's ImageNet has a tuple of synonyms for each
+    names = [str(name[0] if isinstance(name, (tuple, list)) else name) for name in classes]
     if getattr(dataset, "target_transform", None):  # its labels are no longer numbers of `classes`
         names = []
     return images, labels, names if labels and all(isinstance(k, int) and k < len(names) for k in labels) else None

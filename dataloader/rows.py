@@ -2,6 +2,7 @@
 
 import csv
 import io
+import os
 import re
 import unicodedata
 from collections import Counter
@@ -93,11 +94,21 @@ def _metadata(folder: Path, cfg: SimpleNamespace) -> Path | None:
     """The table in a folder of images that gives their labels, as Hugging Face's imagefolder has it; None without one."""
     for table in (folder / "metadata.csv", folder / "metadata.jsonl"):
         if table.is_file():
-            lines = _read_jsonl(table) if table.suffix == ".jsonl" else read_csv(table)
-            names = {name for _, fields in lines for name in fields}
+            names = _first_names(table)
             if "file_name" in names and names & {cfg.label_column or "label", *COLUMNS["label_column"]}:
                 return table
     return None
+
+
+def _first_names(table: Path) -> set[str]:
+    """The columns that the first line of a CSV or JSONL file names; whether the other lines are rows is not looked at."""
+    first = _text(table).split("\n", 1)[0].strip()
+    try:
+        if table.suffix == ".csv":
+            return {name.strip() for name in next(csv.reader([first], delimiter=_separator(table, first)), [])}
+        return set(dict(from_json(first)))
+    except (ValueError, TypeError, csv.Error):
+        return set()
 
 
 def _read_folders(root: Path, cfg: SimpleNamespace, key: str) -> list[Row]:
@@ -106,7 +117,12 @@ def _read_folders(root: Path, cfg: SimpleNamespace, key: str) -> list[Row]:
     loose, others = _loose_files(folders | {root} - {folder for _, folder, table in splits if table})
     for split, folder, table in splits:
         if table:
-            rows += [replace(row, split=split) if folder != root else row for row in _read_table(table, cfg)]
+            listed = _read_table(table, cfg)
+            rows += [replace(row, split=split) if folder != root else row for row in listed]
+            names = {os.path.normpath(row.path) for row in listed}
+            left_out = [path for path in image_files(folder)[0] if os.path.normpath(path) not in names]
+            if left_out:
+                print(f"ignored images that {table} does not list ({len(left_out)}): {shortened(left_out, 5)}")
             continue
         for class_folder in _folders(folder):
             paths, passed = image_files(class_folder)
@@ -178,10 +194,11 @@ def _holds_images(folder: Path) -> bool:
 
 
 def _read_table(path: Path, cfg: SimpleNamespace) -> list[Row]:
-    lines = _read_jsonl(path) if path.suffix.lower() == ".jsonl" else read_csv(path)
+    lines = read_jsonl(path) if path.suffix.lower() == ".jsonl" else read_csv(path)
     if not lines:
         raise UserError(f"{path}: holds no row.")
     columns = _columns(path, list(dict.fromkeys(key for _, fields in lines for key in fields)), cfg)
+    _drop_unsuitable(path, columns, lines, cfg)
     rows: list[Row] = []
     ids: dict[str, int] = {}
     empty: dict[str, list[int]] = {}  # lines by column
@@ -201,7 +218,10 @@ def _read_table(path: Path, cfg: SimpleNamespace) -> list[Row]:
                 empty.setdefault(str(columns[key]), []).append(line)
         split = field("split_column").lower()
         if split not in SPLITS:
-            raise UserError(f"{where} has the split '{split}', expected train, test or val.{nearest(split, SPLITS)}")
+            raise UserError(
+                f"{where} has the split '{split}' in column '{columns['split_column']}', expected train, test or val."
+                f"{nearest(split, SPLITS)}"
+            )
         if field("id_column") and ids.setdefault(field("id_column"), line) != line:
             raise UserError(
                 f"{where} has the id '{field('id_column')}' of line {ids[field('id_column')]}; "
@@ -222,6 +242,28 @@ def _read_table(path: Path, cfg: SimpleNamespace) -> list[Row]:
         raise UserError(f"{path}: line {found[0]} has nothing in column '{column}'{others}.")
     print(f"{path}: " + ", ".join(f"{key} '{column}'" for key, column in columns.items() if column))
     return rows
+
+
+def _drop_unsuitable(
+    path: Path, columns: dict[str, str | None], lines: list[tuple[int, dict[str, str]]], cfg: SimpleNamespace
+) -> None:
+    """Set an optional column to None, and say so, if it was found by its usual name only and holds something else."""
+
+    def values(key: str) -> list[str]:
+        found = columns[key] if not getattr(cfg, key) else None
+        return [str(fields.get(found, "")).strip() for _, fields in lines] if found else []
+
+    splits, ids = {value.lower() for value in values("split_column")}, values("id_column")
+    if splits and not splits & SPLITS.keys():
+        print(
+            f"{path}: column '{columns['split_column']}' is not used as the split: it holds {shortened(sorted(splits), 3)}, not "
+            "train, test or val"
+        )
+        columns["split_column"] = None
+    if len(set(ids)) < len(ids):
+        value, count = Counter(ids).most_common(1)[0]
+        print(f"{path}: column '{columns['id_column']}' is not used as the id: {count} rows have '{value}'")
+        columns["id_column"] = None
 
 
 def _decoded(text: str, path: Path, line: int, is_path: bool) -> str:
@@ -260,8 +302,7 @@ def _columns(path: Path, header: list[str], cfg: SimpleNamespace) -> dict[str, s
 def read_csv(path: Path) -> list[tuple[int, dict[str, str]]]:
     """[(line it begins on, {column: text})]; the separator is a tab, or what the header has most of."""
     text = _text(path)
-    header = text.split("\n", 1)[0]
-    separator = "\t" if path.suffix.lower() == ".tsv" else max(",;\t", key=header.count)
+    separator = _separator(path, text.split("\n", 1)[0])
     reader, rows, begins = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True), [], 1
     try:
         names = [name.strip() for name in next(reader, [])]
@@ -279,7 +320,12 @@ def read_csv(path: Path) -> list[tuple[int, dict[str, str]]]:
     return rows
 
 
-def _read_jsonl(path: Path) -> list[tuple[int, dict[str, str]]]:
+def _separator(path: Path, header: str) -> str:
+    return "\t" if path.suffix.lower() == ".tsv" else max(",;\t", key=header.count)
+
+
+def read_jsonl(path: Path) -> list[tuple[int, dict[str, str]]]:
+    """[(line, {field: text})] of a file with one JSON object a line; lists and objects stay as they are."""
     rows = []
     for number, line in enumerate(_text(path).split("\n"), 1):  # splitlines also breaks at U+2028 within a text
         if line.strip():
@@ -344,6 +390,11 @@ def say_names(classnames: list[str], label_names: list[str]) -> None:
         print(
             f"warning: CLIP cannot know {shortened(cannot)}; --classnames FILE gives it words, in lines of label,name"
         )
+    say_equal_names(classnames, label_names)
+
+
+def say_equal_names(classnames: list[str], label_names: list[str]) -> None:
+    """Warn of classes that have the same name for CLIP, which cannot tell them apart."""
     first: dict[str, str] = {}
     for name, label in zip(classnames, label_names):
         if first.setdefault(name.lower(), label) != label:

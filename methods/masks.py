@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from dataloader.dataset import Dataset, Split, image_keys
+from dataloader.noise import DRAWN
 from dataloader.rows import shortened, written_by_report
 from methods.decisions import UNDECIDED, WRONG, as_arrays, followed, say_contradictions, settle
 from utils.errors import UserError, brief, nearest
@@ -20,20 +21,27 @@ MASK_FILES = (".npz", ".npy", ".pt")
 def save_mask(path: Path, selection: dict[str, np.ndarray], data: Dataset, seed: int) -> None:
     """The clean mask, npz: mask (N,) bool, p_clean (N,), the predicted class (N,) with the detector's probability of it,
     confidence (N,), which make up the selection, and what it was made for: the given labels (N,) and keys (N, 2) of the
-    images (see dataset.image_keys)."""
-    made_for = {"labels": data.train.labels, "images": image_keys(data.train, data.root)}
+    images (see dataset.image_keys), and the names of the labels (K,)."""
+    made_for = {
+        "labels": data.train.labels,
+        "images": image_keys(data.train, data.root),
+        "names": np.array(data.label_names),
+    }
     arrays: dict[str, Any] = {**selection, **made_for, "dataset": data.name, "noise": data.noise_name, "seed": seed}
     with write_whole(path) as file:
         np.savez_compressed(file, **arrays)
 
 
-def read_arrays(path: str | Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
-    """{name: array} of an .npz that save_mask wrote; UserError where one of `names` is not there or it is damaged."""
+def read_arrays(path: str | Path, names: tuple[str, ...], newer: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
+    """{name: array} of an .npz that save_mask wrote, and of those in `newer` that it has.
+
+    UserError where one of `names` is not there or it is damaged.
+    """
     try:
         with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in names}
+            arrays = {name: file[name] for name in (*names, *(set(newer) & set(file)))}
         N = len(arrays["mask"])
-        for name in arrays.keys() - {"dataset", "noise", "seed"}:
+        for name in arrays.keys() - {"dataset", "noise", "seed", "names"}:
             if arrays[name].shape != ((N, 2) if name == "images" else (N,)):
                 raise ValueError(f"{name} is of shape {arrays[name].shape}, for {N} samples")
     except Exception as error:  # a damaged zip, objects, a missing entry …
@@ -57,7 +65,7 @@ def load_mask(path: str | Path, data: Dataset, seed: int) -> np.ndarray:
     """
     path, labels = Path(path), data.train.labels
     if path.suffix == ".npz":
-        saved = read_arrays(path, ("mask", "labels", "images", "dataset", "noise", "seed"))
+        saved = read_arrays(path, ("mask", "labels", "images", "dataset", "noise", "seed"), ("names",))
     else:
         try:
             saved = {
@@ -73,6 +81,9 @@ def load_mask(path: str | Path, data: Dataset, seed: int) -> np.ndarray:
             raise UserError(f"{path}: made for {key} {saved[key]}, this run has {here}.")
     if "images" in saved:
         rows = _rows_of(saved, data, path)
+        if "names" in saved:  # labels are compared by these: numbers change with the classes that there are
+            number = {name: k for k, name in enumerate(data.label_names)}
+            saved["labels"] = np.array([number.get(str(name), -1) for name in saved["names"]])[saved["labels"]]
         mask, made_for = mask[rows] & (rows >= 0), np.where(rows >= 0, saved["labels"][rows], labels)
     elif len(mask) != len(labels):
         raise UserError(f"{path}: made for {len(mask)} samples, this run has {len(labels)}.")
@@ -153,6 +164,14 @@ def trusted_samples(
     if cfg.mask == "all":
         return None, np.ones(len(train.labels), dtype=bool), train, {"mask": cfg.mask}
     path = find_mask(cfg.mask, seed_folder)
+    if path.suffix == ".pt" and cfg.dataset == "clothing1m":
+        raise UserError(f"mask: {path}: an official mask is of other images: the official code draws its own subset.")
+    if path.suffix == ".pt" and cfg.noise_mode in DRAWN and cfg.noise_rng != "official":
+        raise UserError(
+            f"mask: {path}: an official mask is of labels that the official code drew; --noise_rng official draws the same."
+        )
+    if path.suffix in (".pt", ".npy"):
+        print(f"{path}: does not say which images and labels it was made for; only their number was checked")
     mask = load_mask(path, data, cfg.seed)
     _say_unusable(path)
     decision, new_labels = as_arrays(settle(path.parent, data), data)

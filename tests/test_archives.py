@@ -117,17 +117,33 @@ def test_columns_of_a_parquet_file(tmp_path):
         load(tmp_path / "p.parquet")
     with pytest.raises(UserError, match="path_column: .*p.parquet has no column 'foto', only photo, kind, other"):
         load(tmp_path / "p.parquet", "--path_column", "foto")
-    with pytest.raises(UserError, match="none of its columns photo, kind, other is called label; .*--label_column"):
+    with pytest.raises(UserError, match="none of its columns photo, kind is called label; .*--label_column"):
         load(tmp_path / "p.parquet", "--path_column", "photo")
     data = load(tmp_path / "p.parquet", "--path_column", "photo", "--label_column", "kind", *ALL)
     assert sorted(by_name(data).values()) == [("x", (10, 0, 9)), ("y", (20, 0, 9))]
     write_parquet(tmp_path / "q.parquet", [*ROWS, ("e.png", 50, -1)])
-    with pytest.raises(UserError, match="images.csv: line 6 has nothing in column 'label'"):
+    with pytest.raises(UserError, match="images.jsonl: line 5 has nothing in column 'label'"):
         load(tmp_path / "q.parquet")
     (tmp_path / "r.parquet").write_bytes(b"PAR1 and no more")
     with pytest.raises(UserError, match="data_path: .*r.parquet cannot be read"):
         load(tmp_path / "r.parquet")
     assert not list((tmp_path / "runs" / "images").glob("*r.parquet*"))  # nothing half-written
+
+
+def test_other_columns_of_a_parquet_file_may_hold_anything(tmp_path):
+    pd = pytest.importorskip("pandas")
+    pytest.importorskip("datasets")
+    frame = {
+        "image": [png(10), png(20)],
+        "label": ["x", "y"],
+        "path": ["raw/a.png", "raw/b.png"],
+        "mask": [b"\0\xff" * 90_000, b""],
+        "html": ["<p>" * 60_000, ""],
+        "note;x;y;z": ["one\rtwo\n\0", '";,\t'],
+    }
+    pd.DataFrame(frame).to_parquet(tmp_path / "p.parquet")
+    data = load(tmp_path / "p.parquet", "--path_column", "image", *ALL)
+    assert by_name(data) == {"raw/a.png": ("x", (10, 0, 9)), "raw/b.png": ("y", (20, 0, 9))}
 
 
 def test_rows_without_bytes_name_files(tmp_path):
@@ -306,7 +322,7 @@ def test_keys_cannot_leave_the_folder(tmp_path):
     path = write_tar(tmp_path / "t.tar", {name: png(i) for i, name in enumerate(names)})
     settings = load_config(["--dataset", "own", "--output_dir", str(tmp_path / "runs")])
     table = opened(path, settings)
-    rows = list(csv.DictReader(table.open()))
+    rows = list(map(json.loads, table.open()))
     assert len(rows) >= 3 and all((table.parent / row["path"]).resolve().is_relative_to(table.parent) for row in rows)
     assert not list(tmp_path.glob("up.png"))
 
@@ -507,6 +523,15 @@ class Pairs(torch.utils.data.Dataset):
 
     def __getitem__(self, i):
         return self.items[i]
+
+
+def test_names_of_classes_are_the_first_of_their_synonyms(tmp_path, monkeypatch):
+    """As in torchvision's ImageNet; and a person's own module may be called datasets."""
+    write_folder(tmp_path / "data", {"cat": 2, "dog": 2})
+    folder = torchvision.datasets.ImageFolder(tmp_path / "data")
+    folder.classes = [("cat", "true cat"), ("dog", "domestic dog", "Canis familiaris")]
+    monkeypatch.setattr(torchvision.datasets.ImageFolder, "__module__", "datasets.mine")
+    assert from_dataset(folder, None)[2] == ["cat", "dog"]
 
 
 def test_data_sets_of_torchvision(tmp_path):

@@ -87,6 +87,23 @@ def test_split_folders_by_any_of_their_names(tmp_path, names):
     assert data.held_out is None and not any("@eaDir" in path for path in data.train.images)
 
 
+def test_what_metadata_does_not_list_is_said(tmp_path, capsys):
+    write_folder(tmp_path, {"img": 5})
+    names = sorted(path.name for path in (tmp_path / "img").iterdir())
+    lines = [f"img/{name},{'xy'[i % 2]}" for i, name in enumerate(names[:4])]
+    (tmp_path / "metadata.csv").write_text("\n".join(["file_name,label", *lines]))
+    data = load_own(tmp_path, *NO_TEST)
+    assert len(data.train.labels) == 4 and data.label_names == ["x", "y"]
+    assert f"metadata.csv does not list (1): {tmp_path / 'img' / names[4]}\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name, text", [("metadata.csv", "key,value\nnote,a,b\n"), ("metadata.jsonl", "[1]\nnone\n")])
+def test_metadata_of_something_else_is_no_table(tmp_path, name, text):
+    write_folder(tmp_path, {"a": 2, "b": 2})
+    (tmp_path / name).write_text(text)
+    assert load_own(tmp_path, *NO_TEST).label_names == ["a", "b"]
+
+
 def test_system_folders_are_no_classes(tmp_path):
     write_folder(tmp_path / "data", {"a": 5, "b": 5})
     system = ["@eaDir", "__MACOSX", ".ipynb_checkpoints", "lost+found", "$RECYCLE.BIN", "System Volume Information"]

@@ -21,7 +21,17 @@ from dataloader.loaders import Loader
 from dataloader.transforms import Pixels
 from methods.masks import load_mask
 from report import tables
-from tests.helpers import LABEL_MATCH, NO_TEST, SIX, load_own, own_flags, write_folder, write_messy_table, write_table
+from tests.helpers import (
+    LABEL_MATCH,
+    NO_TEST,
+    SIX,
+    load_own,
+    own_flags,
+    write_digits,
+    write_folder,
+    write_messy_table,
+    write_table,
+)
 from utils.config import load_config, settle_epochs
 from utils.errors import UserError
 
@@ -184,6 +194,26 @@ def test_a_file_that_breaks_later_is_named(tmp_path):
     (tmp_path / "b.png").write_bytes(b"x")
     with pytest.raises(UserError, match="b.png: not a readable image"):
         list(Loader(data.train, data.view, Pixels(28, (0.5,) * 3, (0.5,) * 3), 4, torch.device("cpu"), False).eval())
+
+
+def test_a_mask_is_good_for_data_with_one_more_class(tmp_path, capsys):
+    """Which sorts first, so that every class has another number; labels are compared by name."""
+    root = write_digits(tmp_path / "data", 0.2, every=9)[0]
+    flags = own_flags(root, tmp_path / "runs", *NO_TEST)
+    main_detect.main([*LABEL_MATCH, *flags])
+    (run,) = (path.parent for path in tmp_path.rglob("clean_mask.npz"))
+    before = load_data(load_config(["--dataset", "own", *flags]))
+    mask = dict(zip(before.train.images, load_mask(run / "clean_mask.npz", before, 0)))
+    write_folder(root, {"aardvark": 3})
+    after = load_data(load_config(["--dataset", "own", *flags]))
+    assert after.label_names == ["aardvark", *before.label_names]
+    found = load_mask(run / "clean_mask.npz", after, 0)
+    assert dict(zip(after.train.images, found)) == mask | {p: False for p in after.train.images if "aardvark" in p}
+    capsys.readouterr()
+    summary = main_real_phase2.main(
+        ["--cfg", "config/FFT/own.yaml", *flags, "--mask", "label-match", "--epochs", "1", "--device", "cpu"]
+    )
+    assert summary["num_classes"] == 11 and "the model will not know aardvark" in capsys.readouterr().out
 
 
 def test_hold_out_leaves_small_classes_in_training():

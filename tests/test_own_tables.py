@@ -150,11 +150,20 @@ def test_all_columns(tmp_path):
         (SIX.replace(",x", ","), [], r"labels.csv: line 2 has nothing in column 'label' \(in all 3: lines 2, 3, 4\)"),
         (SIX.replace("b.png,x", ",x"), [], "labels.csv: line 3 has nothing in column 'path'"),
         (SIX.replace("b.png,x", "b.png,x,z"), [], "labels.csv: line 3 has 3 fields, the first line has 2"),
-        (SIX.replace("label", "id"), ["--label_column", "path"], "line 3 has the id 'x' of line 2; ids must differ"),
+        (
+            SIX.replace("label", "id"),
+            ["--label_column", "path", "--id_column", "id"],
+            "line 3 has the id 'x' of line 2; ids must differ",
+        ),
         (
             SIX.replace("label", "split"),
-            ["--label_column", "path"],
-            "line 2 has the split 'x', expected train, test or val",
+            ["--label_column", "path", "--split_column", "split"],
+            "line 2 has the split 'x' in column 'split', expected train, test or val",
+        ),
+        (
+            SIX.replace("label\n", "label,split\n").replace(",x\n", ",x,train\n").replace(",y\n", ",y,tset\n"),
+            [],
+            "line 5 has the split 'tset' in column 'split', expected train, test or val. Did you mean test",
         ),
         (SIX.replace("e.png,y", 'e.png,"y'), [], "labels.csv: line 6 cannot be read"),
         (SIX.encode("utf-16"), [], "labels.csv: not a UTF-8 text file"),
@@ -167,6 +176,16 @@ def test_bad_tables(tmp_path, text, flags, message):
     path = write_table(tmp_path, text)
     with pytest.raises(UserError, match=message):
         load_own(path, *flags)
+
+
+def test_a_column_that_is_only_called_as_a_split_or_an_id(tmp_path, capsys):
+    """It is not used, which is said; where some of its values are splits, the others are mistakes."""
+    rows = [line + ",north,7" if i else line + ",subset,image_id" for i, line in enumerate(SIX.split())]
+    data = load_own(write_table(tmp_path, "\n".join(rows)), *NO_TEST)
+    assert len(data.train.labels) == 6 and data.ids is None
+    printed = capsys.readouterr().out
+    assert "column 'subset' is not used as the split: it holds north, not train, test or val" in printed
+    assert "column 'image_id' is not used as the id: 6 rows have '7'" in printed
 
 
 def test_a_zero_character_in_a_json_table(tmp_path):

@@ -410,7 +410,10 @@ def test_the_official_mask_file(cell, tmp_path):
     mask = data.train.labels % 2 == 0
     torch.save(mask, tmp_path / "sym0.4.pt")
     assert np.array_equal(load_mask(tmp_path / "sym0.4.pt", data, 0), mask)
-    summary = main_phase2.main(phase2(out, "--mask", str(tmp_path / "sym0.4.pt"), "--epochs", "1"))
+    given = phase2(out, "--mask", str(tmp_path / "sym0.4.pt"), "--epochs", "1")
+    with pytest.raises(UserError, match="official mask is of labels that the official code drew; --noise_rng official"):
+        main_phase2.main(given)
+    summary = main_phase2.main([*given, "--noise_rng", "official"])
     assert summary["selected"] == mask.mean() and summary["name"] == "phase2-sym0.4-tiny-clip-digits"
 
     class Evil:

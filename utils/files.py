@@ -75,7 +75,9 @@ def as_path(text: str) -> str:
 def csv_text(rows: Iterable[Iterable[object]]) -> str:
     """The rows as CSV, as write_csv writes them."""
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
+    plain, quoted = (csv.writer(text, lineterminator="\n", quoting=how) for how in (csv.QUOTE_MINIMAL, csv.QUOTE_ALL))
+    for row in (list(map(str, row)) for row in rows):
+        (quoted if "\r" in "".join(row) else plain).writerow(row)  # \r would end the row when it is read
     return as_text(text.getvalue())
 
 
