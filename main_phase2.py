@@ -5,7 +5,7 @@ python main_phase2.py --cfg config/FFT/cifar100.yaml --noise_mode sym --noise_ra
 
 from typing import Any
 
-from utils.config import load_config, settle_epochs
+from utils.config import is_timm, load_config, settle_epochs
 from utils.errors import UserError
 from utils.files import slug
 from utils.start import run_main
@@ -22,7 +22,7 @@ def main(argv: list[str] | None = None, description: str | None = __doc__, **set
     from methods.masks import mask_name, say_lost_classes, trusted_samples
     from methods.pseudo_labels import PseudoLabels, pseudo_labels
     from methods.selection import precision_recall
-    from report.record import finish, folder_of_phase1, say_if_worse
+    from report.record import finish, folder_of_phase1, same_test, say_if_worse
     from utils.distributed import rank
     from utils.runs import Run, backbone_name, seed_folder
     from utils.summaries import read_summary
@@ -53,9 +53,16 @@ def main(argv: list[str] | None = None, description: str | None = __doc__, **set
         numbers |= precision_recall(mask[index], is_clean)
     if cfg.adaptation == "none":
         phase1 = folder_of_phase1(path)
-        numbers |= {
-            key: value for key, value in read_summary(phase1 / "summary.json").items() if key.startswith("acc_")
-        }
+        before = read_summary(phase1 / "summary.json")
+        if before["backbone"] != cfg.backbone:
+            raise UserError(
+                f"backbone: adaptation none takes the classifier of {phase1}, which is of {before['backbone']}."
+            )
+        if not same_test(before["identity"], run.identity):
+            raise UserError(
+                f"adaptation: none shows the accuracy of {phase1}, which was tested on other images; run it again."
+            )
+        numbers |= {key: value for key, value in before.items() if key.startswith("acc_")}
         if rank() == 0:
             save_text_classifier(run.folder, phase1, data, run.device)
         return finish(run, data, numbers)
@@ -68,7 +75,7 @@ def main(argv: list[str] | None = None, description: str | None = __doc__, **set
     say_lost_classes(data, mask)
     trained, _ = fine_tune(cfg, data, run, method, mask)
     summary = finish(run, data, {**numbers, **trained})
-    say_if_worse(summary, path, cfg.finetune)
+    say_if_worse(summary, path, cfg.finetune and not is_timm(cfg.backbone))
     return summary
 
 

@@ -29,7 +29,7 @@ from utils.config import recorded_settings
 from utils.device import Amp, torch_generator
 from utils.distributed import gather, in_order, parallel, total
 from utils.errors import UserError, pick
-from utils.runs import Run
+from utils.runs import Run, own_files
 from utils.summaries import read_summary
 
 # per sample, recorded during the training pass; margin: the positive logit of the label minus the best other one
@@ -275,11 +275,13 @@ def score_labels(cfg: SimpleNamespace, data: Dataset, run: Run) -> dict[str, np.
 def load_detector(folder: Path, cfg: SimpleNamespace, data: Dataset, device: torch.device) -> Detector:
     """The trained detector of a finished phase 1 in `folder`, in eval mode; cfg: its settings.
 
-    UserError if it was trained behind other class names than those of `data`.
+    UserError if it was trained behind other class names than those of `data`, or on other weights than there are now.
     """
-    trained_with = read_summary(folder / "summary.json").get("identity", {}).get("class names")
-    if trained_with not in (None, data.identity["class names"]):
+    trained_with = read_summary(folder / "summary.json").get("identity", {})
+    if trained_with.get("class names") not in (None, data.identity["class names"]):
         raise UserError(f"classnames: {folder} was trained with other class names.")
+    if trained_with.get("weights") not in (None, own_files(cfg).get("weights")):
+        raise UserError(f"backbone: the weights of {cfg.backbone} have changed since {folder} was trained.")
     model = build_detector(cfg, data.classnames, device)
     load_checkpoint(folder / "checkpoint.pt", model)
     return model.eval()

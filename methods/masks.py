@@ -21,12 +21,10 @@ MASK_FILES = (".npz", ".npy", ".pt")
 def save_mask(path: Path, selection: dict[str, np.ndarray], data: Dataset, seed: int) -> None:
     """The clean mask, npz: mask (N,) bool, p_clean (N,), the predicted class (N,) with the detector's probability of it,
     confidence (N,), which make up the selection, and what it was made for: the given labels (N,) and keys (N, 2) of the
-    images (see dataset.image_keys), and the names of the labels (K,)."""
-    made_for = {
-        "labels": data.train.labels,
-        "images": image_keys(data.train, data.root),
-        "names": np.array(data.label_names),
-    }
+    images (see dataset.image_keys); of own images, whose classes may become more, the names of the labels (K,) as well."""
+    made_for = {"labels": data.train.labels, "images": image_keys(data.train, data.root)}
+    if data.name.startswith("own-"):
+        made_for["names"] = np.array(data.label_names)
     arrays: dict[str, Any] = {**selection, **made_for, "dataset": data.name, "noise": data.noise_name, "seed": seed}
     with write_whole(path) as file:
         np.savez_compressed(file, **arrays)

@@ -18,7 +18,7 @@ from model.clip import input_pixels, load_clip, takes_prompts
 from model.detector import Detector, with_prompts
 from model.encoder import load_timm
 from model.tuners import TUNERS, tune
-from utils.config import BACKBONES
+from utils.config import is_timm
 from utils.device import Amp
 from utils.distributed import in_order
 from utils.errors import UserError
@@ -70,7 +70,7 @@ def build_classifier(
     cfg: SimpleNamespace, data: Dataset, generator: Generator | None = None
 ) -> tuple[nn.Module, Pixels]:
     """The classifier selected by `cfg`, with its trained parameters marked, and its input format (Pixels)."""
-    if cfg.backbone in BACKBONES or cfg.backbone.startswith("timm:"):
+    if is_timm(cfg.backbone):
         return _timm_classifier(cfg, data.num_classes, generator)
     clip, tokenizer = load_clip(cfg.backbone, cfg.pretrained)
     if not cfg.is_coop and not takes_prompts(clip.visual):

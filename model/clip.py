@@ -81,8 +81,8 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], bool]:
     return {k: v.float() if v.is_floating_point() else v for k, v in state.items()}, from_openai
 
 
-def _resolve(backbone: str, pretrained: str) -> tuple[str, str | Path, bool | None]:
-    """(open_clip model name, weight file or none for untrained, QuickGELU or None to leave it to the name)."""
+def _resolve(backbone: str, pretrained: str) -> tuple[str, str | Path, dict[str, Any]]:
+    """(open_clip model name, weight file or none for untrained, what open_clip says of the weights' tag, {} without one)."""
     folder = EMBEDDED.get(backbone, Path(backbone))
     if folder.is_dir():
         if not (folder / "open_clip_config.json").is_file():
@@ -93,10 +93,10 @@ def _resolve(backbone: str, pretrained: str) -> tuple[str, str | Path, bool | No
                 f"backbone: the folder {folder} holds no weights (.safetensors, .bin, .pt); "
                 "pretrained: none builds it untrained."
             )
-        return f"local-dir:{folder}", pretrained or files[0], None
+        return f"local-dir:{folder}", pretrained or files[0], {}
 
     if backbone.startswith("hf-hub:"):
-        return backbone, pretrained, None
+        return backbone, pretrained, {}
     tag, _, file = pretrained.partition("=")
     if file and not Path(file).is_file():
         raise UserError(f"pretrained: no such file: {file}.")
@@ -123,16 +123,16 @@ def _resolve(backbone: str, pretrained: str) -> tuple[str, str | Path, bool | No
             raise UserError(f"pretrained: which weights of {name}? One of {', '.join(tags)}, a file, or none.")
         pretrained = "openai"
     if pretrained == "none" or Path(pretrained).is_file():
-        return name, pretrained, None
+        return name, pretrained, {}
     source = get_pretrained_cfg(name, pretrained)
     if source and file:
-        return name, file, source.get("quick_gelu", False)
+        return name, file, source
     if not source:
         raise UserError(
             f"pretrained: '{pretrained}' is neither a file nor weights of {name} "
             f"({', '.join(tags) or 'which has none'}).{nearest(pretrained, tags)}"
         )
-    return name, _fetch(name, pretrained, source), source.get("quick_gelu", False)
+    return name, _fetch(name, pretrained, source), source
 
 
 def _fetch(name: str, pretrained: str, source: dict[str, Any]) -> str:
@@ -237,9 +237,9 @@ def load_clip(backbone: str, pretrained: str = "") -> tuple[Clip, Tokenizer]:
                     clip = open_clip.create_model(name, require_pretrained=True)
                     tokenizer = open_clip.get_tokenizer(name)
             else:
-                name, weights, quick_gelu = _resolve(backbone, pretrained)
+                name, weights, source = _resolve(backbone, pretrained)
                 with one_try() if _needs_the_hub(name) else contextlib.nullcontext():
-                    clip = _build(backbone, name, weights, quick_gelu)
+                    clip = _build(backbone, name, weights, source)
                     tokenizer = open_clip.get_tokenizer(name)
     except UserError:
         raise
@@ -265,13 +265,19 @@ def load_clip(backbone: str, pretrained: str = "") -> tuple[Clip, Tokenizer]:
     return clip.eval().requires_grad_(False), tokenizer
 
 
-def _build(backbone: str, name: str, weights: str | Path, quick_gelu: bool | None) -> Clip:
+def _build(backbone: str, name: str, weights: str | Path, source: dict[str, Any]) -> Clip:
+    """source: what open_clip says of the tag of the weights, such as the pixels' mean and std; {} without a tag."""
     if str(weights) == "none":
         with torch.random.fork_rng(devices=[]):  # always the same untrained model: it is in no checkpoint
             torch.manual_seed(0)
             return open_clip.create_model(name, load_weights=False)
     state, from_openai = read_weights(weights)
-    clip = open_clip.create_model(name, load_weights=False, force_quick_gelu=bool(from_openai or quick_gelu))
+    clip = open_clip.create_model(
+        name,
+        load_weights=False,
+        force_quick_gelu=bool(from_openai or source.get("quick_gelu")),
+        force_preprocess_cfg={key: source[key] for key in ("mean", "std") if source.get(key)},
+    )
     if not hasattr(clip, "positional_embedding") and "positional_embedding" in state:
         state = convert_to_custom_text_state_dict(state)
     here = clip.state_dict()

@@ -16,7 +16,7 @@ from dataloader.transforms import Pixels
 from model.clip import Clip, Tokenizer, input_pixels, load_clip
 from model.hub import one_try
 from model.preact_resnet import PreActResNet18
-from utils.config import BACKBONES
+from utils.config import BACKBONES, is_timm
 from utils.errors import UserError, brief, nearest
 
 OWN_NETWORKS = {"preact_resnet18": PreActResNet18}
@@ -39,7 +39,7 @@ class Encoder:
 
 def load_encoder(cfg: SimpleNamespace, device: torch.device) -> Encoder:
     """The Encoder that `backbone` and `pretrained` name, in eval mode on the device: see load_clip and load_timm."""
-    if cfg.backbone in BACKBONES or cfg.backbone.startswith("timm:"):
+    if is_timm(cfg.backbone):
         if timm_name(cfg) in OWN_NETWORKS:
             raise UserError(f"backbone: {cfg.backbone} has no pre-trained weights, so its features are meaningless.")
         model, pixels = load_timm(cfg, num_classes=0, seed=0)

@@ -21,6 +21,7 @@ from dataloader.dataset import Dataset
 from dataloader.transforms import Pixels
 from model.blocks import speed_up
 from model.classifier import Classifier, TextClassifier
+from model.clip import takes_prompts
 from model.encoder import timm_name, untrained
 from model.ensemble import Networks
 from model.tuners import SIZES, TUNERS, tune
@@ -127,7 +128,8 @@ def _build(info: dict[str, Any]) -> nn.Module:
     if "timm" in info:
         return untrained(info["timm"], K)
     visual = open_clip.CLIP(**info["open_clip"], text_cfg={"layers": 1}).visual  # the text tower is thrown away
-    speed_up(visual.transformer, class_token=True)
+    if takes_prompts(visual):
+        speed_up(visual.transformer, class_token=True)
     merged = {"lora": False, "ssf": False}
     tune(visual, SimpleNamespace(**info["tuners"] | merged, backbone=info["backbone"]))
     if info["head"] == "cosine":

@@ -80,20 +80,27 @@ def folder_of_phase1(mask_path: Path | None) -> Path:
 
 
 def is_phase1(folder: Path) -> bool:
-    """Whether the run in a folder is one of phase 1, and not of a detector without prompts of its own."""
-    return str(read_summary(folder / "summary.json").get("script")).endswith("phase1")
+    """Whether the run in a folder is one of DeFT, by phase 1 or in a notebook, and not of a detector that trains nothing."""
+    script = str(read_summary(folder / "summary.json").get("script"))
+    return script.endswith("phase1") or (script == "detect" and (folder / "checkpoint.pt").is_file())
+
+
+def same_test(one: dict[str, str], other: dict[str, str]) -> bool:
+    """Whether runs of these identities were tested on the same images and labels."""
+    return all(one.get(key) == other.get(key) for key in ("images", "test labels"))
 
 
 def say_if_worse(summary: dict[str, Any], mask_path: Path | None, finetune: bool) -> None:
     """Print if the predictions of the detector's run that made the mask are right on more of the same test images.
 
-    finetune: whether the whole network was trained, and not its head alone.
+    finetune: whether the whole network of a CLIP was trained, and not its head alone.
     """
     if mask_path is None:
         return
     before = read_summary(mask_path.parent / "summary.json")
-    same = all(before.get("identity", {}).get(key) == summary["identity"].get(key) for key in ("images", "test labels"))
-    if same and before.get("acc_last", 0) > summary.get("acc_last", 100):
+    if same_test(before.get("identity", {}), summary["identity"]) and before.get("acc_last", 0) > summary.get(
+        "acc_last", 100
+    ):
         who = "zero-shot CLIP" if before.get("script") == "main_detect" else "the detector's own classifier"
         head = ", or training the head alone (--finetune false --lr 5e-3 --tag head)" if finetune else ""
         instead = ", and --adaptation none saves that classifier" if is_phase1(mask_path.parent) else ""

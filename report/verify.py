@@ -11,7 +11,7 @@ from typing import Any
 from utils.errors import UserError, brief
 from utils.summaries import read_log, read_summary
 
-MADE_WITH = "code versions device threads".split()  # on which the last digits of a run depend
+MADE_WITH = "code versions device threads processes".split()  # on which the last digits of a run depend
 NOT_COMPARED = {  # of two runs: time, place and machine; class names, which older records lack, are in the identity
     *MADE_WITH,
     *"seconds images_per_second peak_memory_gb peak_cuda_memory_gb git_commit checksum mask class_names".split(),

@@ -153,6 +153,16 @@ def test_a_tag_tells_the_activation_of_a_file(tmp_path, monkeypatch):
         load_clip("ViT-B/16", "openai=nowhere.bin")
 
 
+def test_a_tag_tells_the_statistics_of_the_pixels(tiny_named, tmp_path, monkeypatch):
+    """As ViT-L-14 of laion2b_s32b_b82k, which was trained on pixels of mean and deviation 0.5."""
+    assert clip_module.get_pretrained_cfg("ViT-L-14", "laion2b_s32b_b82k")["mean"] == (0.5, 0.5, 0.5)
+    path, half = tmp_path / "weights.pt", (0.5, 0.5, 0.5)
+    torch.save(tiny_named, path)
+    openai = image_statistics(load_clip("Tiny-16", str(path))[0])
+    monkeypatch.setattr(clip_module, "get_pretrained_cfg", lambda name, tag: {"mean": half, "std": half})
+    assert image_statistics(load_clip("Tiny-16", f"half={path}")[0]) == (half, half) != openai
+
+
 def test_untrained_clip_is_always_the_same(tiny_named):
     a, b = (load_clip("Tiny-16", "none")[0].state_dict() for _ in range(2))
     assert all(torch.equal(a[k], b[k]) for k in a)

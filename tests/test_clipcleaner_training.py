@@ -93,6 +93,13 @@ def test_selects_and_trains(few_digits, tmp_path):
     # the selection does not depend on how is trained, so other settings take it as it is …
     cfg = load_config([*flags, "--lr", "0.5", "--theta_r2", "0.3", "--lora", "--n_ctx", "5"], detector="clipcleaner")
     assert main_clipcleaner.select(cfg, load_data(cfg)) == folder / "clipcleaner/clean_mask.npz"
+    # … a selection with other settings has the training's tag
+    with pytest.raises(
+        UserError, match="theta_gmm: the run .*clipcleaner used 0.5, not 0.6. To keep it, use --tag NAME"
+    ):
+        main_clipcleaner.main([*flags, "--theta_gmm", "0.6"])
+    tagged = main_clipcleaner.main([*flags, "--theta_gmm", "0.6", "--tag", "b"])
+    assert tagged["mask"] == str(folder / "clipcleaner-b/clean_mask.npz")
     # … and the steps one by one come to the same
     i = flags.index("--clip_backbone")  # main_clipcleaner.py's alone
     rest = flags[:i] + flags[i + 2 :]

@@ -1,12 +1,14 @@
 """Files are whole or not there, on a full disk too."""
 
+import csv
+import io
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from utils.files import write_whole
+from utils.files import csv_text, write_whole
 
 FULL = """
 import io, resource, sys
@@ -48,6 +50,12 @@ def test_a_full_disk_is_one_line_and_leaves_what_was_there(tmp_path, what):
     done = subprocess.run([sys.executable, "-c", FULL, what, str(path)], capture_output=True, text=True, cwd=Path.cwd())
     assert done.returncode == 2 and done.stderr == f"error: {path}: cannot be written (File too large).\n"
     assert [p.name for p in path.parent.iterdir()] == ["file"] and path.read_text() == "before"
+
+
+def test_a_carriage_return_in_a_field_is_read_back():
+    rows = [["a", "b"], ["one\rtwo", '"x";,\n'], ["", "plain"]]
+    assert list(csv.reader(io.StringIO(csv_text(rows), newline=""))) == rows
+    assert csv_text([["a", None]]) == "a,\n"
 
 
 def test_other_errors_while_a_file_is_written_pass_through(tmp_path):

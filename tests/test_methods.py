@@ -1,6 +1,8 @@
 """Methods, tuners and backbones through the scripts' main()."""
 
 import json
+import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -31,6 +33,7 @@ from tests.helpers import (
 )
 from utils.config import load_config
 from utils.errors import UserError
+from utils.summaries import read_summary, with_checksum, write_summary
 
 
 def test_real_world_scripts_on_a_folder(tmp_path):
@@ -170,6 +173,22 @@ def test_adaptation_none_peft_and_fft(cell, tmp_path):
     assert load_config(phase2(tmp_path, "--adaptation", "peft")).lr == 0.03
     assert load_config(["--cfg", "config/PEFT/cifar100.yaml", "--adaptation", "fft"]).lr == 5e-4  # not phase 1's
     assert load_config(phase2(tmp_path, "--adaptation", "peft", "--lr", "0.5")).lr == 0.5
+    with pytest.raises(
+        UserError, match="backbone: adaptation none takes the classifier of .*deft, which is of tiny-clip-digits"
+    ):
+        main_phase2.main(phase2(tmp_path, *mask, "--adaptation", "none", "--backbone", "preact_resnet18"))
+    copied = Path(shutil.copytree(Path(mask[1]).parent, tmp_path / "other" / "deft"))
+    before = read_summary(copied / "summary.json")
+    for changed, message in (
+        ({"test labels": "others"}, "adaptation: none shows the accuracy of .*deft, which was tested on other images"),
+        ({"weights": "others"}, "backbone: the weights of tiny-clip-digits have changed since .*deft was trained"),
+    ):
+        identity = before["identity"] | changed
+        write_summary(copied / "summary.json", with_checksum(before | {"identity": identity}))
+        with pytest.raises(UserError, match=message):
+            main_phase2.main(
+                phase2(tmp_path / "other", "--mask", str(copied / "clean_mask.npz"), "--adaptation", "none")
+            )
     np.save(tmp_path / "mask.npy", np.ones(359, dtype=bool))
     for detector, hint in (("deft", True), ("label-match", False)):
         with pytest.raises(

@@ -17,6 +17,7 @@ from dataloader.loaders import Loader
 from dataloader.transforms import Pixels
 from methods.fine_tuning import fine_tune
 from model.classifier import build_classifier, frozen
+from model.clip import EMBEDDED
 from model.saved import load_classifier, save_classifier
 from report import predict
 from tests.helpers import Killed, write_digits, write_folder
@@ -69,6 +70,29 @@ def test_every_kind_of_classifier_comes_back(tmp_path, flags):
             torch.testing.assert_close(again(images), predict(images), atol=1e-5, rtol=1e-5)
     assert logits.std() > 0.01 and info["classes"] == data.label_names
     assert not any("parametrizations" in name for name in again.state_dict())  # merged
+
+
+@pytest.mark.parametrize(
+    "vision",
+    [{"pool_type": "avg"}, {"layers": [1, 1, 1, 1], "width": 8, "patch_size": None, "image_size": 32}],
+    ids=["avg", "RN"],
+)
+def test_text_classifiers_of_other_image_encoders_come_back(tmp_path, vision):
+    """Those without a class token, or without a transformer."""
+    config = json.loads((EMBEDDED["tiny-clip-digits"] / "open_clip_config.json").read_text())
+    config["model_cfg"]["vision_cfg"] |= vision
+    (tmp_path / "clip").mkdir()
+    (tmp_path / "clip" / "open_clip_config.json").write_text(json.dumps(config))
+    flags = ["--backbone", str(tmp_path / "clip"), "--pretrained", "none", "--is_coop", "--n_ctx", "2"]
+    cfg = load_config(flags)
+    data = load_data(cfg)
+    model, pixels = build_classifier(cfg, data, torch_generator(0, 0))
+    images = torch.randn(3, 3, pixels.size, pixels.size, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        logits = frozen(model.eval())(images)
+    save_classifier(tmp_path, model, cfg, data, pixels)
+    again, _ = load_classifier(tmp_path)
+    torch.testing.assert_close(again(images), logits, atol=1e-5, rtol=1e-5)
 
 
 @pytest.fixture(scope="module")

@@ -49,6 +49,11 @@ FREE_KEYS = set(
 DEFAULTS = Path(__file__).resolve().parents[1] / "config" / "default.yaml"
 
 
+def is_timm(backbone: str) -> bool:
+    """Whether a backbone is a network of timm or of our own and no CLIP."""
+    return backbone in BACKBONES or backbone.startswith("timm:")
+
+
 def whole_numbers(words: list[str], key: str) -> list[int]:
     """The words as integers. Raises UserError if one is not a whole number."""
     if not all(word.strip().isdecimal() for word in words):

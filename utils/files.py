@@ -76,7 +76,7 @@ def csv_text(rows: Iterable[Iterable[object]]) -> str:
     """The rows as CSV, as write_csv writes them."""
     text = io.StringIO()
     plain, quoted = (csv.writer(text, lineterminator="\n", quoting=how) for how in (csv.QUOTE_MINIMAL, csv.QUOTE_ALL))
-    for row in (list(map(str, row)) for row in rows):
+    for row in (["" if field is None else str(field) for field in row] for row in rows):
         (quoted if "\r" in "".join(row) else plain).writerow(row)  # \r would end the row when it is read
     return as_text(text.getvalue())
 

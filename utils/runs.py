@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.config import FREE_KEYS, recorded_settings
 from utils.device import pick_device, precision
-from utils.distributed import rank, wait_for_all
+from utils.distributed import rank, wait_for_all, world_size
 from utils.errors import UserError
 from utils.files import listed_changes, model_files, slug, write_csv, write_text
 from utils.lock import lock
@@ -49,7 +49,7 @@ WORDS = {
 }
 
 
-def _own_files(cfg: SimpleNamespace) -> dict[str, str]:
+def own_files(cfg: SimpleNamespace) -> dict[str, str]:
     """For a run's identity: hashes of the descriptions and of the weights, where these are a person's own files."""
     pretrained = getattr(cfg, "pretrained", "")
     files = {
@@ -79,6 +79,7 @@ def environment(device: torch.device) -> dict[str, Any]:
     """Versions, device and peak memory, for the summary."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     out: dict[str, Any] = {"device": f"{device} ({name}, {os.cpu_count()} cores)", "threads": torch.get_num_threads()}
+    out["processes"] = world_size()
     out["peak_memory_gb"] = round(peak_gb(), 2)
     if device.type == "cuda":
         out["peak_cuda_memory_gb"] = round(peak_gb(device), 2)
@@ -119,7 +120,7 @@ class Run:
             raise UserError(f"output_dir: {there} is not writable.")
         self.history: list[dict[str, Any]] = []
         self.code = this_code()  # which may be edited before the run has finished
-        self.identity, self.events, self.lock = {**identity, **_own_files(cfg)}, None, None
+        self.identity, self.events, self.lock = {**identity, **own_files(cfg)}, None, None
         self.began = time.monotonic()  # of the epoch that is running
         if cfg.tensorboard:
             summary_writer()  # fail before training and not after the first epoch
