@@ -128,7 +128,7 @@ def _say_missing(files: list[Path]) -> None:
         if match := re.fullmatch(r"(.*-)(\d+)(-of-(\d+).*)", str(file)):
             series[match[1], match[3], int(match[4])].add(int(match[2]))
     for (start, end, count), found in series.items():
-        first = int(count in found)  # some count from 1
+        first = int(0 not in found and 1 in found)  # some count from 1
         if missing := sorted(set(range(first, first + count)) - found):
             print(f"warning: {start}*{end}: {len(missing)} of {count} files are not there: number {shortened(missing)}")
 

@@ -117,12 +117,7 @@ def load_data(cfg: SimpleNamespace) -> Dataset:
     dataset = identified(dataset, dataset.root or data_root(cfg.data_path))
     is_folder = not isinstance(dataset.train.images, np.ndarray)
     noisy = make_noise(
-        cfg,
-        dataset.train.labels,
-        dataset.num_classes,
-        is_folder,
-        lambda: raw_pixels(dataset.train.images),
-        dataset.trusted,
+        cfg, dataset.train.labels, dataset.num_classes, is_folder, lambda: raw_pixels(dataset.train.images)
     )
     if cfg.noise_mode not in ("", "none"):
         dataset.noise_name, dataset.train.verified = _noise_name(cfg, noisy, dataset.num_classes), None
@@ -223,8 +218,8 @@ def _names_by_label(source: Path, lines: list[str], labels: list[str]) -> list[s
         rows = [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=separator, skipinitialspace=True)]
         first = [row[0] for row in rows if len(row) == 2]
         known = set(first) & set(labels)
-        if not known and len(set(first)) == len(list(filter(None, rows))):
-            foreign = first[-1]
+        if not known and len(set(first)) == len(list(filter(None, rows))) and any(map(str.isdigit, first)):
+            foreign = first[-1]  # words may be names with a comma, one a line
         if not known or 2 * len(known) < len(labels):
             continue
         rows = rows[not rows[0] or rows[0][0] not in labels :]  # without the heading

@@ -186,6 +186,7 @@ DRAWN: dict[str, Callable[..., np.ndarray]] = {
     "idn": idn,
 }
 OFFICIAL = ("sym", "asym", "str", "idn")  # of these, what the official code has
+NOISY = "clothing1m webvision animal10n food101n red_mini_imagenet blue_mini_imagenet".split()  # data sets as published
 NOISE = ("none", *DRAWN, "transition", "file", *HUMAN)
 
 
@@ -272,16 +273,11 @@ def read_transition(path: str | Path, num_classes: int) -> np.ndarray:
 
 
 def make_noise(
-    cfg: SimpleNamespace,
-    labels: np.ndarray,
-    num_classes: int,
-    is_folder: bool = False,
-    features: Any = None,
-    trusted: bool = True,
+    cfg: SimpleNamespace, labels: np.ndarray, num_classes: int, is_folder: bool = False, features: Any = None
 ) -> Any:
     """The labels to train on, (N,) int64, according to the noise_… keys of cfg.
 
-    features() returns the pixels (N, F), needed for idn. trusted: the labels hold no noise of their own. Raises UserError for an unknown mode, or a file that is missing
+    features() returns the pixels (N, F), needed for idn. Raises UserError for an unknown mode, or a file that is missing
     or does not match the data set.
     """
     mode, ratio, K = cfg.noise_mode or "none", cfg.noise_ratio, num_classes
@@ -289,7 +285,7 @@ def make_noise(
         raise UserError(f"noise_mode: unknown name '{mode}'; expected one of {', '.join(NOISE)}.{nearest(mode, NOISE)}")
     rng = np.random.default_rng([cfg.seed, 0])
     if mode == "none":
-        if ratio and trusted:  # else it is that of the data set's own noise
+        if ratio and cfg.dataset not in NOISY:  # whose own noise it is
             print(f"warning: noise_ratio: {ratio:g} makes no noise, since noise_mode is none")
         return labels
     if mode == "file":

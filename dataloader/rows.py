@@ -7,6 +7,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -101,14 +102,17 @@ def _metadata(folder: Path, cfg: SimpleNamespace) -> Path | None:
 
 
 def _first_names(table: Path) -> set[str]:
-    """The columns that the first line of a CSV or JSONL file names; whether the other lines are rows is not looked at."""
-    first = _text(table).split("\n", 1)[0].strip()
-    try:
-        if table.suffix == ".csv":
-            return {name.strip() for name in next(csv.reader([first], delimiter=_separator(table, first)), [])}
-        return set(dict(from_json(first)))
-    except (ValueError, TypeError, csv.Error):
-        return set()
+    """The columns of a CSV or JSONL file, which may be no table: those of its first row, or of all lines that are objects."""
+    text, names = _text(table), set[str]()
+    if table.suffix == ".csv":
+        with suppress(csv.Error):
+            reader = csv.reader(io.StringIO(text, newline=""), delimiter=_separator(table, text.split("\n", 1)[0]))
+            names = {name.strip() for name in next(reader, [])}
+        return names
+    for line in text.split("\n"):
+        with suppress(ValueError, AttributeError):
+            names |= from_json(line).keys()
+    return names
 
 
 def _read_folders(root: Path, cfg: SimpleNamespace, key: str) -> list[Row]:
@@ -247,14 +251,17 @@ def _read_table(path: Path, cfg: SimpleNamespace) -> list[Row]:
 def _drop_unsuitable(
     path: Path, columns: dict[str, str | None], lines: list[tuple[int, dict[str, str]]], cfg: SimpleNamespace
 ) -> None:
-    """Set an optional column to None, and say so, if it was found by its usual name only and holds something else."""
+    """Set an optional column to None, and say so, if it was found by its usual name only and holds something else.
+
+    A column called `split` is one: other words in it than train, test and val are mistakes.
+    """
 
     def values(key: str) -> list[str]:
         found = columns[key] if not getattr(cfg, key) else None
         return [str(fields.get(found, "")).strip() for _, fields in lines] if found else []
 
-    splits, ids = {value.lower() for value in values("split_column")}, values("id_column")
-    if splits and not splits & SPLITS.keys():
+    splits, ids = {value.lower() for value in values("split_column")}, list(filter(None, values("id_column")))
+    if splits and not splits & SPLITS.keys() and str(columns["split_column"]).strip().lower() != "split":
         print(
             f"{path}: column '{columns['split_column']}' is not used as the split: it holds {shortened(sorted(splits), 3)}, not "
             "train, test or val"

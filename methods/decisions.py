@@ -266,7 +266,8 @@ def settle(
         changed = {i: row for i, row in new.items() if i in differ}
         taken_back = sum(not row.decision for row in changed.values())
         replaced = len(changed.keys() & decided.keys()) - taken_back
-        log.add(replace(images.row(i, *said(row)), file=content) for i, row in new.items())
+        if new:
+            log.add(replace(images.row(i, *said(row)), file=content) for i, row in new.items())
         if changed:
             print(
                 f"{file}: new decisions added to {log.path}: {len(changed) - taken_back}"

@@ -66,7 +66,7 @@ def _told_apart(runs: list[tuple[Path, dict[str, Any]]]) -> list[dict[str, Any]]
 def _settings(path: Path, summary: dict[str, Any]) -> dict[str, Any]:
     """{key: value} of a run; of one that was given a mask, those of the detector's run as well, as `mask's key`.
 
-    That run is the one beside it, so that folders can be moved, else where the mask was; and whether decisions were followed.
+    That run is where the mask was or, if folders were moved, the one beside it; and whether decisions were followed.
     """
 
     def of(folder: Path) -> dict[str, Any]:
@@ -78,7 +78,7 @@ def _settings(path: Path, summary: dict[str, Any]) -> dict[str, Any]:
     mask = Path(summary.get("mask", ""))
     if mask.name == "clean_mask.npz":
         beside = path.parents[len(Path(summary["name"]).parts)] / mask.parent.name
-        detector = next((p for p in (beside, mask.parent) if (p / "config.yaml").is_file()), None)
+        detector = next((p for p in (mask.parent, beside) if (p / "config.yaml").is_file()), None)
         settings["mask's settings"] = "known" if detector else "not found"
         settings |= {f"mask's {key}": value for key, value in of(detector).items()} if detector else {}
     return settings

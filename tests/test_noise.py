@@ -267,7 +267,7 @@ def test_a_ratio_alone_makes_no_noise_and_says_so(capsys):
     labels = np.arange(10)
     assert noise.make_noise(cfg("none", 0.4), labels, 10) is labels
     assert "noise_ratio: 0.4 makes no noise, since noise_mode is none" in capsys.readouterr().out
-    noise.make_noise(cfg("none", 0.4), labels, 10, trusted=False)  # of the data set's own noise
+    noise.make_noise(cfg("none", 0.4, dataset="webvision"), labels, 10)  # has its own
     noise.make_noise(cfg("none", 0.0), labels, 10)
     assert not capsys.readouterr().out
 

@@ -165,6 +165,11 @@ def test_all_columns(tmp_path):
             [],
             "line 5 has the split 'tset' in column 'split', expected train, test or val. Did you mean test",
         ),
+        (
+            SIX.replace("label\n", "label,split\n").replace(",x\n", ",x,trn\n").replace(",y\n", ",y,tst\n"),
+            [],
+            "line 2 has the split 'trn' in column 'split', expected train, test or val",
+        ),
         (SIX.replace("e.png,y", 'e.png,"y'), [], "labels.csv: line 6 cannot be read"),
         (SIX.encode("utf-16"), [], "labels.csv: not a UTF-8 text file"),
         ("", [], "labels.csv: holds no row"),
@@ -296,7 +301,9 @@ def test_class_names_from_a_file(tmp_path):
         names.write_text(text)
         with pytest.raises(UserError, match=message):
             load_own(path, "--classnames", str(names))
-    names.write_text("shark, great white\ntench\n")  # names with commas
+    names.write_text("maple, Acer\noak, Quercus\n")  # names with commas, in every line or in some
+    assert load_own(path, "--classnames", str(names)).classnames == ["maple, Acer", "oak, Quercus"]
+    names.write_text("shark, great white\ntench\n")
     assert load_own(path, "--classnames", str(names)).classnames[0] == "shark, great white"
     names.write_text("tench\n")
     with pytest.raises(UserError, match="names.txt: holds 1 class names, the data set has 2 classes"):
