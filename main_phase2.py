@@ -22,10 +22,9 @@ def main(argv: list[str] | None = None, description: str | None = __doc__, **set
     from methods.masks import mask_name, say_lost_classes, trusted_samples
     from methods.pseudo_labels import PseudoLabels, pseudo_labels
     from methods.selection import precision_recall
-    from report.record import finish, folder_of_phase1, same_test, say_if_worse
+    from report.record import finish, result_of_phase1, say_if_worse
     from utils.distributed import rank
     from utils.runs import Run, backbone_name, seed_folder
-    from utils.summaries import read_summary
 
     if cfg.adaptation == "none" and (cfg.noisy_samples, cfg.phase2_loss) != ("discard", "CE"):
         key = "noisy_samples" if cfg.noisy_samples != "discard" else "phase2_loss"
@@ -52,17 +51,8 @@ def main(argv: list[str] | None = None, description: str | None = __doc__, **set
         index, is_clean = known
         numbers |= precision_recall(mask[index], is_clean)
     if cfg.adaptation == "none":
-        phase1 = folder_of_phase1(path)
-        before = read_summary(phase1 / "summary.json")
-        if before["backbone"] != cfg.backbone:
-            raise UserError(
-                f"backbone: adaptation none takes the classifier of {phase1}, which is of {before['backbone']}."
-            )
-        if not same_test(before["identity"], run.identity):
-            raise UserError(
-                f"adaptation: none shows the accuracy of {phase1}, which was tested on other images; run it again."
-            )
-        numbers |= {key: value for key, value in before.items() if key.startswith("acc_")}
+        phase1, accuracies = result_of_phase1(path, cfg.backbone, run.identity)
+        numbers |= accuracies
         if rank() == 0:
             save_text_classifier(run.folder, phase1, data, run.device)
         return finish(run, data, numbers)

@@ -183,10 +183,8 @@ def _rows(rows: Any, column: str, extra: dict[str, str]) -> Iterator[Sample]:
     for row in rows.cast_column(column, _library("datasets", "datasets").Image(decode=False)):
         image = row[column] or {"bytes": b"", "path": None}
         fields = {name: _text(row[name], feature) for name, feature in texts.items() if name != column}
-        content, name = (
-            image["bytes"],
-            image["path"] or next((fields[k] for k in COLUMNS["path_column"] if fields.get(k)), ""),
-        )
+        paths = [image["path"], *(fields.get(name) for name in COLUMNS["path_column"])]
+        content, name = image["bytes"], next(filter(None, paths), "")
         if content is None:  # the path is a file's; a missing one is found by the check of all files, as an empty one
             content = Path(name).read_bytes() if os.path.isfile(name) else b""
         name = "/".join(Path(name).parts[-2:]) if os.path.isabs(name) else name
@@ -208,9 +206,8 @@ def saved_rows(rows: Any, cfg: SimpleNamespace) -> list[str]:
     if not all((folder / name).is_file() for name in (TABLE, RECORD)):
         samples = _guarded(_rows(images, column, {}), "the data set", "images")
         _unpack(samples, "the data set", folder, content.hexdigest(), cfg)
-    names = (
-        next(iter(row.values())) for _, row in read_jsonl(folder / TABLE)
-    )  # the first field, whatever it is called
+    # the first field, whatever it is called
+    names = (next(iter(row.values())) for _, row in read_jsonl(folder / TABLE))
     return [str(folder / name) for name in names]
 
 

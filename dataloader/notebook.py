@@ -115,10 +115,10 @@ def in_memory(
     """(Dataset without a test split, values (K,) of its labels, rows (M,) of the N images, `given` of these rows) of what
     a notebook has.
 
-    images: an iterable of N paths or Pillow images, or uint8 (N, H, W, 3). labels: N strings or
-    whole numbers. classnames, where given, are in the order of the sorted labels, see rows.in_order; with whole numbers,
-    label k is classnames[k]. The columns of pred_probs come in the order of np.unique of the labels, as scikit-learn's
-    classes_, and are returned in that of the classes. Files that cannot be read are a UserError, or with `skip_broken` not among the rows. keep: images that
+    images: an iterable of N paths or Pillow images, or uint8 (N, H, W, 3). labels: N strings or whole numbers. classnames,
+    where given, are in the order of the sorted labels, see rows.in_order; with whole numbers, label k is classnames[k]. The
+    columns of pred_probs come in the order of np.unique of the labels, as scikit-learn's classes_, and are returned in that
+    of the classes. Files that cannot be read are a UserError, or with `skip_broken` not among the rows. keep: images that
     are no files are written below output_dir. given: arrays (N, …) about the images, see own_arrays; without images, they
     tell the rows apart.
     """

@@ -61,10 +61,9 @@ def main(argv: list[str] | None = None) -> dict[str | int, Any]:
             if n
             else f"{100 * target:g} % or more expected to be wrong: no number of suspects"
         )
-    if (known := data.known()) is not None and (
-        open_ := ~found.checked[known[0]]
-    ).any():  # of a decided label, it is certain
-        index, is_clean = (part[open_] for part in known)
+    known = data.known()
+    if known is not None and not found.checked[known[0]].all():
+        index, is_clean = (part[~found.checked[known[0]]] for part in known)  # of a decided label, it is certain
         out["calibration_error"] = _draw(Path(flags.run) / "calibration.png", found.p_wrong[index], ~is_clean)
         print(f"calibration error {100 * out['calibration_error']:.1f} %: {Path(flags.run) / 'calibration.png'}")
     return out

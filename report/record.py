@@ -72,11 +72,26 @@ def say_where(run: Run) -> None:
     print(f"how many labels are wrong: python -m report.estimate {run.folder}")
 
 
-def folder_of_phase1(mask_path: Path | None) -> Path:
-    """The folder of the run of phase 1 that made a mask; UserError where it was another detector, or no run is there."""
+def result_of_phase1(
+    mask_path: Path | None, backbone: str, identity: dict[str, str]
+) -> tuple[Path, dict[str, float | None]]:
+    """(folder, {acc_…: value}) of the run of phase 1 that made a mask, for `adaptation: none`.
+
+    UserError where it was another detector, has another backbone, or was tested on others than a run of this identity.
+    """
     if mask_path is None or not is_phase1(mask_path.parent):
         raise UserError(f"adaptation: none takes the classifier of phase 1, and {mask_path or '--mask all'} has none.")
-    return mask_path.parent
+    folder = mask_path.parent
+    summary = read_summary(folder / "summary.json")
+    if summary["backbone"] != backbone:
+        raise UserError(
+            f"backbone: adaptation none takes the classifier of {folder}, which is of {summary['backbone']}."
+        )
+    if not _same_test(summary["identity"], identity):
+        raise UserError(
+            f"adaptation: none shows the accuracy of {folder}, which was tested on other images; run it again."
+        )
+    return folder, {key: value for key, value in summary.items() if key.startswith("acc_")}
 
 
 def is_phase1(folder: Path) -> bool:
@@ -85,7 +100,7 @@ def is_phase1(folder: Path) -> bool:
     return script.endswith("phase1") or (script == "detect" and (folder / "checkpoint.pt").is_file())
 
 
-def same_test(one: dict[str, str], other: dict[str, str]) -> bool:
+def _same_test(one: dict[str, str], other: dict[str, str]) -> bool:
     """Whether runs of these identities were tested on the same images and labels."""
     return all(one.get(key) == other.get(key) for key in ("images", "test labels"))
 
@@ -98,9 +113,8 @@ def say_if_worse(summary: dict[str, Any], mask_path: Path | None, finetune: bool
     if mask_path is None:
         return
     before = read_summary(mask_path.parent / "summary.json")
-    if same_test(before.get("identity", {}), summary["identity"]) and before.get("acc_last", 0) > summary.get(
-        "acc_last", 100
-    ):
+    same = _same_test(before.get("identity", {}), summary["identity"])
+    if same and before.get("acc_last", 0) > summary.get("acc_last", 100):
         who = "zero-shot CLIP" if before.get("script") == "main_detect" else "the detector's own classifier"
         head = ", or training the head alone (--finetune false --lr 5e-3 --tag head)" if finetune else ""
         instead = ", and --adaptation none saves that classifier" if is_phase1(mask_path.parent) else ""
