@@ -255,6 +255,8 @@ class Loader:
     def _batches(
         self, splits: list[np.ndarray], randomness: EpochRandomness | None
     ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        if not splits:  # np.concatenate takes no empty list
+            return
         # copy random numbers to the device once per epoch, so that no step has to synchronise
         index = torch.from_numpy(np.concatenate(splits)).to(self.device).split([len(part) for part in splits])
         draws = None if randomness is None else [u.to(self.device) for u in (randomness.crop, randomness.flip)]

@@ -99,7 +99,7 @@ def train_detector_epoch(
         seen.append((index, selected, p_clean, predicted, confidence, margins(logits_pos.detach().float(), labels)))
         if watched(bar, step):
             bar.set_postfix({"loss": f"{loss.item():.3f}"} | _recent_quality(seen[-20:], is_clean))
-    index, *records = gather(*(torch.cat(column).cpu() for column in zip(*seen)))
+    index, *records = gather(seen)
     sums = total(torch.stack(losses)).cpu()
     check_finite(sums[:, 0], title)
     averages = dict(zip(("loss", "loss_cls", "loss_neg"), (sums.sum(0) / len(index)).tolist()))

@@ -99,7 +99,7 @@ def evaluate(
         with amp():
             logits = predict(images)
         seen.append((labels, logits.argmax(1) == labels, logits.float().sum(1)))
-    labels, hits, sums = gather(*(torch.cat(column).cpu() for column in zip(*seen)))
+    labels, hits, sums = gather(seen)
     check_finite(sums, title)  # the last step may have made the weights NaN
     total_hits, count = (torch.bincount(labels, weights, num_classes).tolist() for weights in (hits.double(), None))
     return {

@@ -93,7 +93,7 @@ def train_classifier_epoch(
             bar.set_postfix(loss=f"{batch_loss.item():.3f}")
     means, sizes = total(torch.stack(batch_losses)).cpu(), total(torch.stack(counts)).cpu()
     check_finite(means, title)
-    columns = gather(*(torch.cat(column).cpu() for column in zip(*seen)))
+    columns = gather(seen)
     return {
         "loss": means.sum().item() / max(int((sizes > 0).sum()), 1),
         "samples": int(sizes.sum()),

@@ -152,7 +152,7 @@ def main():
         text.append(f"## {title[0].upper()}{title[1:]}, by noise\n\n{BY_NOISE}")
         text.append(by_noise(names, noises, cells, CHECKED[title]))
     text.append(f"## Summary\n\n{MEASURES}")
-    figure, axes = plt.subplots(1, 3, figsize=(12, 4.2), sharey=True)
+    figure, axes = plt.subplots(1, 3, figsize=(13.5, 4.2), sharey=True, layout="constrained")
     for (title, checked), axis in zip(CHECKED.items(), axes):
         rows = [HEADER]
         axis.plot([0, 1], [0, 1], "--", color="grey", linewidth=1)
@@ -170,8 +170,7 @@ def main():
         axis.set(title=title, xlabel="estimated chance that a label is wrong", xlim=(0, 1), ylim=(0, 1))
         text.append(f"### {title[0].upper()}{title[1:]}\n\n{format_table(rows, 2)}")
     axes[0].set_ylabel("part that is wrong")
-    axes[1].legend(fontsize=8, loc="lower right")
-    figure.tight_layout()
+    figure.legend(handles=axes[0].get_lines()[1:], loc="outside center right")  # without the diagonal
     with write_whole(args.out / f"calibration{end}.png") as file:
         figure.savefig(file, format="png", dpi=120)
     text.append(

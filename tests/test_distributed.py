@@ -1,6 +1,7 @@
 """Two processes under torchrun do what one does."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -21,6 +22,9 @@ def folders(tmp_path_factory):
     """Runs of one process and of two, which were ended after the first epoch; and what the two printed when they went on."""
     root = tmp_path_factory.mktemp("distributed")
     data, _, _ = write_digits(root / "digits", 0.0, every=12)
+    shutil.copytree(data, root / "one_to_test" / "train")
+    (root / "one_to_test" / "test").mkdir()
+    shutil.copytree(data / "seven", root / "one_to_test" / "test" / "seven", ignore=lambda _, names: sorted(names)[1:])
     ended = torchrun(root / "two", data, "--die")
     assert ended.returncode != 0 and "exitcode  : 9" in ended.stderr  # a process that dies ends the run …
     resumed = torchrun(root / "two", data)  # … and the same command goes on
@@ -61,7 +65,7 @@ def test_semi_supervised_methods_in_two_processes(folders):
     for run in ("rolt", "co-teaching", "unicon", "promix"):
         one, two = (
             json.loads(
-                (folder / f"own-digits/sym-0.4/seed0/{run}-tiny-clip-digits/log.jsonl").read_text().split("\n")[0]
+                (folder / f"own-one_to_test/sym-0.4/seed0/{run}-tiny-clip-digits/log.jsonl").read_text().split("\n")[0]
             )
             for folder in folders[:2]
         )

@@ -18,7 +18,7 @@ from utils.start import run_main
 
 def train_all(out, data):
     """One cell in whole batches of 64, the last one ragged; then semi-supervised methods with all images but one in a batch,
-    and one of a single image, of which the second process has none.
+    and one of a single image, of which the second process has none, as of the only image of their test split.
     """
     few = ["--dataset", "own", "--data_path", str(data), "--test_fraction", "0.2"]
     quick = [*few, "--batch_size", "64", "--epochs", "2"]
@@ -27,7 +27,7 @@ def train_all(out, data):
     for method in ("ELR", "GMM", "TURN"):
         main_baseline.main(phase2(out, *quick, "--lnl_methods", method))
     main_small_loss.main(phase2(out, *quick))
-    quick = [*few, "--epochs", "1", "--warmup", "0"]
+    quick = [*few[:3], str(data.with_name("one_to_test")), "--epochs", "1", "--warmup", "0"]
     batch_size = len(load_data(load_config(phase2(out, *quick))).train.labels) - 1
     for method in ("RoLT", "Co-teaching", "UNICON", "ProMix"):
         main_baseline.main(phase2(out, *quick, "--batch_size", str(batch_size), "--lnl_methods", method))

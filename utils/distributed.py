@@ -96,14 +96,15 @@ def gather_parts(x: Any) -> list[Any]:
     return parts
 
 
-def gather(*columns: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Concatenate each column, a CPU tensor (n, …), over all processes."""
-    return tuple(torch.cat(column) for column in zip(*gather_parts(columns)))
+def gather(seen: Iterable[tuple[torch.Tensor, ...]]) -> list[torch.Tensor]:
+    """From (column (B, …), …) of every batch and process to each column (N, …), on the CPU."""
+    parts = gather_parts([torch.cat(column).cpu() for column in zip(*seen)])
+    return [torch.cat(column) for column in zip(*filter(None, parts))]  # a process may have had no batch
 
 
 def in_order(seen: Iterable[tuple[torch.Tensor, ...]]) -> list[torch.Tensor]:
     """From (index (B,), column (B, …), …) of every batch and process to each column sorted by index, on the CPU."""
-    index, *columns = gather(*(torch.cat(column).cpu() for column in zip(*seen)))
+    index, *columns = gather(seen)
     back = index.argsort()
     return [column[back] for column in columns]
 
