@@ -29,9 +29,9 @@ class ProMix(SemiSupervised):
     where w ramps up over the first 1/12 of the epochs. A second linear head has the same loss and, in the first 1/6 of the
     epochs with a weight that ramps up to 0.1, learns sharpened debiased guesses (T = 0.5) for unselected samples; it shapes
     the features and is discarded. pi is the moving average (0.9999) of the mean prediction, separately for selected and
-    other samples; guesses are softmax(logits - delta log pi). rho 0.5, tau 0.99 and delta (`debias`) 0.8 are the code's
-    values for CIFAR-10; it uses tau 0.95 and delta 0.5 for CIFAR-100, and rho 0.7 for a noise of 0.2. Fractions of the
-    epochs refer to its 600.
+    other samples; guesses are softmax(logits - delta log pi). rho, tau and delta (`debias`) are by default those of the
+    released commands: tau 0.99 and delta 0.8 on CIFAR-10, 0.95 and 0.5 on CIFAR-100, and rho 0.5, at sym 0.2 0.7.
+    Fractions of the epochs refer to its 600.
 
     Simplified: MixUp only, no FMix; one MixUp for both heads, where the code draws two; guesses are ranked by the lower of the
     two confidences, where the code takes their mean.
@@ -42,6 +42,15 @@ class ProMix(SemiSupervised):
 
     def __init__(self, cfg: SimpleNamespace, num_samples: int, num_classes: int) -> None:
         super().__init__(cfg, num_samples, num_classes)
+        few, little = num_classes < 100, cfg.noise_mode == "sym" and cfg.noise_ratio <= 0.2
+        self.rho, self.tau, self.debias = (
+            value if value >= 0 else published
+            for value, published in (
+                (cfg.rho, 0.7 if little else 0.5),
+                (cfg.tau, 0.99 if few else 0.95),
+                (cfg.debias, 0.8 if few else 0.5),
+            )
+        )
         self.register_buffer("bias", torch.full((2, self.count, num_classes), 1 / num_classes))  # others, selected
 
     @staticmethod
@@ -50,25 +59,25 @@ class ProMix(SemiSupervised):
 
     def divide(self, outputs: Outputs, labels: Tensor, epoch: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         losses = [cross_entropy(logits, labels).numpy() for logits in outputs.logits]
-        chosen = [class_small_loss(row, labels.numpy(), self.num_classes, self.cfg.rho) for row in losses]
+        chosen = [class_small_loss(row, labels.numpy(), self.num_classes, self.rho) for row in losses]
         self.plan = {"small": torch.from_numpy(np.stack(chosen))}
         p_clean = outputs.logits.softmax(-1)[:, torch.arange(len(labels)), labels]
-        return (self.plan["small"] | (p_clean > self.cfg.tau)).all(0), p_clean.mean(0)
+        return (self.plan["small"] | (p_clean > self.tau)).all(0), p_clean.mean(0)
 
     def step(self, run: Forward, batch: Views, part: float, epoch: int, rng: np.random.Generator) -> Tensor:
         cfg, (weak, strong), done = self.cfg, batch.views, epoch - 1 + part
         logits = run.guess([weak])[:, 0]  # (M, B, K)
         p, log_bias = logits.softmax(-1), self.bias.log()
         given = one_hot(batch.labels, self.num_classes)
-        selected = self.plan["small"][:, batch.index] | ((p * given).sum(-1) > cfg.tau)  # (M, B)
-        guesses = one_hot((logits - cfg.debias * log_bias[1, :, None]).argmax(-1), self.num_classes)
+        selected = self.plan["small"][:, batch.index] | ((p * given).sum(-1) > self.tau)  # (M, B)
+        guesses = one_hot((logits - self.debias * log_bias[1, :, None]).argmax(-1), self.num_classes)
         targets = torch.where(selected[..., None], given, guesses)
-        soft = sharpen((logits - cfg.debias * log_bias[0, :, None]).softmax(-1))
+        soft = sharpen((logits - self.debias * log_bias[0, :, None]).softmax(-1))
         if epoch > cfg.epochs * (1 - 250 / 600):
             confidence, predicted = p.max(-1)
             agreed = (predicted == predicted[0]).all(0)
             selected = torch.stack(
-                [s | label_guessing(s, confidence.amin(0), agreed, cfg.tau, self.share) for s in selected]
+                [s | label_guessing(s, confidence.amin(0), agreed, self.tau, self.share) for s in selected]
             )
         mixed = [self.mix_selected(weak, t, s, rng) for t, s in zip(targets, selected)]
         outs = run.train([torch.cat([weak, strong, images]) for images, _ in mixed])
@@ -78,11 +87,11 @@ class ProMix(SemiSupervised):
         loss: Any = 0
         for m, heads in enumerate(outs):
             for head in heads:
-                on_weak, on_strong, on_mixed = (head + cfg.debias * log_bias[1, m]).chunk(3)
+                on_weak, on_strong, on_mixed = (head + self.debias * log_bias[1, m]).chunk(3)
                 losses = soft_cross_entropy(on_weak, targets[m]) + w * soft_cross_entropy(on_strong, targets[m])
                 losses = losses + w * soft_cross_entropy(on_mixed, mixed[m][1])
                 loss = loss + batch_mean(losses, selected[m])
-            on_weak, on_strong, _ = (heads[1] + cfg.debias * log_bias[0, m]).chunk(3)
+            on_weak, on_strong, _ = (heads[1] + self.debias * log_bias[0, m]).chunk(3)
             losses = soft_cross_entropy(on_weak, soft[m]) + w * soft_cross_entropy(on_strong, soft[m])
             loss = loss + unselected_weight * batch_mean(losses, ~selected[m])
         self.follow_bias(p, selected)

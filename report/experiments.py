@@ -145,8 +145,8 @@ def make_step(command: str, dataset: dict[str, Any], flags: dict[str, Any], afte
     if len(words) % 2:
         raise UserError(f"methods: '{command}': every flag needs a value.")
     own = dict(zip((word.removeprefix("--") for word in words[::2]), words[1::2]))
-    varied = [slug(f"{key}-{value}") for key, value in flags.items() if key not in (*NOISE_KEYS, "seed")]
-    tag = "-".join(filter(None, [own.pop("tag", ""), *varied]))
+    varied = [slug(f"{key}-{value}") for key, value in flags.items() if key not in (*NOISE_KEYS, "seed", "tag")]
+    tag = "-".join(filter(None, [flags.get("tag"), own.pop("tag", ""), *varied]))
     own |= {key: str(value) for key, value in flags.items()}
     if tag:
         own["tag"] = tag

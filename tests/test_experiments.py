@@ -9,7 +9,7 @@ import yaml
 import reproduce
 from methods.baselines import METHODS
 from report.comparison import compare
-from report.experiments import make_cells, make_step, title_of
+from report.experiments import check_apart, make_cells, make_step, title_of
 from utils.config import BACKBONES, load_config
 from utils.errors import UserError
 
@@ -170,10 +170,15 @@ def test_profile_of_photographs():
     assert [step.script for step in (first, second)] == ["main_phase1", "main_phase2"]
     for key, value in (("dataset", "cifar100"), ("backbone", "tiny-clip-photos"), ("data_path", "./data/cifar-100")):
         assert first.settings[key] == second.settings[key] == value
-    # human labels of CIFAR-10N stand for those of CIFAR-100N, so that table 3 shares its runs with the table of all methods
+    # human labels of CIFAR-10N stand for those of CIFAR-100N, by the scripts for real-world noise, in folders of their own
     third, every = (make_cells(TABLES["tables"][t], TABLES, photos, args_of()) for t in ("table3", "methods"))
     assert {cell.place[0] for cell in third} == {"photos_cifar10n"} and len(third) == 9
-    assert {cell.step for cell in third} <= {cell.step for cell in every if cell.place[2] == "worse_0.4"}
+    steps = [step for cell in third for step in cell.step.chain()]
+    assert {step.script for step in steps} == {"main_real_phase1", "main_real_phase2", "main_real_baseline"}
+    assert {dict(step.flags)["tag"] for step in steps} == {"real"}
+    assert {step.settings["noise_mode"] for step in steps} == {"worse"}
+    assert dict(third[-1].step.flags)["mask"] == "deft-real"
+    check_apart([cell.step for cell in third + every])
 
 
 def test_phase_2_uses_the_mask_of_the_command_before_it():
