@@ -4,7 +4,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from dataloader.dataset import Dataset, View
-from dataloader.files import IMAGE_SUFFIXES, is_system
+from dataloader.files import image_files
 from dataloader.listings import ENLARGE, need_folder, to_split
 from utils.errors import UserError
 
@@ -14,10 +14,8 @@ def animal10n(cfg: SimpleNamespace) -> Dataset:
     splits = []
     for part in ("training", "testing"):
         pairs = []
-        for path in sorted(need_folder(Path(cfg.data_path) / part).iterdir()):
-            if path.suffix.lower() not in IMAGE_SUFFIXES or is_system(path.name):
-                continue
-            label = path.name.split("_")[0]
+        for path in image_files(need_folder(Path(cfg.data_path) / part))[0]:
+            label = Path(path).name.split("_")[0]
             if not label.isdigit():
                 raise UserError(f"{path}: expected a name that begins with the label, as 3_000123.jpg.")
             pairs.append((path, int(label)))

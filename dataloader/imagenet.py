@@ -4,7 +4,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from dataloader.dataset import Dataset, Split, View
-from dataloader.listings import ENLARGE, class_folders, need_folder, read_pairs, to_split
+from dataloader.listings import ENLARGE, class_folders, class_names, need_folder, read_pairs, to_split
 from utils.errors import UserError
 from utils.files import read_lines
 
@@ -42,5 +42,4 @@ def _read(root: Path, part: str) -> tuple[Split, list[str]]:
     if not listed.is_file():
         paths, labels, classes = class_folders(folder)
         return Split(paths, labels), classes
-    classes = sorted(d.name for d in folder.iterdir() if d.is_dir() and not d.name.startswith("."))
-    return to_split([(folder / name, label) for name, label in read_pairs(listed)]), classes
+    return to_split([(folder / name, label) for name, label in read_pairs(listed)]), class_names(folder)

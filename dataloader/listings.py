@@ -39,18 +39,25 @@ def read_pairs(path: Path) -> list[tuple[str, int]]:
 
 
 def to_split(pairs: Iterable[tuple[str | Path, int]]) -> Split:
+    """A Split of (path, label) pairs, in their order."""
     return Split([str(path) for path, _ in pairs], np.array([label for _, label in pairs], dtype=np.int64))
 
 
 def need_folder(folder: Path) -> Path:
+    """The folder; UserError if there is none."""
     if not folder.is_dir():
         raise UserError(f"data_path: there is no folder {folder}.")
     return folder
 
 
+def class_names(root: Path) -> list[str]:
+    """The names of the folders in root, sorted, without those of systems."""
+    return sorted(d.name for d in root.iterdir() if d.is_dir() and not is_system(d.name))
+
+
 def class_folders(root: Path) -> tuple[list[str], np.ndarray, list[str]]:
     """Paths, labels and class names of <root>/<class>/**/*.jpg …, sorted."""
-    classes = sorted(d.name for d in root.iterdir() if d.is_dir() and not is_system(d.name))
+    classes = class_names(root)
     if not classes:
         raise UserError(f"data_path: {root} contains no class folder.")
     paths, labels = [], []

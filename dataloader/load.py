@@ -1,8 +1,8 @@
 """`load_data(cfg)` gives the data set that a configuration names; DATASETS has one reader for each."""
 
-import csv
 import json
 import os
+import re
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -29,12 +29,12 @@ from dataloader.listings import CLASSNAMES
 from dataloader.mini_imagenet import blue_mini_imagenet, red_mini_imagenet
 from dataloader.noise import DRAWN, make_noise, read_transition
 from dataloader.own import find_duplicates, other_names, own, sound_rows, to_split
-from dataloader.rows import say_equal_names, say_names
+from dataloader.rows import read_csv, say_equal_names, say_names
 from dataloader.tiny_imagenet import tiny_imagenet
 from dataloader.transforms import decode
 from dataloader.webvision import webvision
 from utils.distributed import first_alone
-from utils.errors import UserError, pick
+from utils.errors import UserError, nearest, pick
 from utils.files import image_list, read_lines, write_whole
 
 DATASETS = {
@@ -92,6 +92,7 @@ def load_data(cfg: SimpleNamespace) -> Dataset:
     Raises UserError for an unknown data set or noise, class names or labels that do not match, missing files.
     """
     read = pick(DATASETS, cfg.dataset, "dataset")
+    cfg.noise_mode = cfg.noise_mode or "none"
     if cfg.download and cfg.dataset not in ("cifar10", "cifar100"):
         raise UserError(f"download: only cifar10 and cifar100 can be fetched, not {cfg.dataset}.")
     if cfg.dataset in SOURCES and not cfg.download and not Path(cfg.data_path).is_dir():
@@ -109,7 +110,7 @@ def load_data(cfg: SimpleNamespace) -> Dataset:
     (say_names if cfg.dataset == "own" else say_equal_names)(dataset.classnames, dataset.label_names)
     _check_labels(cfg, dataset)
     truth = dataset.true_labels
-    if truth is None and (dataset.trusted or cfg.noise_mode not in ("", "none")):
+    if truth is None and (dataset.trusted or cfg.noise_mode != "none"):
         truth, dataset.truth_on_disk = dataset.train.labels, not dataset.trusted
     if dataset.trusted:
         for split in dataset.given_tests.values():
@@ -119,7 +120,7 @@ def load_data(cfg: SimpleNamespace) -> Dataset:
     noisy = make_noise(
         cfg, dataset.train.labels, dataset.num_classes, is_folder, lambda: raw_pixels(dataset.train.images)
     )
-    if cfg.noise_mode not in ("", "none"):
+    if cfg.noise_mode != "none":
         dataset.noise_name, dataset.train.verified = _noise_name(cfg, noisy, dataset.num_classes), None
     dataset.noise_name = "-".join(filter(None, [dataset.noise_name, image_noise_name(cfg)]))
     dataset.train = replace(dataset.train, labels=noisy, true_labels=truth)
@@ -192,8 +193,13 @@ def _classnames(cfg: SimpleNamespace, dataset: Dataset) -> list[str]:
         source = Path(cfg.classnames)
         if not source.is_file():
             raise UserError(f"classnames: no such file: {source}.")
-        names = read_lines(source)
-        names = _names_by_label(source, names, dataset.label_names or []) or names
+        table = source.suffix.lower() in (".csv", ".tsv")
+        names = _names_by_label(source, dataset.label_names or []) if table else read_lines(source)
+        firsts = {re.split("[,;\t]", name)[0].strip() for name in names}
+        if not table and firsts == set(dataset.label_names or []) and firsts.isdisjoint(names):
+            print(
+                f"warning: classnames: every line of {source} begins with a label; lines of label,name are read in a .csv file"
+            )
     elif cfg.class_names:
         source, names = Path("class_names"), cfg.class_names
     elif source.is_file():
@@ -206,40 +212,24 @@ def _classnames(cfg: SimpleNamespace, dataset: Dataset) -> list[str]:
     return names
 
 
-def _names_by_label(source: Path, lines: list[str], labels: list[str]) -> list[str] | None:
-    """The class names of lines `label,name` in any order, with or without a heading; None where they are no such lines.
+def _names_by_label(source: Path, labels: list[str]) -> list[str]:
+    """The class names, in the order of the labels, of a CSV or TSV file with the columns label and name.
 
-    They are, if two columns by commas, semicolons or tabs have half of the labels or more in the first. UserError for a label
-    that is missing or there twice, for one that is no class, and for two columns of which the first could be labels, but of
-    other data.
+    UserError unless each label has one row and a name.
     """
-    foreign = ""
-    for separator in ",;\t":
-        rows = [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=separator, skipinitialspace=True)]
-        first = [row[0] for row in rows if len(row) == 2]
-        known = set(first) & set(labels)
-        if not known and len(set(first)) == len(list(filter(None, rows))) and any(map(str.isdigit, first)):
-            foreign = first[-1]  # words may be names with a comma, one a line
-        if not known or 2 * len(known) < len(labels):
-            continue
-        rows = rows[not rows[0] or rows[0][0] not in labels :]  # without the heading
-        given = [row[0] if row else "" for row in rows]
-        for label in labels:
-            if given.count(label) != 1:
-                raise UserError(
-                    f"classnames: {source}: has {given.count(label)} lines of the label {label!r}, expected one."
-                )
-        for row in rows:
-            if len(row) != 2 or row[0] not in labels or not row[1]:
-                raise UserError(f"classnames: {source}: '{separator.join(row)}' is no line of a label and a name.")
-        names = dict(rows)
-        return [names[label] for label in labels]
-    if foreign and labels:
-        raise UserError(
-            f"classnames: {source}: '{foreign}' is no label of the data, which has labels such as '{labels[0]}'; expected "
-            "lines of label,name."
-        )
-    return None
+    names: dict[str, str] = {}
+    for line, row in read_csv(source):
+        if row.keys() != {"label", "name"}:
+            raise UserError(f"classnames: {source}: expected the columns label and name, found {', '.join(row)}.")
+        label, name = row["label"].strip(), row["name"].strip()
+        if label not in labels or label in names or not name:
+            why = "there twice" if label in names else "without a name" if label in labels else "no label of the data"
+            hint = nearest(label, labels) if label not in labels else ""
+            raise UserError(f"classnames: {source}: line {line}: '{label}' is {why}.{hint}")
+        names[label] = name
+    if missing := [label for label in labels if label not in names]:
+        raise UserError(f"classnames: {source}: has no name for the label '{missing[0]}'.")
+    return [names[label] for label in labels]
 
 
 def _noise_name(cfg: SimpleNamespace, noisy: np.ndarray, num_classes: int) -> str:

@@ -30,7 +30,7 @@ def _mini_imagenet(cfg: SimpleNamespace, color: str) -> Dataset:
     data_path may be the folder that contains split/, or its parent. Test images are searched in validation/<label>/,
     validation/, all_validation/ and all_images/.
     """
-    if cfg.noise_mode not in ("", "none"):
+    if cfg.noise_mode != "none":
         raise UserError(f"noise_mode: {color}_mini_imagenet has its own noise; noise_ratio selects its level.")
     root = Path(cfg.data_path)
     root = root / "mini-imagenet" if (root / "mini-imagenet" / "split").is_dir() else root

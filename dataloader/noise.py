@@ -280,7 +280,7 @@ def make_noise(
     features() returns the pixels (N, F), needed for idn. Raises UserError for an unknown mode, or a file that is missing
     or does not match the data set.
     """
-    mode, ratio, K = cfg.noise_mode or "none", cfg.noise_ratio, num_classes
+    mode, ratio, K = cfg.noise_mode, cfg.noise_ratio, num_classes
     if mode not in NOISE:
         raise UserError(f"noise_mode: unknown name '{mode}'; expected one of {', '.join(NOISE)}.{nearest(mode, NOISE)}")
     rng = np.random.default_rng([cfg.seed, 0])

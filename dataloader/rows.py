@@ -395,7 +395,7 @@ def say_names(classnames: list[str], label_names: list[str]) -> None:
         cannot = classnames
     if cannot:
         print(
-            f"warning: CLIP cannot know {shortened(cannot)}; --classnames FILE gives it words, in lines of label,name"
+            f"warning: CLIP cannot know {shortened(cannot)}; --classnames FILE.csv gives it words, in columns label and name"
         )
     say_equal_names(classnames, label_names)
 

@@ -4,7 +4,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from dataloader.dataset import Dataset, View
-from dataloader.files import IMAGE_SUFFIXES
+from dataloader.files import image_files
 from dataloader.listings import ENLARGE, IMAGENET, need_folder, read_pairs, to_split
 
 
@@ -18,12 +18,7 @@ def webvision(cfg: SimpleNamespace) -> Dataset:
     more, imagenet = {}, root / "imagenet" / "val"
     if imagenet.is_dir():
         more["imagenet"] = to_split(
-            [
-                (path, k)
-                for k in range(K)
-                for path in sorted(need_folder(imagenet / str(k)).iterdir())
-                if path.suffix.lower() in IMAGE_SUFFIXES
-            ]
+            [(path, k) for k in range(K) for path in image_files(need_folder(imagenet / str(k)))[0]]
         )
     else:
         print(f"{imagenet} does not exist: running without the second test set (ILSVRC12 validation)")

@@ -130,7 +130,8 @@ class UNICON(DivideMix):
     many per class (methods.division.uniform_selection, d_mu 0.7, tau 5); w = 1 if d < 0.5, else 1 - d. Targets come from two
     weak views, as in DivideMix. DivideMix's loss with lambda_u 30 is applied to two mixed strong views (`strong_view`), plus
     0.025 NT-Xent (temperature 0.05) between the un-mixed strong views of unlabelled samples, after a projection head
-    (width, width, 128). Constants: defaults of the released code.
+    (width, width, 128). Constants: defaults of the released code, whose head is one linear layer with batch normalisation, and
+    whose strong view is AutoAugment's policy for CIFAR-10 (`strong_view`: cifar10).
 
     The divergence uses base 2, so that it reaches 1; the released code uses base e, with which no mean reaches d_mu.
     Simplified as DivideMix; the code also repeats the division between the epochs of the two networks.

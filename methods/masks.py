@@ -170,6 +170,10 @@ def trusted_samples(
         )
     if path.suffix in (".pt", ".npy"):
         print(f"{path}: does not say which images and labels it was made for; only their number was checked")
+    if path.suffix == ".pt" and cfg.dataset in ("tiny_imagenet", "stanford_cars"):
+        print(
+            f"warning: mask: {path}: the official code reads the files of a class in the order of the disk, here they are sorted"
+        )
     mask = load_mask(path, data, cfg.seed)
     _say_unusable(path)
     decision, new_labels = as_arrays(settle(path.parent, data), data)

@@ -24,8 +24,9 @@ class RoLT(SemiSupervised):
         0.4 y_net + 0.2 y_proto + 0.2 y + 0.2 / K
 
     where y_net and y_proto are the predictions of the network and of the prototypes, from logits averaged over the epochs
-    (0.6 old average + 0.4 new, bias-corrected). Constants: the released code. The published warm-up is 80 of 200 epochs.
-    The code's prototype logits are squared distances; here the distances are not squared.
+    (0.6 old average + 0.4 new; a correction of the bias would not change the argmax). Constants: the released code, which
+    keeps the corrected average, so that its corrections add up. The published warm-up is 80 of 200 epochs. The code's
+    prototype logits are squared distances; here the distances are not squared.
     """
 
     pair, weak, features, keep, warm_entropy = False, 1, True, 0.6, False
@@ -43,7 +44,7 @@ class RoLT(SemiSupervised):
     def divide(self, outputs: Outputs, labels: Tensor, epoch: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         p_clean, prototypes = prototype_detection(outputs.features, labels, self.num_classes)
         now = torch.stack([outputs.logits.mean(0), prototypes.clamp(min=-1e4)]).to(self.averages.device)
-        self.averages.mul_(self.keep).add_(now, alpha=1 - self.keep)  # bias correction would not change the argmax
+        self.averages.mul_(self.keep).add_(now, alpha=1 - self.keep)
         mask = torch.from_numpy(p_clean > 0.5)
         by_network, by_prototype = self.averages.cpu().argmax(-1)
         self.plan = {"targets": soft_labels(labels, mask, by_network, by_prototype, self.num_classes)}

@@ -24,6 +24,14 @@ from utils.distributed import in_order
 from utils.errors import UserError
 
 
+class Head(nn.Linear):
+    """nn.Linear in float32, under autocast, too: logits rounded to bf16 tie, and argmax takes the first class of a tie."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        with torch.autocast(features.device.type, enabled=False):
+            return super().forward(features.float())
+
+
 class Classifier(nn.Module):
     """images (B, 3, H, W) -> logits (B, K): a linear head on the pooled feature before CLIP's projection.
 
@@ -38,7 +46,7 @@ class Classifier(nn.Module):
         self.micro_batch = micro_batch
         visual.proj = None  # open_clip then returns the pooled feature after ln_post
         self.backbone = visual
-        self.head = nn.Linear(visual.conv1.out_channels, num_classes)
+        self.head = Head(visual.conv1.out_channels, num_classes)
         bound = self.head.in_features**-0.5
         for parameter in self.head.parameters():
             nn.init.uniform_(parameter, -bound, bound, generator=generator)

@@ -243,6 +243,8 @@ def test_bf16_autocast_gives_nearly_the_same_logits(random_clip):
     detector = build_detector(random_clip, meta, g).eval()
     with torch.no_grad(), autocast(DEVICE, "bf16"):
         logits_pos, logits_neg = detector(images.to(DEVICE))
+        classifier = Classifier(detector.clip.visual, 5).to(DEVICE)
+        assert classifier(images.to(DEVICE)).dtype == torch.float32  # a linear head, too
     # the encoders run in bf16, the logits do not: their differences decide
     assert logits_pos.dtype == detector.prompts.pos_ctx.dtype == torch.float32
     p_yes = clean_probability(logits_pos, logits_neg).cpu().numpy()

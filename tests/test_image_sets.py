@@ -278,6 +278,7 @@ def test_quality_is_of_the_checked_labels(tmp_path):
 def test_imagenet_names_and_lists(tmp_path):
     make_imagenet(tmp_path / "folders", Pictures().write)
     make_imagenet(tmp_path / "lists", Pictures().write, listed=True)
+    (tmp_path / "lists" / "train" / "@eaDir").mkdir()  # of a network drive, and no class
     folders, lists = (load_data(load_config(cfg_of("imagenet", tmp_path / kind))) for kind in ("folders", "lists"))
     assert folders.classnames == ["tench", "goldfish", "unknown class"] == lists.classnames
     assert folders.true_labels is not None and lists.true_labels is None

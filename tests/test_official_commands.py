@@ -14,6 +14,7 @@ import main_real_phase2
 import main_small_loss
 from tests.helpers import write_cifar
 from tests.test_image_sets import Pictures, make_clothing
+from utils.config import load_config
 from utils.errors import UserError
 
 SYM, IDN = (["--noise_mode", mode, "--noise_ratio", "0.2"] for mode in ("sym", "idn"))
@@ -61,6 +62,17 @@ def test_command(place, monkeypatch, script, name, rest):
         return
     assert summary["epochs"] == 1 and summary["num_train"] in (300, 112)
     assert ("noise_rate" in summary) == (name != "PEFT/clothing1m" and name != "FFT/clothing1m")
+
+
+def test_epochs_of_the_real_world_script_after_an_official_file(tmp_path):
+    """The official script sets five epochs after it has read its file, which says ten."""
+    path, settings = tmp_path / "clothing1m.yaml", {"script": "main_phase2", "epochs": 5}
+    path.write_text("model: clip\nepochs: 10\nlr: 5e-4\n")
+    assert load_config(["--cfg", str(path)], **settings).epochs == 5
+    assert load_config(["--cfg", str(path), "--epochs", "7"], **settings).epochs == 7
+    assert load_config(["--cfg", str(path)], script="main_phase2").epochs == 10  # main_phase2.py itself
+    path.write_text("epochs: 10\n")  # a person's
+    assert load_config(["--cfg", str(path)], **settings).epochs == 10
 
 
 @pytest.mark.parametrize("script, name, rest", COMMANDS, ids=lambda v: getattr(v, "__name__", None))

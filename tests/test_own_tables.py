@@ -1,6 +1,7 @@
 """A person's own images in a table: columns, true labels, errors; the class names that CLIP reads."""
 
 import json
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -275,32 +276,32 @@ def test_whole_numbers_are_sorted_as_numbers():
     assert in_order(["10.5", "2.0"]) == ["10.5", "2.0"]
 
 
-def test_class_names_from_a_file(tmp_path):
+def test_class_names_from_a_file(tmp_path, capsys):
     path, names = write_table(tmp_path, SIX), tmp_path / "names.txt"
     names.write_text("tench\ngreat white shark\n")
     data = load_own(path, "--classnames", str(names))
     assert data.classnames == ["tench", "great white shark"] and data.label_names == ["x", "y"]
+    table = tmp_path / "names.csv"
     for text in (
-        '\ny,great white shark\nx,"tench, a fish"',
-        "label;name\ny; great white shark\nx;tench, a fish\n",
-        'y,great white shark\nx,"tench, a fish"\n',
+        'label,name\ny,great white shark\nx,"tench, a fish"\n',
+        "name;label\n great white shark; y\ntench, a fish;x\n",
     ):
-        names.write_text(text)  # by label, in any order
-        assert load_own(path, "--classnames", str(names)).classnames == ["tench, a fish", "great white shark"]
+        table.write_text(text)  # by label, in any order
+        assert load_own(path, "--classnames", str(table)).classnames == ["tench, a fish", "great white shark"]
     for text, message in (
-        ("x,a\ny,b\nx,c\n", "has 2 lines of the label 'x', expected one"),
-        ("x,a\nY,b\n", "has 0 lines of the label 'y', expected one"),
-        ("y,b\nx,\n", "'x,' is no line of a label and a name"),
-        (
-            "0,a\n1,b\n",
-            "names.txt: '1' is no label of the data, which has labels such as 'x'; expected lines of label,name",
-        ),
-        ("id;name\n0;a\n1;b, c\n", "names.txt: '1' is no label of the data"),
-        ("y,b\nx,a\nz,c\n", "'z,c' is no line of a label and a name"),
+        ("label,name\nx,a\ny,b\nx,c\n", "line 4: 'x' is there twice"),
+        ("label,name\nx,a\nY,b\n", "line 3: 'Y' is no label of the data. Did you mean y?"),
+        ("label,name\ny,b\nx,\n", "line 3: 'x' is without a name"),
+        ("label,name\ny,b\n", "has no name for the label 'x'"),
+        ("x,a\ny,b\n", "expected the columns label and name, found x, a"),
+        ("label,name\ny,b, c\n", "line 2 has 3 fields"),
     ):
-        names.write_text(text)
-        with pytest.raises(UserError, match=message):
-            load_own(path, "--classnames", str(names))
+        table.write_text(text)
+        with pytest.raises(UserError, match=re.escape(message)):
+            load_own(path, "--classnames", str(table))
+    names.write_text("x, the first\ny, the second\n")  # names, as in every file that is no table
+    assert load_own(path, "--classnames", str(names)).classnames == ["x, the first", "y, the second"]
+    assert "every line of" in capsys.readouterr().out
     names.write_text("maple, Acer\noak, Quercus\n")  # names with commas, in every line or in some
     assert load_own(path, "--classnames", str(names)).classnames == ["maple, Acer", "oak, Quercus"]
     names.write_text("shark, great white\ntench\n")

@@ -235,6 +235,19 @@ def test_promix_selects_matched_confident_labels_and_learns_only_from_them():
     assert guessing.tables.grad[0, 2, 2] < 0 < guessing.tables.grad[0, 2, 1]  # towards the guess, not the label
 
 
+@pytest.mark.parametrize(
+    "num_classes, flags, expected",
+    [
+        (99, ["--noise_mode", "sym", "--noise_ratio", "0.2"], (0.7, 0.99, 0.8)),
+        (100, ["--noise_mode", "sym", "--noise_ratio", "0.5"], (0.5, 0.95, 0.5)),
+        (100, ["--noise_mode", "worse", "--noise_ratio", "0.1", "--tau", "0", "--rho", "0.3"], (0.3, 0.0, 0.5)),
+    ],
+)
+def test_promix_takes_the_constants_of_the_released_commands(num_classes, flags, expected):
+    promix = METHODS["ProMix"](load_config(["--lnl_methods", "ProMix", *flags]), 4, num_classes)
+    assert (promix.rho, promix.tau, promix.debias) == expected
+
+
 def test_promix_loss_by_hand_with_debiasing():
     promix = method("ProMix", "--debias", "0.5", "--networks", "1")
     promix.bias[1, 0], promix.bias[0, 0] = torch.tensor([0.5, 0.3, 0.2]), torch.tensor([0.1, 0.1, 0.8])

@@ -148,7 +148,7 @@ def _coerce(name: str, key: Key, value: Any, where: str) -> Any:
             fail(expected)
 
     choices = re.match(r"\{([^}]*)\}", comment)
-    span = re.match(r"\[([\d.]+), ([\d.]+)\]", comment)
+    span = re.match(r"\[(-?[\d.]+), ([\d.]+)\]", comment)
     bound = re.match(r"(>=?) (-?[\d.]+)", comment)
     if choices and not isinstance(default, bool) and value not in (names := choices[1].split("|")):
         fail(f"one of {', '.join(filter(None, names))}", nearest(value, names))
@@ -326,6 +326,10 @@ def load_config(
             if name not in keys:
                 raise UserError(f"{flags.cfg}: unknown key '{written}'.{nearest(written, keys)}")
             content[name] = _coerce(name, keys[name], value, flags.cfg)
+        if (
+            "model" in content and "epochs" in settings
+        ):  # an official file, after which the official script sets its epochs
+            content.pop("epochs", None)
         content = {name: value for name, value in content.items() if name in resolved}
         resolved |= _implied(content, resolved) | content
     given = {}
