@@ -10,9 +10,8 @@ import torch.nn as nn
 import torch.nn.functional as F
 from open_clip.transformer import ResidualAttentionBlock
 
-from model.clip import cosine_logits
+from model.clip import cosine_logits, text_tower
 from model.detector import Detector
-from model.prompts import text_tower
 from model.tuners import PromptedBlock
 
 

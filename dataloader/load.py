@@ -28,7 +28,7 @@ from dataloader.imagenet import imagenet
 from dataloader.listings import CLASSNAMES
 from dataloader.mini_imagenet import blue_mini_imagenet, red_mini_imagenet
 from dataloader.noise import DRAWN, make_noise, read_transition
-from dataloader.own import find_duplicates, other_names, own, sound_rows, to_split
+from dataloader.own import find_duplicates, other_names, own, sound_rows, split_of_rows
 from dataloader.rows import read_csv, say_equal_names, say_names
 from dataloader.tiny_imagenet import tiny_imagenet
 from dataloader.transforms import decode
@@ -161,7 +161,7 @@ def to_score(cfg: SimpleNamespace, data: Dataset) -> Dataset:
     else:
         rows, skipped = sound_rows(cfg.score, cfg, "score")
         others = other_names(rows, data.label_names)
-        split = to_split(rows, data.label_names, others)
+        split = split_of_rows(rows, data.label_names, others)
         rest = {
             "root": source_root(cfg.score, cfg),
             "source": "",

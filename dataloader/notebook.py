@@ -16,7 +16,7 @@ from dataloader.archives import saved_rows
 from dataloader.dataset import Dataset, Split, fingerprint, identified, image_keys
 from dataloader.files import inspect_files, inspection_cache, pixel_digests
 from dataloader.own import OWN_VIEW
-from dataloader.rows import COLUMNS, in_order, say_names, tidy_names
+from dataloader.rows import COLUMNS, say_names, sorted_labels, tidy_names
 from dataloader.transforms import to_rgb
 from utils.errors import UserError, brief
 from utils.files import slug, write_whole
@@ -116,7 +116,7 @@ def in_memory(
     a notebook has.
 
     images: an iterable of N paths or Pillow images, or uint8 (N, H, W, 3). labels: N strings or whole numbers. classnames,
-    where given, are in the order of the sorted labels, see rows.in_order; with whole numbers, label k is classnames[k]. The
+    where given, are in the order of the sorted labels, see rows.sorted_labels; with whole numbers, label k is classnames[k]. The
     columns of pred_probs come in the order of np.unique of the labels, as scikit-learn's classes_, and are returned in that
     of the classes. Files that cannot be read are a UserError, or with `skip_broken` not among the rows. keep: images that
     are no files are written below output_dir. given: arrays (N, …) about the images, see own_arrays; without images, they
@@ -204,7 +204,7 @@ def _checked_labels(labels: Any, count: int, classnames: Sequence[str] | None) -
     if kinds[0]:
         values = np.arange(len(classnames)) if classnames else np.unique(labels)
     else:
-        values = np.array(in_order(set(labels.tolist())))
+        values = np.array(sorted_labels(set(labels.tolist())))
     unknown = np.setdiff1d(labels, values)
     if len(unknown) or len(values) < 2 or (classnames and len(classnames) != len(values)):
         raise UserError(

@@ -11,7 +11,16 @@ import numpy as np
 from dataloader.archives import opened, source_root
 from dataloader.dataset import Dataset, Split, View
 from dataloader.files import data_root, inspect_files, inspection_cache
-from dataloader.rows import SPLITS, TABLE_SUFFIXES, Row, in_order, read_rows, shortened, tidy_names, written_by_report
+from dataloader.rows import (
+    SPLITS,
+    TABLE_SUFFIXES,
+    Row,
+    read_rows,
+    shortened,
+    sorted_labels,
+    tidy_names,
+    written_by_report,
+)
 from utils.errors import UserError, nearest
 from utils.summaries import read_summary
 
@@ -24,7 +33,7 @@ def own(cfg: SimpleNamespace) -> Dataset:
     The classes are the labels that training images were given, whatever else their true labels are.
     """
     rows, skipped = sound_rows(cfg.data_path, cfg)
-    classes = in_order({row.label for row in rows if row.split == "train"})
+    classes = sorted_labels({row.label for row in rows if row.split == "train"})
     if len(classes) < 2:
         raise UserError(
             f"data_path: {cfg.data_path} holds training images of {len(classes)} class, expected two or more."
@@ -55,8 +64,8 @@ def own(cfg: SimpleNamespace) -> Dataset:
     duplicates = find_duplicates(rows)
     return Dataset(
         f"own-{cfg.name or source_name(cfg.data_path)}",
-        to_split(train, classes, others),
-        to_split(test, classes, others) if test else None,
+        split_of_rows(train, classes, others),
+        split_of_rows(test, classes, others) if test else None,
         classnames=tidy_names(classes),
         view=OWN_VIEW,
         label_names=classes,
@@ -128,7 +137,7 @@ def other_names(rows: list[Row], classes: list[str]) -> list[str]:
     return sorted({row.true_label for row in rows} - {"", *classes})
 
 
-def to_split(rows: list[Row], classes: list[str], others: list[str]) -> Split:
+def split_of_rows(rows: list[Row], classes: list[str], others: list[str]) -> Split:
     """Rows as a Split; others: see other_names. UserError for a row whose label is none of the classes."""
     number = {name: i for i, name in enumerate(classes + others)}
     for row in rows:

@@ -361,7 +361,7 @@ def _text(path: Path) -> str:
 # --- names
 
 
-def in_order(labels: Iterable[str]) -> list[str]:
+def sorted_labels(labels: Iterable[str]) -> list[str]:
     """Labels sorted: as numbers where all of them are whole numbers, so that 2 comes before 10, else as text.
 
     2.0 is one, too, as pandas writes a column in which a number is missing.

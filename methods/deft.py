@@ -90,13 +90,13 @@ def train_detector_epoch(
         with amp():
             logits_pos, logits_neg = run_batch(model, images)  # (B, K)
         p_yes = clean_probability(logits_pos, logits_neg)
-        selected, p_clean = select_clean(p_yes.detach(), labels, rules.require_agreement)
-        confidence, predicted = logits_pos.detach().softmax(1).max(1)
+        record = _record(logits_pos.detach(), p_yes.detach(), labels, rules.require_agreement)
+        selected, _, predicted, *_ = record
         loss_cls, loss_neg = _losses(logits_pos, p_yes, labels, complementary_labels[index], selected, predicted, rules)
         loss = loss_cls + loss_neg
         amp.step(loss, optimizer)
         losses.append(torch.stack([loss, loss_cls, loss_neg]).detach() * total(torch.ones_like(selected).sum()))
-        seen.append((index, selected, p_clean, predicted, confidence, margins(logits_pos.detach().float(), labels)))
+        seen.append((index, *record))
         if watched(bar, step):
             bar.set_postfix({"loss": f"{loss.item():.3f}"} | _recent_quality(seen[-20:], is_clean))
     index, *records = gather(seen)
@@ -104,6 +104,13 @@ def train_detector_epoch(
     check_finite(sums[:, 0], title)
     averages = dict(zip(("loss", "loss_cls", "loss_neg"), (sums.sum(0) / len(index)).tolist()))
     return averages | {"seconds": time.perf_counter() - start, "index": index, **dict(zip(RECORDS, records))}
+
+
+def _record(logits_pos: Tensor, p_yes: Tensor, labels: Tensor, require_agreement: bool) -> tuple[Tensor, ...]:
+    """RECORDS (B,) of a batch, from logits and p_yes (B, K), and labels (B,)."""
+    selected, p_clean = select_clean(p_yes, labels, require_agreement)
+    confidence, predicted = logits_pos.softmax(1).max(1)
+    return selected, p_clean, predicted, confidence, margins(logits_pos.float(), labels)
 
 
 def _losses(
@@ -256,9 +263,8 @@ def score_records(model: Detector, cfg: SimpleNamespace, data: Dataset, device: 
         predict = model.pair_classifier()
         for images, labels, index in progress(loader.eval(), "score"):
             logits_pos, logits_neg = predict(images)
-            selected, p_clean = select_clean(clean_probability(logits_pos, logits_neg), labels, cfg.require_agreement)
-            confidence, predicted = logits_pos.softmax(1).max(1)
-            seen.append((index, selected, p_clean, predicted, confidence, margins(logits_pos.float(), labels)))
+            p_yes = clean_probability(logits_pos, logits_neg)
+            seen.append((index, *_record(logits_pos, p_yes, labels, cfg.require_agreement)))
     return dict(zip(RECORDS, in_order(seen)))
 
 

@@ -49,7 +49,7 @@ def label_match(inputs: Inputs) -> Detection:
 def clip_margin(inputs: Inputs) -> Detection:
     """p_clean from how far the zero-shot logit of the label lies above (or below) the best other one, by `two_groups`."""
     own, best = _own_and_best_other(inputs.logits, inputs.labels)
-    p_clean = two_groups(own - best, inputs.seed)
+    p_clean = two_groups(own - best, inputs.cfg.seed)
     return _scored(p_clean, softmax(inputs.logits, axis=1))
 
 
@@ -64,7 +64,7 @@ def confident_learning(inputs: Inputs) -> Detection:
 
     p = inputs.pred_probs
     if p is None:
-        p = out_of_fold(inputs.features, inputs.labels, inputs.num_classes, inputs.seed)
+        p = out_of_fold(inputs.features, inputs.labels, inputs.num_classes, inputs.cfg.seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of small classes, none of whose labels may be flagged
         issues = find_label_issues(inputs.labels, p, n_jobs=1)
@@ -101,7 +101,7 @@ def clip_cleaner(criteria: tuple[str, ...], inputs: Inputs) -> Detection:
     """
     cfg, zero_shot = inputs.cfg, inputs.zero_shot if any(c.startswith("zero") for c in criteria) else None
     visual = inputs.visual if any(c.startswith("lr") for c in criteria) else None
-    scores = clipcleaner.criterion_scores(zero_shot, visual, inputs.labels, inputs.seed)
+    scores = clipcleaner.criterion_scores(zero_shot, visual, inputs.labels, inputs.cfg.seed)
     scores = {name: scores[name] for name in criteria}
     given = [p for p in (zero_shot, visual) if p is not None]
     rank_by = clipcleaner.log_probability(given[0], inputs.labels)
@@ -140,14 +140,14 @@ def lemon(inputs: Inputs) -> Detection:
     weights = neighbours.weighted_knn(found, inputs.labels, inputs.num_classes)
     weights *= softmax(inputs.logits, axis=1)
     weights += 1e-12
-    return _scored(two_groups(-score, inputs.seed), weights)
+    return _scored(two_groups(-score, inputs.cfg.seed), weights)
 
 
 def fine(inputs: Inputs) -> Detection:
     """FINE (Kim et al., NeurIPS 2021): a mixture per class on the alignment with the class's first eigenvector."""
     alignment = neighbours.eigenvector_alignment(inputs.features, inputs.labels, inputs.num_classes)
     own = alignment[np.arange(len(inputs.labels)), inputs.labels]
-    p_clean = clipcleaner.per_class_mixture(own, inputs.labels, inputs.seed)
+    p_clean = clipcleaner.per_class_mixture(own, inputs.labels, inputs.cfg.seed)
     return _scored(p_clean, alignment)
 
 
@@ -167,19 +167,19 @@ def selfclean(inputs: Inputs) -> Detection:
 def area_under_margin(inputs: Inputs) -> Detection:
     """AUM (Pleiss et al., NeurIPS 2020) of a linear probe."""
     margins, _, predicted, confidence = inputs.dynamics
-    return Detection(*dynamics.by_area_under_margin(margins, inputs.seed), predicted, confidence)
+    return Detection(*dynamics.by_area_under_margin(margins, inputs.cfg.seed), predicted, confidence)
 
 
 def forgetting(inputs: Inputs) -> Detection:
     """Fraction of a linear probe's epochs that predicted the label (after Toneva et al., ICLR 2019)."""
     margins, _, predicted, confidence = inputs.dynamics
-    return Detection(*dynamics.by_forgetting(margins, inputs.seed), predicted, confidence)
+    return Detection(*dynamics.by_forgetting(margins, inputs.cfg.seed), predicted, confidence)
 
 
 def mean_probability(inputs: Inputs) -> Detection:
     """A linear probe's probability of the label, averaged over the last epochs."""
     _, probabilities, predicted, confidence = inputs.dynamics
-    return Detection(*dynamics.by_mean_probability(probabilities, inputs.seed), predicted, confidence)
+    return Detection(*dynamics.by_mean_probability(probabilities, inputs.cfg.seed), predicted, confidence)
 
 
 def auto(inputs: Inputs) -> Detection:
@@ -194,7 +194,7 @@ def auto(inputs: Inputs) -> Detection:
     were chosen on the digits (results/detectors.md), those for texts that tell more on CIFAR-100
     (results/detectors-photos.md).
     """
-    labels, K, found, seed = inputs.labels, inputs.num_classes, inputs.neighbours, inputs.seed
+    labels, K, found, seed = inputs.labels, inputs.num_classes, inputs.neighbours, inputs.cfg.seed
     shares = neighbours.weighted_knn(found, labels, K)
     tells = text_tells(inputs, shares)
     use_text, weight = tells >= TEXT_TELLS, 0.25 if tells >= TEXT_LEADS else 0.5

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from methods.losses import one_hot
 from methods.selection import gmm_clean_probability
 
 
@@ -14,7 +15,7 @@ def label_divergence(probabilities: Tensor, labels: Tensor) -> Tensor:
 
     UNICON's disagreement (Karim et al., CVPR 2022): d = KL(p || m) / 2 + KL(y || m) / 2, m = (p + y) / 2.
     """
-    onehot = torch.nn.functional.one_hot(labels, probabilities.shape[1]).to(probabilities.dtype)
+    onehot = one_hot(labels, probabilities.shape[1]).to(probabilities.dtype)
     middle = (probabilities + onehot) / 2
 
     def kl(p: Tensor) -> Tensor:
@@ -71,7 +72,7 @@ def centroid_logits(features: Tensor, labels: Tensor, num_classes: int, mask: Te
     `mask` (N,) bool if given. A class without samples is infinitely far away.
     """
     x = torch.nn.functional.normalize(features - features.mean(0), dim=1)
-    members = torch.nn.functional.one_hot(labels, num_classes).to(x.dtype)  # (N, K)
+    members = one_hot(labels, num_classes).to(x.dtype)  # (N, K)
     if mask is not None:
         members = members * mask[:, None]
     counts = members.sum(0)

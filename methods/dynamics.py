@@ -14,6 +14,7 @@ from scipy.special import logit
 from torch import Tensor
 from tqdm import tqdm
 
+from methods.loops import learning_rate
 from methods.losses import cross_entropy
 from methods.method import Method, Training
 from methods.selection import margins, two_groups
@@ -45,7 +46,7 @@ def linear_probe_dynamics(
     generator = torch.Generator().manual_seed(seed)
     of_label, probabilities = (np.empty((epochs, len(labels)), dtype=np.float32) for _ in range(2))
     for epoch in tqdm(range(epochs), "linear probe", leave=False, disable=None):
-        optimizer.param_groups[0]["lr"] = lr * 0.5 * (1 + np.cos(np.pi * epoch / epochs))
+        optimizer.param_groups[0]["lr"] = learning_rate(lr, epoch + 1, epochs)
         for index in torch.randperm(len(y), generator=generator).split(batch_size):
             loss = torch.nn.functional.cross_entropy(torch.nn.functional.linear(x[index], weight, bias), y[index])
             optimizer.zero_grad()
@@ -68,20 +69,6 @@ def area_under_margin(of_label: np.ndarray) -> np.ndarray:
     return of_label.mean(0)
 
 
-def forgetting(of_label: np.ndarray) -> np.ndarray:
-    """Fraction (N,) of the epochs after which the network does not predict the label.
-
-    Forgetting events (Toneva et al., ICLR 2019) count the changes from right to wrong, and are infinite for an image that
-    was never learnt. Counting epochs ranks those as well.
-    """
-    return (of_label <= 0).mean(0)
-
-
-def mean_probability(probabilities: np.ndarray, last: int = 5) -> np.ndarray:
-    """Probability (N,) of the label, averaged over the last epochs."""
-    return probabilities[-last:].mean(0)
-
-
 def by_area_under_margin(records: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Mask and p_clean (N,) from margins (E, N): the upper of `two_groups` of the AUM.
 
@@ -92,17 +79,21 @@ def by_area_under_margin(records: np.ndarray, seed: int) -> tuple[np.ndarray, np
 
 
 def by_forgetting(records: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Mask and p_clean (N,) from margins (E, N): the fraction of the epochs that predicted the label, trusted above 0.5."""
-    p_clean = 1 - forgetting(records)
+    """Mask and p_clean (N,) from margins (E, N): the fraction of the epochs that predicted the label, trusted above 0.5.
+
+    Forgetting events (Toneva et al., ICLR 2019) count the changes from right to wrong, and are infinite for an image that
+    was never learnt. Counting epochs ranks those as well.
+    """
+    p_clean = (records > 0).mean(0)
     return p_clean > 0.5, p_clean
 
 
 def by_mean_probability(records: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Mask and p_clean (N,) from probabilities (E, N): their mean over the last epochs; trusted by `two_groups` of its logit.
+    """Mask and p_clean (N,) from probabilities (E, N): their mean over the last five epochs; trusted by `two_groups` of its logit.
 
     With many classes, probabilities crowd near zero; the logit keeps the two groups apart.
     """
-    p_clean = mean_probability(records)
+    p_clean = records[-5:].mean(0)
     return two_groups(logit(p_clean.clip(1e-6, 1 - 1e-6)), seed) > 0.5, p_clean
 
 

@@ -27,8 +27,8 @@ class Inputs:
     features (N, D) float32 of unit length; labels (N,) int64, the given ones; with text also text_features (K, D) of unit
     length and the zero-shot logits (N, K). pred_probs (N, K): out-of-fold probabilities of a person's own model, which
     take the place of those of `confident-learning`. descriptions: unit-length features (P, D) of several descriptions a class, and
-    the class of each (P,); default: text_features. cfg: the settings, of which detectors read `neighbours`, `theta_gmm`,
-    `theta_cons` and `fill_empty`.
+    the class of each (P,); default: text_features. cfg: the settings, of which detectors read `seed`, `neighbours`,
+    `theta_gmm`, `theta_cons` and `fill_empty`.
     """
 
     features: np.ndarray
@@ -38,7 +38,6 @@ class Inputs:
     text_features: Any = None  # arrays, or None for an encoder without texts
     logits: Any = None
     descriptions: tuple[np.ndarray, np.ndarray] | None = None
-    seed: int = 0
     kept_as: str = ""  # name of the features in the cache, see model.features.features_name
     pred_probs: np.ndarray | None = None
 
@@ -88,7 +87,7 @@ class Inputs:
     def dynamics(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """margins (E, N), probabilities (E, N), predicted (N,) and its probability (N,) of a linear probe's epochs."""
         margins, probabilities, logits = dynamics.linear_probe_dynamics(
-            self.features, self.labels, self.num_classes, self.seed
+            self.features, self.labels, self.num_classes, self.cfg.seed
         )
         p = softmax(logits, axis=1)
         return margins, probabilities, p.argmax(1), p.max(1)
@@ -112,12 +111,12 @@ def given_inputs(cfg: SimpleNamespace, data: Dataset, given: dict[str, np.ndarra
     if features is None:
         if cfg.detector != "confident-learning":
             raise UserError(f"detector: {cfg.detector} looks at features=, pred_probs= are for confident-learning.")
-        return Inputs(np.ones((N, 1), dtype=np.float32), data.train.labels, K, cfg, seed=cfg.seed, pred_probs=p)
+        return Inputs(np.ones((N, 1), dtype=np.float32), data.train.labels, K, cfg, pred_probs=p)
     largest = np.abs(features).max(1, keepdims=True)
     features = (features / np.where(largest > 0, largest, 1)).astype(np.float32)  # so that no square overflows
     features /= np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
     name = keep_features(Path(cfg.output_dir) / "cache", features)
-    return Inputs(features, data.train.labels, K, cfg, seed=cfg.seed, kept_as=name, pred_probs=p)
+    return Inputs(features, data.train.labels, K, cfg, kept_as=name, pred_probs=p)
 
 
 def read_descriptions(path: str | Path, classnames: list[str]) -> list[list[str]]:
@@ -151,7 +150,7 @@ def load_inputs(cfg: SimpleNamespace, data: Dataset, device: torch.device) -> tu
     name = features_name(encoder, data.train, data.view, cfg, device)
     features = image_features(encoder, data.train, data.view, cfg, device, name)
     if encoder.clip is None:
-        return Inputs(features.numpy(), data.train.labels, data.num_classes, cfg, seed=cfg.seed, kept_as=name), {}
+        return Inputs(features.numpy(), data.train.labels, data.num_classes, cfg, kept_as=name), {}
     text = zero_shot_features(encoder.clip, encoder.tokenizer, data.classnames, cfg.templates)
 
     def logits(features: torch.Tensor) -> np.ndarray:
@@ -165,7 +164,6 @@ def load_inputs(cfg: SimpleNamespace, data: Dataset, device: torch.device) -> tu
         text_features=text.cpu().numpy(),
         logits=logits(features),
         descriptions=_descriptions(encoder, cfg, data.classnames),
-        seed=cfg.seed,
         kept_as=name,
     )
     tests = {}

@@ -21,7 +21,7 @@ from model.encoder import load_encoder
 from model.features import image_features
 from model.prompts import zero_shot_features
 from model.saved import load_classifier
-from utils.config import BACKBONES, recorded_settings
+from utils.config import is_timm, recorded_settings
 from utils.device import Amp
 from utils.distributed import in_order
 from utils.errors import UserError
@@ -124,7 +124,7 @@ def zero_shot_probabilities(
 ) -> np.ndarray:
     """softmax of CLIP's zero-shot logits (N, K), numpy, by the CLIP of the run that made the mask, or `backbone`."""
     templates, cfg = cfg.templates, settings_of(folder, cfg) or cfg
-    if cfg.backbone in BACKBONES or cfg.backbone.startswith("timm:"):
+    if is_timm(cfg.backbone):
         raise UserError(
             f"noisy_samples: {cfg.backbone} has no zero-shot classifier, and no run of a CLIP lies in {folder}."
         )

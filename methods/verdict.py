@@ -90,7 +90,7 @@ def feature_evidence(
     apart = {"contrast": contrast(mask, predicted, inputs.labels)}
     if out_of_fold:
         return {"out-of-fold": agreement("out-of-fold predictions", predicted, inputs.labels) | apart}
-    rows, vote = sampled_vote(inputs.features, inputs.labels, inputs.num_classes, inputs.seed)
+    rows, vote = sampled_vote(inputs.features, inputs.labels, inputs.num_classes, inputs.cfg.seed)
     neighbours = {"neighbours": agreement("votes of the nearest images", vote, inputs.labels[rows])}
     if needs_text:
         zero_shot = agreement("zero-shot predictions", inputs.logits.argmax(1), inputs.labels)

@@ -19,7 +19,7 @@ from open_clip.pretrained import (
     list_pretrained_tags_by_model,
 )
 from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
-from open_clip.transformer import QuickGELU, ResidualAttentionBlock, VisionTransformer
+from open_clip.transformer import QuickGELU, ResidualAttentionBlock, TextTransformer, VisionTransformer
 from torch import Tensor, nn
 
 from dataloader.transforms import Pixels
@@ -32,6 +32,11 @@ Clip: TypeAlias = CLIP | CustomTextCLIP
 Tokenizer: TypeAlias = SimpleTokenizer | HFTokenizer
 
 EMBEDDED = {folder.name: folder for folder in sorted(Path(__file__).parent.glob("tiny-clip-*"))}
+
+
+def text_tower(clip: Clip) -> Clip | TextTransformer:
+    """The module with token_embedding, transformer, ln_final …: the model itself, or `.text` in newer models."""
+    return getattr(clip, "text", clip)
 
 
 def token_table(seed: int, vocab_size: int, width: int, std: float = 0.02) -> Tensor:
@@ -181,7 +186,7 @@ def check_text_encoder(clip: Clip, tokenizer: Tokenizer) -> None:
     It must be a transformer of CLIP's blocks, causal or not, that reads one token: at the end of the text, or the first or
     last of all; and the tokenizer CLIP's.
     """
-    text = getattr(clip, "text", clip)
+    text = text_tower(clip)
     if getattr(text, "cls_emb", None) is not None or text_pool(clip) not in ("argmax", "first", "last"):
         raise UserError(
             "backbone: its text encoder does not read one of the text's own tokens; learned contexts need that."
@@ -196,7 +201,7 @@ def check_text_encoder(clip: Clip, tokenizer: Tokenizer) -> None:
 
 def text_pool(clip: Clip) -> str | None:
     """Which token a text encoder reads: argmax (the end of the text), first, last, or anything else."""
-    return getattr(getattr(clip, "text", clip), "pool_type", getattr(clip, "text_pool_type", None))
+    return getattr(text_tower(clip), "pool_type", getattr(clip, "text_pool_type", None))
 
 
 def _has_clip_blocks(tower: nn.Module) -> bool:
@@ -252,7 +257,7 @@ def load_clip(backbone: str, pretrained: str = "") -> tuple[Clip, Tokenizer]:
             f"backbone: {backbone} could not be loaded ({_first_sentence(error)}). Without a network, copy the "
             "model's folder (open_clip_config.json and weights) here and pass --backbone FOLDER."
         ) from None
-    config, text = open_clip.get_model_config(name), getattr(clip, "text", clip)
+    config, text = open_clip.get_model_config(name), text_tower(clip)
     quick = any(isinstance(module, QuickGELU) for module in clip.visual.modules())
     # what rebuilds this tower (model/saved.py)
     clip.visual.config = {key: config[key] for key in ("embed_dim", "vision_cfg")} | {"quick_gelu": quick}

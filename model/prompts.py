@@ -5,16 +5,10 @@ from collections.abc import Iterable, Sequence
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from open_clip.transformer import TextTransformer
 from torch import Generator, Tensor
 
-from model.clip import Clip, Tokenizer, check_text_encoder, text_pool
+from model.clip import Clip, Tokenizer, check_text_encoder, text_pool, text_tower
 from utils.errors import UserError
-
-
-def text_tower(clip: Clip) -> Clip | TextTransformer:
-    """The module with token_embedding, transformer, ln_final …: the model itself, or `.text` in newer models."""
-    return getattr(clip, "text", clip)
 
 
 def encode_prompts(clip: Clip, prompts: Tensor, eos: Tensor) -> Tensor:

@@ -86,7 +86,7 @@ def nearest_words(
     """[(token, cosine), …], `count` of them, nearest to each context vector of contexts (M, width)."""
     import torch.nn.functional as F
 
-    from model.prompts import text_tower
+    from model.clip import text_tower
 
     table = F.normalize(text_tower(clip).token_embedding.weight.detach().float().cpu(), dim=1)
     similarity, tokens = (F.normalize(contexts.float(), dim=1) @ table.T).topk(count)  # (M, count)

@@ -31,7 +31,6 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from sklearn.metrics import average_precision_score, roc_auc_score
 
 from dataloader.dataset import image_keys
 from dataloader.load import load_data
@@ -40,7 +39,7 @@ from methods.deft import build_detector, final_selection, score_records, train_w
 from methods.detectors import DETECTORS
 from methods.inputs import load_inputs
 from methods.masks import read_selection
-from methods.selection import precision_recall
+from methods.selection import detection_quality
 from report.tables import format_table
 from utils.checkpoint import load_checkpoint
 from utils.config import load_config, parse_flags
@@ -137,12 +136,10 @@ TABLES = {
 
 def measures(selection, is_clean):
     """The numbers of one row, as fractions, of a selection on labels that are right or not, is_clean (N,)."""
-    mask, p_clean = selection["mask"], selection["p_clean"]
-    worst = np.argsort(p_clean, kind="stable")[:100]
+    quality = detection_quality(selection["mask"], selection["p_clean"], is_clean)
+    worst = np.argsort(selection["p_clean"], kind="stable")[:100]
     return {
-        "f1": precision_recall(mask, is_clean)["f1"],
-        "auroc": roc_auc_score(is_clean, p_clean),
-        "auprc_wrong": average_precision_score(~is_clean, -p_clean),
+        **{name: quality[name] for name in ("f1", "auroc", "auprc_mislabelled")},
         "precision_100": float(np.mean(~is_clean[worst])),
     }
 

@@ -384,7 +384,9 @@ def test_confident_learning_flags_exactly_what_cleanlab_does():
     truth = np.arange(120) % 4
     x = rng.normal(size=(4, 8))[truth] + 0.4 * rng.normal(size=(120, 8))
     labels = np.where(rng.random(120) < 0.2, (truth + 1) % 4, truth)
-    inputs = Inputs((x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32), labels, 4, SimpleNamespace())
+    inputs = Inputs(
+        (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32), labels, 4, SimpleNamespace(seed=0)
+    )
     found = DETECTORS["confident-learning"].find(inputs)
     issues = find_label_issues(labels, out_of_fold(inputs.features, labels, 4, 0))
     assert 10 < issues.sum() < 60 and np.array_equal(~found.mask, issues)

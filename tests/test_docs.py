@@ -242,7 +242,7 @@ def test_rows_of_runs_that_trained(cell, monkeypatch):
     measured = detector_table.measures(found, data.true_labels == data.train.labels)
     of_run = cell[1]["deft"]
     assert (name, seconds) == ("a", of_run["seconds"])
-    assert [measured[k] for k in ("f1", "auroc", "auprc_wrong")] == [
+    assert [measured[k] for k in ("f1", "auroc", "auprc_mislabelled")] == [
         pytest.approx(of_run[k]) for k in ("f1", "auroc", "auprc_mislabelled")
     ]
     data.train.labels[0] += 1

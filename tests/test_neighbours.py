@@ -217,8 +217,10 @@ def test_selfclean_and_fine_by_hand():
 def test_dynamics_by_hand():
     margins = np.array([[1, -1, -1, 1], [2, 1, -1, -1], [3, -1, -1, 2]], dtype=np.float32)
     assert np.allclose(dynamics.area_under_margin(margins), [2, -1 / 3, -1, 2 / 3])
-    assert np.allclose(dynamics.forgetting(margins), [0, 2 / 3, 1, 1 / 3])
-    assert np.allclose(dynamics.mean_probability(np.array([[0.1], [0.2], [0.6]]), last=2), [0.4])
+    mask, p_clean = dynamics.by_forgetting(margins, 0)
+    assert np.allclose(p_clean, [1, 1 / 3, 0, 2 / 3]) and mask.tolist() == [True, False, False, True]
+    chance = np.array([[0.9], [0.1], [0.2], [0.3], [0.4], [0.5]])  # the first epoch does not count
+    assert np.allclose(dynamics.by_mean_probability(np.repeat(chance, 2, 1), 0)[1], [0.3, 0.3])
     rng = np.random.default_rng(0)  # of many classes: wrong labels near 0.001, right ones near 0.05
     chance = np.exp(np.concatenate([rng.normal(-7, 0.7, 30), rng.normal(-3, 0.7, 70)]))
     mask, p_clean = dynamics.by_mean_probability(chance[None], 0)

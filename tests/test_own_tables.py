@@ -9,7 +9,7 @@ import pytest
 
 import main_detect
 from dataloader.load import load_data
-from dataloader.rows import in_order, shortened, tidy_names
+from dataloader.rows import shortened, sorted_labels, tidy_names
 from methods.decisions import UNDECIDED
 from report.sections import against_truth
 from report.suspects import read_run
@@ -271,9 +271,9 @@ def test_what_clip_reads(tmp_path, capsys):
 
 
 def test_whole_numbers_are_sorted_as_numbers():
-    assert in_order(["10", "2", "02"]) == ["02", "2", "10"] and in_order(["10", "2", "x"]) == ["10", "2", "x"]
-    assert in_order(["0.0", "10.0", "2.0"]) == ["0.0", "2.0", "10.0"]  # as pandas writes a column with a gap
-    assert in_order(["10.5", "2.0"]) == ["10.5", "2.0"]
+    assert sorted_labels(["10", "2", "02"]) == ["02", "2", "10"] and sorted_labels(["10", "2", "x"]) == ["10", "2", "x"]
+    assert sorted_labels(["0.0", "10.0", "2.0"]) == ["0.0", "2.0", "10.0"]  # as pandas writes a column with a gap
+    assert sorted_labels(["10.5", "2.0"]) == ["10.5", "2.0"]
 
 
 def test_class_names_from_a_file(tmp_path, capsys):

@@ -11,8 +11,7 @@ import torch
 from matplotlib.colors import to_rgba
 
 from methods.selection import histograms
-from model.clip import load_clip
-from model.prompts import text_tower
+from model.clip import load_clip, text_tower
 from report import training
 from tests.helpers import phase1
 from utils.config import load_config

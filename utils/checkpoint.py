@@ -53,7 +53,8 @@ def load_checkpoint(
         model.load_state_dict(saved.pop("model"), strict=False)
         if optimizer:
             optimizer.load_state_dict(saved["optimizer"])
-            from_json(saved["history"]), saved["identity"].keys()
+            saved["history"] = from_json(saved["history"])
+            saved["identity"].keys()
         if scaler:
             scaler.load_state_dict(saved["scaler"])
     except Exception as error:  # a truncated or foreign file fails in many ways

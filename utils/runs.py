@@ -199,7 +199,7 @@ class Run:
             return 1, {}
         saved = load_checkpoint(path, model, optimizer, scaler)
         self._check_same_data(saved["identity"])
-        self.history = json.loads(saved["history"])
+        self.history = saved["history"]
         if rank() == 0:
             self._write_log()  # a kill between checkpoint and log leaves the log one line short
         print(f"resuming after epoch {len(self.history)}: {self.folder}")
