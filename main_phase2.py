@@ -22,7 +22,7 @@ def main(argv: list[str] | None = None, description: str | None = __doc__, **set
     from methods.masks import mask_name, say_lost_classes, trusted_samples
     from methods.pseudo_labels import PseudoLabels, pseudo_labels
     from methods.selection import precision_recall
-    from report.record import finish, result_of_phase1, say_if_worse
+    from report.record import finish, result_of_phase1, say_if_worse, zero_shot_beside
     from utils.distributed import rank
     from utils.runs import Run, backbone_name, seed_folder
 
@@ -55,7 +55,9 @@ def main(argv: list[str] | None = None, description: str | None = __doc__, **set
         numbers |= accuracies
         if rank() == 0:
             save_text_classifier(run.folder, phase1, data, run.device)
-        return finish(run, data, numbers)
+        summary = finish(run, data, numbers)
+        say_if_worse(summary, zero_shot_beside(run.folder), False)
+        return summary
     print(f"training on {mask.sum()} of {len(mask)} samples ({path or 'all labels are trusted'})")
     method = METHODS[cfg.phase2_loss](cfg, len(mask), data.num_classes)
     if others and path:

@@ -39,6 +39,8 @@ def is_system(name: str) -> bool:
 def image_files(folder: str | Path) -> tuple[list[str], Counter[str]]:
     """(sorted paths of the image files below a folder, {suffix: number of the other files}), without system files.
 
+    Files without a suffix are images if they begin as one.
+
     Links to folders below it, which may lead in a circle, are not followed but counted with the others.
     """
     paths: list[str] = []
@@ -48,12 +50,23 @@ def image_files(folder: str | Path) -> tuple[list[str], Counter[str]]:
         if linked := sum(os.path.islink(os.path.join(place, name)) for name in folders):
             others["links to folders"] += linked
         for name in files:
-            suffix = os.path.splitext(name)[1].lower()
-            if suffix in IMAGE_SUFFIXES and not is_system(name):
-                paths.append(os.path.join(place, name))
+            suffix, path = os.path.splitext(name)[1].lower(), os.path.join(place, name)
+            if not is_system(name) and (suffix in IMAGE_SUFFIXES or (not suffix and _opens(path))):
+                paths.append(path)
             elif not is_system(name):
                 others[suffix] += 1
     return sorted(paths, key=lambda path: path.split(os.sep)), others
+
+
+def _opens(path: str) -> bool:
+    """Whether Pillow takes a file, by its first bytes, for an image."""
+    try:
+        if stat.S_ISREG(os.stat(path).st_mode):
+            with Image.open(path):
+                return True
+    except Exception:  # as in inspect_file
+        pass
+    return False
 
 
 def passed_over(others: Mapping[str, int]) -> str:

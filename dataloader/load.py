@@ -194,7 +194,7 @@ def _classnames(cfg: SimpleNamespace, dataset: Dataset) -> list[str]:
         if not source.is_file():
             raise UserError(f"classnames: no such file: {source}.")
         table = source.suffix.lower() in (".csv", ".tsv")
-        names = _names_by_label(source, dataset.label_names or []) if table else read_lines(source)
+        names = _names_by_label(source, dataset.label_names or [], names) if table else read_lines(source)
         firsts = {re.split("[,;\t]", name)[0].strip() for name in names}
         if not table and firsts == set(dataset.label_names or []) and firsts.isdisjoint(names):
             print(
@@ -212,10 +212,10 @@ def _classnames(cfg: SimpleNamespace, dataset: Dataset) -> list[str]:
     return names
 
 
-def _names_by_label(source: Path, labels: list[str]) -> list[str]:
-    """The class names, in the order of the labels, of a CSV or TSV file with the columns label and name.
+def _names_by_label(source: Path, labels: list[str], usual: list[str]) -> list[str]:
+    """The class names (K,) of the labels (K,) by a CSV or TSV file with the columns label and name; `usual` where it has none.
 
-    UserError unless each label has one row and a name.
+    UserError for a label that is no class, is there twice or has no name.
     """
     names: dict[str, str] = {}
     for line, row in read_csv(source):
@@ -227,9 +227,7 @@ def _names_by_label(source: Path, labels: list[str]) -> list[str]:
             hint = nearest(label, labels) if label not in labels else ""
             raise UserError(f"classnames: {source}: line {line}: '{label}' is {why}.{hint}")
         names[label] = name
-    if missing := [label for label in labels if label not in names]:
-        raise UserError(f"classnames: {source}: has no name for the label '{missing[0]}'.")
-    return [names[label] for label in labels]
+    return [names.get(label, name) for label, name in zip(labels, usual)]
 
 
 def _noise_name(cfg: SimpleNamespace, noisy: np.ndarray, num_classes: int) -> str:

@@ -35,9 +35,13 @@ def own(cfg: SimpleNamespace) -> Dataset:
     rows, skipped = sound_rows(cfg.data_path, cfg)
     classes = sorted_labels({row.label for row in rows if row.split == "train"})
     if len(classes) < 2:
+        tables = sorted(str(p) for p in Path(cfg.data_path).glob("*") if p.suffix.lower() in TABLE_SUFFIXES)
         raise UserError(
             f"data_path: {cfg.data_path} holds training images of {len(classes)} class, expected two or more."
+            f"{f' A table of labels is named itself, as {tables[0]}.' if tables else ''}"
         )
+    if unread := {row.label for row, _ in skipped if row.split == "train"} - set(classes):
+        print(f"classes of which no image can be read: {shortened(sorted_labels(unread))}")
     if SPLITS.keys() >= {name.lower() for name in classes}:
         raise UserError(
             f"data_path: the only classes of {cfg.data_path} are {', '.join(classes)}, names of splits; expected class "

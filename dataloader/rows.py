@@ -18,6 +18,12 @@ from utils.errors import UserError, brief, nearest
 from utils.files import as_path, as_text, from_json
 
 TABLE_SUFFIXES = {".csv", ".tsv", ".jsonl"}
+INSTEAD = {  # of files that hold images or labels, but are not read
+    ".zip": " Unpack it.",
+    ".xlsx": " Save it as CSV (UTF-8).",
+    ".xls": " Save it as CSV (UTF-8).",
+    ".json": " Write it as JSON Lines (.jsonl), an object with path and label in each line.",
+}
 SPLITS = {
     "": "train",
     "train": "train",
@@ -71,14 +77,15 @@ def read_rows(source: str | Path, cfg: SimpleNamespace, key: str = "data_path") 
     elif source.is_file():
         raise UserError(
             f"{key}: {source} is no folder and no {', '.join(sorted(TABLE_SUFFIXES))}, .parquet or .tar file."
+            f"{INSTEAD.get(source.suffix.lower(), '')}"
         )
     else:
         if source == Path(default_values()["data_path"]):
             raise UserError(
                 "data_path: --data_path names your folder of class folders, or a .csv, .tsv or .jsonl table."
             )
-        there = [str(p) for p in source.parent.glob("*")] if source.parent.is_dir() else []
-        raise UserError(f"{key}: there is no folder or file {source}.{nearest(source, there)}")
+        there = [p.name for p in source.parent.glob("*")] if source.parent.is_dir() else []
+        raise UserError(f"{key}: there is no folder or file {source}.{nearest(source.name, there)}")
     splits = {row.split for row in rows}
     if "val" in splits and "test" in splits:
         print(
@@ -217,6 +224,8 @@ def _read_table(path: Path, cfg: SimpleNamespace) -> list[Row]:
             return fields.get(columns[key] or "", "").strip()
 
         where = f"{path}: line {line}"
+        if re.match(r"https?://", field("path_column")):
+            raise UserError(f"{where} has a URL in column '{columns['path_column']}', expected the path of a file.")
         for key in ("path_column", "label_column", *(["id_column"] if columns["id_column"] else [])):
             if not field(key):
                 empty.setdefault(str(columns[key]), []).append(line)
@@ -245,7 +254,21 @@ def _read_table(path: Path, cfg: SimpleNamespace) -> list[Row]:
         others = f" (in all {len(found)}: lines {shortened(found)})" if len(found) > 1 else ""
         raise UserError(f"{path}: line {found[0]} has nothing in column '{column}'{others}.")
     print(f"{path}: " + ", ".join(f"{key} '{column}'" for key, column in columns.items() if column))
+    _say_repeated(path, rows)
     return rows
+
+
+def _say_repeated(path: Path, rows: list[Row]) -> None:
+    """Print which rows of a table name the image of an earlier row."""
+    first: dict[str, Row] = {}
+    again = []
+    for row in rows:
+        before = first.setdefault(os.path.normpath(row.path), row)
+        if before is not row:
+            other = "" if before.label == row.label else f" as {row.label} instead of {before.label}"
+            again.append(f"{row.where.rpartition(': ')[2]} that of {before.where.rpartition(': ')[2]}{other}")
+    if again:
+        print(f"{path}: rows that name the image of an earlier row: {len(again)} ({shortened(again, 3)})")
 
 
 def _drop_unsuitable(
@@ -282,7 +305,7 @@ def _decoded(text: str, path: Path, line: int, is_path: bool) -> str:
     if is_path and "\\udc" in text and not (path.parent / text).exists():
         text = as_path(text)
     if not text.isascii() and as_text(text) != text and not (is_path and (path.parent / text).exists()):
-        raise UserError(f"{path}: line {line} is not UTF-8 text ({as_text(text)}).")
+        raise UserError(f"{path}: line {line} is not UTF-8 text ({as_text(text)}); save the file as UTF-8.")
     if is_path and "\\" in text and not (path.parent / text.strip()).exists():  # as Windows writes paths
         text = text.replace("\\", "/")
     return text
@@ -308,20 +331,22 @@ def _columns(path: Path, header: list[str], cfg: SimpleNamespace) -> dict[str, s
 
 def read_csv(path: Path) -> list[tuple[int, dict[str, str]]]:
     """[(line it begins on, {column: text})]; the separator is a tab, or what the header has most of."""
-    text = _text(path)
+    text, said = _text(path), 0
     separator = _separator(path, text.split("\n", 1)[0])
-    reader, rows, begins = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True), [], 1
+    if by_excel := re.match(r"sep=(.)\r?\n", text):  # its own first line, which names the separator
+        text, said, separator = text[by_excel.end() :], 1, by_excel[1]
+    reader, rows, begins = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True), [], 1 + said
     try:
         names = [name.strip() for name in next(reader, [])]
         if len(set(names)) < len(names):
             raise UserError(f"{path}: two columns have the same name; found {', '.join(names)}.")
-        begins = reader.line_num + 1
+        begins = reader.line_num + 1 + said
         for fields in reader:
             if fields:
                 if len(fields) != len(names):
                     raise UserError(f"{path}: line {begins} has {len(fields)} fields, the first line has {len(names)}.")
                 rows.append((begins, dict(zip(names, fields))))
-            begins = reader.line_num + 1
+            begins = reader.line_num + 1 + said
     except csv.Error as error:
         raise UserError(f"{path}: line {begins} cannot be read ({error}).") from None
     return rows
@@ -354,7 +379,7 @@ def _text(path: Path) -> str:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}).") from None
     if "\0" in text:
-        raise UserError(f"{path}: not a UTF-8 text file (it holds bytes that are 0).")
+        raise UserError(f"{path}: not a UTF-8 text file (it holds bytes that are 0); save it as UTF-8.")
     return text
 
 

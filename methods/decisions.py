@@ -77,7 +77,8 @@ class Images:
         An image whose file has another name now is found by its content. Rows of one file, or identical images of an array,
         share a decision where they have the same label. A label that has since been corrected as the Decision says counts.
         """
-        named = self.by_id.get(row.id) or self.by_path.get(row.path) or []
+        path = row.path if row.path in self.by_path else row.path.replace("\\", "/")  # as Windows writes paths
+        named = self.by_id.get(row.id) or self.by_path.get(path) or []
         has_changed = bool(named and row.content) and self.contents[named[0]] not in ("", row.content)
         found = self.by_content.get(row.content, []) if has_changed or not named else named
         for label in filter(None, (row.given_label, row.new_label)):
@@ -248,13 +249,14 @@ def settle(
     images, log = Images(data), Log(folder)
     logged = log.rows(data.label_names)
     decided, missing = by_image(logged, images, last_counts=True)
-    source: str | Path = log.path
+    unused = {log.path: missing}
     if file:
-        source = file
         rows = read_decisions(file, data.label_names)
         if not rows:
             raise UserError(f"{file}: holds no decision.")
-        new, missing = by_image(rows, images, Path(file).suffix == ".jsonl")
+        new, unused[Path(file)] = by_image(rows, images, Path(file).suffix == ".jsonl")
+        if not (new or data.test) and set(unused[Path(file)]) == {"is gone"}:
+            raise UserError(f"{file}: names no image of this run; these are named as in '{images.row(0).image}'.")
         content = hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]
         before = {i for row in logged if row.file == content for i in images.find(row)[0]}
         differ = {i for i, row in new.items() if said(row) != (said(decided[i]) if i in decided else ("", ""))}
@@ -262,7 +264,7 @@ def settle(
             print(
                 f"{file}: {len(differ & before)} of its decisions were changed after they had been added; the changes stand"
             )
-        new = {i: row for i, row in new.items() if i not in before}
+        known, new = len(new), {i: row for i, row in new.items() if i not in before}
         changed = {i: row for i, row in new.items() if i in differ}
         taken_back = sum(not row.decision for row in changed.values())
         replaced = len(changed.keys() & decided.keys()) - taken_back
@@ -274,22 +276,24 @@ def settle(
                 + (f", {replaced} of them replace earlier ones" if replaced else "")
                 + (f"; taken back: {taken_back}" if taken_back else "")
             )
+        if not changed:
+            print(f"{file}: no new decision; {known} of its {len(rows)} rows are of images of this run")
         decided = {i: row for i, row in (decided | new).items() if row.decision}
     lost = [i for i in decided if there is not None and not there[i]]
     if lost:
         missing["is gone or has changed"] = [decided.pop(i) for i in lost]
-    gone = missing.pop("is gone", [])
-    if data.test:
-        held_out = Images(replace(data, train=data.test))
-        missing["is held out for testing"] = [row for row in gone if held_out.find(row)[0]]
-        missing["is gone"] = [row for row in gone if not held_out.find(row)[0]]
-    else:  # not known in a report, which reads the training images of the run alone
-        missing["is gone, or held out for testing"] = gone
-    for reason, rows in missing.items():
-        if not rows:
-            continue
-        names = shortened([row.id or row.path or row.content for row in rows], 5)
-        print(f"{source}: decisions not used because the image {reason}: {len(rows)} ({names})")
+    held_out = Images(replace(data, train=data.test)) if data.test else None
+    for source, reasons in unused.items():
+        gone = reasons.pop("is gone", [])
+        if held_out:
+            reasons["is held out for testing"] = [row for row in gone if held_out.find(row)[0]]
+            reasons["is gone"] = [row for row in gone if not held_out.find(row)[0]]
+        else:  # a report has the images that the run judged, and no others
+            reasons["is none that the run judged"] = gone
+        for reason, rows in reasons.items():
+            if rows:
+                names = shortened([row.id or row.path or row.content for row in rows], 5)
+                print(f"{source}: decisions not used because the image {reason}: {len(rows)} ({names})")
     if decided:
         counts = Counter(row.decision for row in decided.values())
         relabelled = sum(bool(said(row)[1]) for row in decided.values())

@@ -29,7 +29,7 @@ LOW, HIGH = 0.01, 0.02
 GROUPS, WEIGHT = 12, 2  # groups of equal size
 PRIOR, DRAWS = 2000, 400  # draws of the prior, and how many of them are kept
 LEVELS = 2000  # labels of like score share a level; up to LEVELS labels each has its own
-ADVICE = "rough, and far too high where few labels are wrong: review the sample of all labels"
+ADVICE = "rough, far too high where few labels are wrong and sometimes too low: review the sample of all labels"
 
 
 @dataclass(frozen=True)

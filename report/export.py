@@ -198,7 +198,7 @@ def main(argv: list[str] | None = None) -> None:
 
     cfg, arrays, data, _ = read_run(flags.run, flags.data_path, flags.decisions)
     count = export(data, arrays, flags.to, cfg.data_path, flags.link, flags.fixed, flags.relabel_above)
-    print(f"exported {count} of {len(data.train.labels)} training images to {flags.to}")
+    print(f"exported {count} of {len(data.train.labels)} judged images to {flags.to}")
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> None:
     sections += other_sections(folder, cfg, data, arrays, summary, features)
     write_suspects(folder, data, arrays)
     write_labels(folder, data, arrays, args.relabel_above)
-    draw_suspects(data, arrays, folder / "suspects.png", heading(summary, arrays["mask"]))
+    draw_suspects(data, arrays, folder / "suspects.png", heading(summary, arrays))
     write_text(folder / "report.html", page_html(folder, data, arrays, summary, sections, features))
     new = int((fixed_labels(arrays, args.relabel_above)[1] & arrays["there"] & (arrays["decision"] == UNDECIDED)).sum())
     kept = [[i for i in group if arrays["mask"][i]] for group in differing_copies(data)]

@@ -62,7 +62,7 @@ def plot_scores(arrays: dict[str, np.ndarray]) -> str:
     cut = not (mask & (arrays["p_clean"] <= 0.5)).any()
     decided = " Your decisions are not shown here." if arrays["decision"].any() else ""
     return _plot(
-        "p_clean of all training images. "
+        "p_clean of all labels judged. "
         + (
             "The detector’s suspects are at or below 0.5 (dashed)."
             if only

@@ -41,8 +41,15 @@ def finish(
             index, is_clean = truth
             numbers |= detection_quality(selection["mask"][index], selection["p_clean"][index], is_clean)
         if rank() == 0:
+            arrays = {**selection, "labels": labels}
+            if data.all_judged and data.held_out is not None:
+                arrays["held_out"] = np.isin(np.arange(len(labels)), data.held_out)
+                if suspects := int((arrays["held_out"] & ~selection["mask"]).sum()):
+                    print(
+                        f"suspects among the images held out for testing: {suspects} (split: test); phase 2 does not train on these"
+                    )
             for write in (write_scores, write_suspects):
-                write(run.folder, data, {**selection, "labels": labels})
+                write(run.folder, data, arrays)
             save_mask(run.folder / "clean_mask.npz", selection, data, run.cfg.seed)
     return run.finish(data.facts(), numbers, data.tables())
 
@@ -92,6 +99,12 @@ def result_of_phase1(
             f"adaptation: none shows the accuracy of {folder}, which was tested on other images; run it again."
         )
     return folder, {key: value for key, value in summary.items() if key.startswith("acc_")}
+
+
+def zero_shot_beside(folder: Path) -> Path | None:
+    """The mask of a run of main_detect.py beside a run, if there is one; its accuracy is that of zero-shot CLIP."""
+    paths = sorted(folder.parent.glob("*/clean_mask.npz"))
+    return next((p for p in paths if read_summary(p.with_name("summary.json")).get("script") == "main_detect"), None)
 
 
 def is_phase1(folder: Path) -> bool:

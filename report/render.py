@@ -164,7 +164,7 @@ def page_html(
     return Template((HERE / "page.html").read_text(encoding="utf-8")).substitute(
         title=escape(f"Suspect labels: {run_name(folder, summary)}"),
         images="img-src 'self' data:; connect-src 'self'" if server else "img-src data: file:",
-        heading=heading(summary, arrays["mask"]),
+        heading=heading(summary, arrays),
         verdict=escape(why),
         level=level,
         subtitle=escape(
@@ -181,9 +181,11 @@ def page_html(
     )
 
 
-def heading(summary: dict[str, Any], mask: np.ndarray) -> str:
-    """How many labels look wrong or, if the detector failed, that it did."""
+def heading(summary: dict[str, Any], arrays: dict[str, np.ndarray]) -> str:
+    """How many labels look wrong, decisions included, or, if the detector failed, that it did."""
+    mask, decided = arrays["mask"], int(np.sum(arrays["decision"] != UNDECIDED))
     found = f"{int(np.sum(~mask)):,} of {len(mask):,} labels look wrong"
+    found += f"; you decided on {decided:,}" if decided else ""
     if usable(summary):
         return found
     return f"Doubtful: {found}" if summary["verdict"]["level"] == "doubtful" else "Not usable: the detector failed"

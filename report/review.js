@@ -10,6 +10,7 @@ const suspects = page.rows.map((row, at) => {
     + "\n" + get("given_label");  // a table may list a file under two labels
   return {
     row, at, image, given: get("given_label"), suggested: get("predicted_label"), truth: get("true_label"),
+    forTesting: get("split") === "test",
     p: Number(get("label_score")), sure: Number(get("predicted_probability")),
     kept: get("is_label_issue") === "False" && !(image in page.decisions),  // in the sample or a copy
     path: get("path"), content: get("content"), name: get("id") || get("path").split("/").pop() || "image " + get("index"),
@@ -184,7 +185,7 @@ function card(suspect, at) {
       textContent: value === "wrong" ? "not " + shownAs(suspect.given) : "is " + shownAs(text)}));
   const made = element("article", {dataset: {at}}, image, element("p", {}, element("b", {textContent: what})),
     element("p", {className: "soft", textContent: "p_clean " + suspect.p.toFixed(3) + " · " + Math.round(100 * suspect.sure) + "\u00a0%"
-      + (suspect.truth && " · is " + shownAs(suspect.truth))}),
+      + (suspect.truth && " · is " + shownAs(suspect.truth)) + (suspect.forTesting ? " · for testing" : "")}),
     element("p", {className: "soft file", title: suspect.path}, suspect.name,
       element("span", {className: "copies"})), ...buttons,
     element("p", {className: "said"}));
@@ -286,7 +287,8 @@ function look(said = "") {
   find("is-given").textContent = shownAs(suspect.given);
   find("is-suggested").textContent = suspect.given === suspect.suggested ? "no other class" : shownAs(suspect.suggested);
   find("facts").textContent = `p_clean ${suspect.p.toFixed(3)}, suggestion ${Math.round(100 * suspect.sure)} %`
-    + (suspect.truth && `; the truth is ${shownAs(suspect.truth)}`);
+    + (suspect.truth && `; the truth is ${shownAs(suspect.truth)}`)
+    + (suspect.forTesting ? "; held out for testing" : "");
   find("review-file").textContent = suspect.path || suspect.name;
   find("review-copies").textContent = copiesInWords(suspect);
   find("review-said").textContent = inWords(suspect) || "not reviewed";

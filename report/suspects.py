@@ -46,7 +46,7 @@ def read_run(
     summary = read_summary(folder / "summary.json")
     if not usable(summary):
         print(verdict_line(summary))
-    data = _recorded(folder, cfg, summary, arrays["labels"], data_path)
+    data = _recorded(folder, cfg, summary, arrays, data_path)
     if data.root:
         cfg.data_path = data.root
         arrays["there"] = _still_there(data, cfg)
@@ -72,9 +72,13 @@ def follow(arrays: dict[str, np.ndarray], decision: np.ndarray, new_labels: np.n
 
 
 def _recorded(
-    folder: Path, cfg: SimpleNamespace, summary: dict[str, Any], labels: np.ndarray, data_path: str | None
+    folder: Path, cfg: SimpleNamespace, summary: dict[str, Any], arrays: dict[str, np.ndarray], data_path: str | None
 ) -> Dataset:
-    """The Dataset that a run judged, as its scores.csv has it; without pixels if its images are not files (root is "")."""
+    """The Dataset that a run judged, as its scores.csv has it; without pixels if its images are not files (root is "").
+
+    Where images held out for testing were judged as well, they are `held_out` (N,) bool of the arrays.
+    """
+    labels = arrays["labels"]
     rows = [fields for _, fields in read_csv(folder / "scores.csv")]
     if not all(fields.get("index", "").isdecimal() and "given_label" in fields for fields in rows):
         raise UserError(f"{folder / 'scores.csv'}: not the list that a run wrote; run the detector again.")
@@ -86,6 +90,8 @@ def _recorded(
         raise UserError(f"{folder}: scores.csv and clean_mask.npz are not of one run; run the detector again.")
     if data_path and root:
         root = source_root(data_path, cfg)
+    if "split" in rows[0]:
+        arrays["held_out"] = np.array([row["split"] == "test" for row in rows])
     truth = [row["true_label"] for row in rows if "true_label" in row]
     others = sorted(set(truth) - set(classes))
     number = {name: k for k, name in enumerate(classes + others)}
@@ -182,6 +188,8 @@ def score_rows(data: Dataset, arrays: dict[str, np.ndarray], order: Iterable[int
     names, truth = data.label_names, data.true_labels
     header = ["rank", "index", "id", "path", "given_label", "predicted_label", "predicted_probability", "label_score"]
     header += ["is_label_issue", *["true_label"] * (truth is not None), "content"]
+    held_out = arrays.get("held_out")  # images for testing that were judged, too
+    header += ["split"] * (held_out is not None)
     rank = np.empty(len(arrays["mask"]), dtype=np.int64)
     rank[ranking(arrays["p_clean"], arrays["mask"])] = np.arange(1, len(rank) + 1)
     rows = [
@@ -197,6 +205,7 @@ def score_rows(data: Dataset, arrays: dict[str, np.ndarray], order: Iterable[int
             str(not arrays["mask"][i]),
             *([data.true_names[truth[i]]] if truth is not None else []),
             data.digests[i] if data.digests else "",
+            *([] if held_out is None else ["test" if held_out[i] else "train"]),
         ]
         for i in order
     ]

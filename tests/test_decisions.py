@@ -107,9 +107,27 @@ def test_a_decision_stays_with_its_image_when_a_file_is_deleted(root, run, tmp_p
     found = decided(detect(root, "again"), decisions=run / "decisions.jsonl")
     assert found == {row["path"]: "wrong " for row in suspects if row is not first}
     assert (
-        f"decisions not used because the image is gone, or held out for testing: 1 ({first['path']})"
+        f"{run}/decisions.jsonl: decisions not used because the image is none that the run judged: 1 ({first['path']})"
         in capsys.readouterr().out
     )
+
+
+def test_what_is_said_of_a_file_is_of_its_rows_alone(root, run, tmp_path, capsys):
+    """Decisions of the log whose image is gone are the log's; paths may be written as Windows does."""
+    lost, kept, other = rows_of(run / "suspects.csv")[:3]
+    log = run / "decisions.jsonl"
+    decided(run, decisions=write(tmp_path / "ticks.csv", *(row | {"decision": "wrong"} for row in (lost, kept))))
+    (root / "data" / lost["path"]).unlink()
+    new = {"path": other["path"].replace("/", "\\"), "given_label": other["given_label"], "decision": "right"}
+    capsys.readouterr()
+    assert decided(run, decisions=write(tmp_path / "new.csv", new)) == {kept["path"]: "wrong ", other["path"]: "right "}
+    printed = capsys.readouterr().out
+    assert f"{log}: decisions not used because the image is gone or has changed: 1 ({lost['path']})" in printed
+    assert "new.csv: decisions not used" not in printed
+    decided(run, decisions=tmp_path / "new.csv")
+    assert "new.csv: no new decision; 1 of its 1 rows are of images of this run" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"none.csv: names no image of this run; these are named as in 'path .*\.png'"):
+        decided(run, decisions=write(tmp_path / "none.csv", new | {"path": "elsewhere.png"}))
 
 
 def test_an_image_held_out_for_testing_is_not_called_gone(root, run, tmp_path, capsys):

@@ -155,7 +155,7 @@ def test_the_text_classifier_starts_from_words_too():
     )  # behind the first token
 
 
-def test_adaptation_none_peft_and_fft(cell, tmp_path):
+def test_adaptation_none_peft_and_fft(cell, tmp_path, capsys):
     out, finished = cell
     mask = ["--mask", str(out / "digits/sym-0.4/seed0/deft/clean_mask.npz"), "--epochs", "1"]
     none = main_phase2.main(phase2(tmp_path, *mask, "--adaptation", "none"))
@@ -189,6 +189,12 @@ def test_adaptation_none_peft_and_fft(cell, tmp_path):
             main_phase2.main(
                 phase2(tmp_path / "other", "--mask", str(copied / "clean_mask.npz"), "--adaptation", "none")
             )
+    beside = tmp_path / "digits/sym-0.4/seed0/label-match"
+    shutil.copytree(out / "digits/sym-0.4/seed0/label-match", beside)
+    write_summary(beside / "summary.json", with_checksum(finished["label-match"] | {"acc_last": 99.9}))
+    capsys.readouterr()
+    main_phase2.main(phase2(tmp_path, *mask, "--adaptation", "none", "--tag", "again"))
+    assert f"warning: this model is worse than zero-shot CLIP ({beside})" in capsys.readouterr().out
     np.save(tmp_path / "mask.npy", np.ones(359, dtype=bool))
     for detector, hint in (("deft", True), ("label-match", False)):
         with pytest.raises(

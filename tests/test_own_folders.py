@@ -67,6 +67,9 @@ def test_folder_errors(tmp_path):
         load_own(tmp_path / "one" / "a")
     with pytest.raises(UserError, match="one holds training images of 1 class, expected two or more"):
         load_own(tmp_path / "one")
+    write_table(tmp_path / "one", SIX)
+    with pytest.raises(UserError, match="of 1 class.* A table of labels is named itself, as .*labels.csv"):
+        load_own(tmp_path / "one")
     write_folder(tmp_path / "other" / "train", {"cat": 3, "dog": 3})
     write_folder(tmp_path / "other" / "test", {"cats": 3})
     with pytest.raises(UserError, match="cats.*: 'cats' is no class of the training images.*Did you mean cat"):
@@ -162,3 +165,17 @@ def test_a_messy_folder(tmp_path, capsys):
         and "CLIP cannot know 007" in printed
     )
     assert any("UPPER.PNG" in path for path in [*data.train.images, *data.test.images])
+
+
+def test_images_without_a_suffix_and_classes_without_an_image(tmp_path, capsys):
+    write_folder(tmp_path / "data", {"a": 3, "b": 3, "c": 1})
+    first = min((tmp_path / "data" / "a").iterdir())
+    first.rename(first.with_suffix(""))
+    (tmp_path / "data" / "a" / "LICENSE").write_text("free")
+    (broken,) = (tmp_path / "data" / "c").iterdir()
+    broken.write_bytes(b"no image")
+    data = load_own(tmp_path / "data", *NO_TEST)
+    assert len(data.train.labels) == 6 and data.path(0) == f"a/{first.stem}"
+    printed = capsys.readouterr().out
+    assert "ignored files that are not images: without a suffix (1)" in printed
+    assert "classes of which no image can be read: c" in printed

@@ -21,6 +21,7 @@ from dataloader.loaders import Loader
 from dataloader.transforms import Pixels
 from methods.masks import load_mask
 from report import tables
+from report.suspects import read_run
 from tests.helpers import (
     LABEL_MATCH,
     NO_TEST,
@@ -144,6 +145,13 @@ def test_every_label_is_judged_and_the_mask_fits_those_that_are_trained_on(tmp_p
     rows = list(csv.DictReader((folder / "scores.csv").open()))
     assert [Path(row["path"]).name for row in rows] == [f"{i:04d}.png" for i in range(20)]  # where they stood
     data = load_own(tmp_path / "data")
+    assert {row["path"].rpartition("/")[2] for row in rows if row["split"] == "test"} == {
+        Path(p).name for p in data.test.images
+    }
+    _, arrays, judged, _ = read_run(folder)
+    assert [judged.path(i) for i in np.flatnonzero(arrays["held_out"])] == [
+        r["path"] for r in rows if r["split"] == "test"
+    ]
     with np.load(folder / "clean_mask.npz") as file:
         by_name = dict(zip([Path(row["path"]).name for row in rows], file["mask"]))
     mask = load_mask(folder / "clean_mask.npz", data, 0)

@@ -194,6 +194,22 @@ def test_a_column_that_is_only_called_as_a_split_or_an_id(tmp_path, capsys):
     assert "column 'image_id' is not used as the id: 6 rows have '7'" in printed
 
 
+def test_what_excel_and_browsers_write(tmp_path, capsys):
+    """Excel's first line that names the separator, rows that repeat an image, and addresses instead of files."""
+    text = "sep=;\r\n" + (SIX + "a.png,x\n./b.png,y\n").replace(",", ";")
+    data = load_own(write_table(tmp_path, text), *NO_TEST)
+    assert len(data.train.labels) == 8
+    assert "name the image of an earlier row: 2 (line 9 that of line 3, line 10 that of line 4 as y instead of x)" in (
+        capsys.readouterr().out
+    )
+    with pytest.raises(UserError, match="line 4 has 3 fields, the first line has 2"):
+        load_own(write_table(tmp_path, "sep=;\npath;label\na.png;x\nb.png;y;z\n"))
+    with pytest.raises(UserError, match="line 8 has a URL in column 'path', expected the path of a file"):
+        load_own(write_table(tmp_path, SIX + "https://example.com/a.png,x\n"))
+    with pytest.raises(UserError, match=r"labels.json is no folder .*file\. Write it as JSON Lines"):
+        load_own(write_table(tmp_path, "{}", "labels.json"))
+
+
 def test_a_zero_character_in_a_json_table(tmp_path):
     path = write_table(
         tmp_path, '{"path": "a.png", "label": "x"}\n{"path": "b\\u0000.png", "label": "y"}\n', "labels.jsonl"
@@ -292,13 +308,14 @@ def test_class_names_from_a_file(tmp_path, capsys):
         ("label,name\nx,a\ny,b\nx,c\n", "line 4: 'x' is there twice"),
         ("label,name\nx,a\nY,b\n", "line 3: 'Y' is no label of the data. Did you mean y?"),
         ("label,name\ny,b\nx,\n", "line 3: 'x' is without a name"),
-        ("label,name\ny,b\n", "has no name for the label 'x'"),
         ("x,a\ny,b\n", "expected the columns label and name, found x, a"),
         ("label,name\ny,b, c\n", "line 2 has 3 fields"),
     ):
         table.write_text(text)
         with pytest.raises(UserError, match=re.escape(message)):
             load_own(path, "--classnames", str(table))
+    table.write_text("label,name\ny,shark\n")  # the others stay as they are
+    assert load_own(path, "--classnames", str(table)).classnames == ["x", "shark"]
     names.write_text("x, the first\ny, the second\n")  # names, as in every file that is no table
     assert load_own(path, "--classnames", str(names)).classnames == ["x, the first", "y, the second"]
     assert "every line of" in capsys.readouterr().out

@@ -308,7 +308,7 @@ def test_export_copies_what_is_trusted(nasty_run, tmp_path, capsys):
     _, arrays, data, _ = read_run(nasty_run)
     export.main([str(nasty_run), "--to", str(tmp_path / "clean")])
     kept = np.flatnonzero(arrays["mask"])
-    assert f"{len(kept)} of {len(data.train.labels)} training images" in capsys.readouterr().out
+    assert f"{len(kept)} of {len(data.train.labels)} judged images" in capsys.readouterr().out
     copied = tree(tmp_path / "clean")
     images = {name: content for name, content in copied.items() if name != "metadata.csv"}
     assert sorted(images.values()) == sorted(Path(data.train.images[i]).read_bytes() for i in kept)
