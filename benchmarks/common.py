@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import statistics
 import time
 from pathlib import Path
 
@@ -47,10 +46,6 @@ def in_turns(variants, repeats, device="cpu", warm=True):
             if round_ >= warm:
                 seconds[name].append(time.perf_counter() - start)
     return seconds
-
-
-def median(values):
-    return statistics.median(values)
 
 
 def machine(device):

@@ -5,6 +5,7 @@ python -m benchmarks.data
 
 import tempfile
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ import torchvision.transforms as T
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from benchmarks.common import add_repeats, in_turns, median, parser, report, synthetic
+from benchmarks.common import add_repeats, in_turns, parser, report, synthetic
 from dataloader.dataset import Split, View
 from dataloader.listings import IMAGENET
 from dataloader.loaders import EpochRandomness, Loader, Reading

@@ -4,11 +4,12 @@ python -m benchmarks.noise --as_published       also the plain implementation: a
 """
 
 import random
+from statistics import median
 
 import numpy as np
 from scipy.stats import truncnorm
 
-from benchmarks.common import add_repeats, in_turns, median, parser, report
+from benchmarks.common import add_repeats, in_turns, parser, report
 from dataloader.noise import asym, idn, official_class_noise, official_idn, sym
 
 

@@ -12,13 +12,14 @@ import threading
 import time
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, nullcontext
+from statistics import median
 
 import numpy as np
 import torch
 import torch.nn as nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.common import add_repeats, in_turns, median, parser, report, settings, synchronize, synthetic
+from benchmarks.common import add_repeats, in_turns, parser, report, settings, synchronize, synthetic
 from benchmarks.published import plain
 from dataloader import loaders
 from dataloader.loaders import EpochRandomness, make_loaders

@@ -14,6 +14,7 @@ import torch
 from scipy.special import softmax
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import cohen_kappa_score
 from sklearn.model_selection import StratifiedKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -253,10 +254,10 @@ def text_tells(inputs: Inputs, shares: np.ndarray) -> float:
     """
     if inputs.text_features is None:
         return 0.0
-    zero_shot = _kappa(inputs.logits.argmax(1), inputs.labels)
+    zero_shot = cohen_kappa_score(inputs.logits.argmax(1), inputs.labels)
     if zero_shot < WEAK:  # however little the neighbours know
         return 0.0
-    return zero_shot / max(_kappa(shares.argmax(1), inputs.labels), 1e-3)
+    return zero_shot / max(cohen_kappa_score(shares.argmax(1), inputs.labels), 1e-3)
 
 
 def what_auto_uses(inputs: Inputs) -> str:
@@ -271,12 +272,6 @@ def what_auto_uses(inputs: Inputs) -> str:
     else:
         used, why = "neighbours, a linear probe", f"too little to use the texts (from {TEXT_TELLS} on)"
     return f"{used} and eigenvectors; zero-shot predictions agree with the labels {tells:.2f} times as well as the neighbours do, {why}"
-
-
-def _kappa(predicted: np.ndarray, labels: np.ndarray) -> float:
-    K = max(predicted.max(), labels.max()) + 1
-    chance = np.bincount(predicted, minlength=K) @ np.bincount(labels, minlength=K) / len(labels) ** 2
-    return (np.mean(predicted == labels) - chance) / max(1 - chance, 1e-12)
 
 
 def _unit_variance(score: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ differs stands behind the name. Seeds that were run with different code are aver
 The verdict, of several seeds the worst, says whether a detector's result can be used; summary.json has the reason.
 """
 
-import math
+import statistics
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -93,10 +93,7 @@ def _differences(settings: list[dict[str, Any]]) -> list[str]:
 
 def mean_std(values: Sequence[float]) -> tuple[float, float | None]:
     """Mean and sample standard deviation (None for a single value)."""
-    mean = sum(values) / len(values)
-    if len(values) == 1:
-        return mean, None
-    return mean, math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1))
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
 
 
 def make_table(summaries: list[dict[str, Any]]) -> list[list[str]]:

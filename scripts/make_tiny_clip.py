@@ -1,6 +1,6 @@
 """Pre-train the embedded tiny CLIP (model/tiny-clip-digits) on pictures of digits with captions.
 
-    python scripts/make_tiny_clip.py --mnist mnist.npz --fonts /usr/share/fonts
+    python -m scripts.make_tiny_clip --mnist mnist.npz --fonts /usr/share/fonts
 
 The digits of every font found and MNIST's training images are size-normalised, thresholded at 32x32 and averaged to
 8x8 with 17 grey levels, the way the UCI digits were made, then enlarged like the data set `digits`. The loss is CLIP's,
@@ -17,7 +17,6 @@ open-sans, quicksand, roboto-unhinted, sawarabi-gothic, urw-base35}.
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -26,15 +25,14 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from dataloader.digits import enlarge_digits, load_digits_8x8  # noqa: E402
-from dataloader.transforms import normalise  # noqa: E402
-from model.blocks import speed_up  # noqa: E402
-from model.clip import EMBEDDED, load_clip, token_table  # noqa: E402
-from model.prompts import encode_prompts  # noqa: E402
-from scripts.tiny_clip import TOKEN_SEED, contrastive_loss, save_compact  # noqa: E402
-from utils.config import parse_flags  # noqa: E402
-from utils.start import run_main  # noqa: E402
+from dataloader.digits import enlarge_digits, load_digits_8x8
+from dataloader.transforms import normalise
+from model.blocks import speed_up
+from model.clip import EMBEDDED, load_clip, token_table
+from model.prompts import encode_prompts
+from scripts.tiny_clip import TOKEN_SEED, contrastive_loss, save_compact
+from utils.config import parse_flags
+from utils.start import run_main
 
 NAMES = "zero one two three four five six seven eight nine".split()
 SOURCES = ("handwritten", "printed")  # MNIST, fonts

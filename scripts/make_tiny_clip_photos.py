@@ -1,8 +1,8 @@
 """Pre-train the embedded tiny CLIP (model/tiny-clip-photos) on photographs of 32x32 pixels with captions.
 
-    python scripts/prepare_photos.py …                               # once: images to arrays, see there
-    python scripts/make_tiny_clip_photos.py --work photos             # train; the same command again goes on
-    python scripts/make_tiny_clip_photos.py --evaluate FILE.npz …     # zero-shot accuracies of the weights there are
+    python -m scripts.prepare_photos …                               # once: images to arrays, see there
+    python -m scripts.make_tiny_clip_photos --work photos             # train; the same command again goes on
+    python -m scripts.make_tiny_clip_photos --evaluate FILE.npz …     # zero-shot accuracies of the weights there are
 
 Three stages. A small ResNet, the teacher, learns the classes of every set. The text tower learns to bring captions, drawn
 from classes.txt in the model's folder, to the teacher's weight vectors of the classes they describe. Then the image tower
@@ -15,7 +15,6 @@ all stages and shows the progress.
 
 import argparse
 import socket
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +23,6 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from dataloader.transforms import normalise, resize
 from model import blocks
 from model.clip import EMBEDDED, load_clip

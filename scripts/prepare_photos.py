@@ -1,7 +1,7 @@
 """Decode the training photographs of model/tiny-clip-photos to arrays, without the images that must stay unseen.
 
     python -m scripts.unpack_photos data/cifar-10 data/cifar-100 data/tiny-imagenet-200 --out unseen
-    python scripts/prepare_photos.py --images cifar10=CIFAR-10/train cifar100=CIFAR-100/train \
+    python -m scripts.prepare_photos --images cifar10=CIFAR-10/train cifar100=CIFAR-100/train \
         tiny=data/tiny-imagenet-200/train --exclude unseen/* --out photos
 
 Every folder of a set is a class; its images lie anywhere beneath. An image is left out if its decoded pixels, at the
@@ -15,14 +15,12 @@ import hashlib
 import io
 import itertools
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from dataloader.transforms import decode
 from scripts.unpack_photos import read_npz, read_published
 from utils.config import parse_flags
