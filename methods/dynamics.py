@@ -65,7 +65,10 @@ def label_probability(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def area_under_margin(of_label: np.ndarray) -> np.ndarray:
-    """AUM (N,): the margin, averaged over the epochs (Pleiss et al., NeurIPS 2020)."""
+    """AUM (N,): the margin, averaged over the epochs (Pleiss et al., NeurIPS 2020).
+
+    All epochs of a cosine schedule count; the paper's schedule has steps, and its average ends at the first of them.
+    """
     return of_label.mean(0)
 
 

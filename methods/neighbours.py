@@ -146,7 +146,8 @@ def sampled_vote(
 def simifeat_shares(neighbours: Neighbours, labels: np.ndarray, num_classes: int) -> np.ndarray:
     """SimiFeat's soft labels (N, K): cosine-weighted shares among the SIMIFEAT nearest neighbours and the image itself.
 
-    The image's own weight continues the first two: 2 cos_1 - cos_2, as in the published code (Zhu et al., ICML 2022).
+    The image's own weight continues the first two: 2 cos_1 - cos_2, as in the published code (Zhu et al., ICML 2022). The published
+    commands detect 21 times and take the majority; here it is done once, on the un-augmented images.
     """
     first, second = neighbours.cosine[:, 0], neighbours.cosine[:, min(1, neighbours.cosine.shape[1] - 1)]
     weights = np.column_stack([2 * first - second, neighbours.cosine[:, :SIMIFEAT]])

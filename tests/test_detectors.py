@@ -187,7 +187,9 @@ def test_clip_margin_grows_with_the_margin():
     rng = np.random.default_rng(0)
     logits, labels = rng.normal(0, 1, (400, 5)).astype(np.float32), rng.integers(0, 5, 400)
     logits[np.arange(400), np.where(np.arange(400) < 300, labels, (labels + 1) % 5)] += 8
-    mask, p_clean, predicted, _ = clip_margin(SimpleNamespace(logits=logits, labels=labels, cfg=SimpleNamespace(seed=0)))
+    mask, p_clean, predicted, _ = clip_margin(
+        SimpleNamespace(logits=logits, labels=labels, cfg=SimpleNamespace(seed=0))
+    )
     rows, others = np.arange(400), logits.copy()
     others[rows, labels] = -np.inf
     order = np.argsort(logits[rows, labels] - others.max(1))
