@@ -33,8 +33,9 @@ class ProMix(SemiSupervised):
     released commands: tau 0.99 and delta 0.8 on CIFAR-10, 0.95 and 0.5 on CIFAR-100, and rho 0.5, at sym 0.2 0.7.
     Fractions of the epochs refer to its 600.
 
-    Simplified: the strong view is that of `strong_view`, without the code's third operation and its Cutout; MixUp only, no FMix; one MixUp for both heads, where the code draws two; guesses are ranked by the lower of the
-    two confidences, where the code takes their mean.
+    Simplified: the strong view is that of `strong_view`, without the code's third operation and its Cutout; MixUp only, no
+    FMix; one MixUp for both heads, where the code draws two; guesses are ranked by the lower of the two confidences, where
+    the code takes their mean.
     """
 
     weak, strong, beta, share = 1, 1, 4.0, 0.9

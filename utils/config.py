@@ -326,9 +326,8 @@ def load_config(
             if name not in keys:
                 raise UserError(f"{flags.cfg}: unknown key '{written}'.{nearest(written, keys)}")
             content[name] = _coerce(name, keys[name], value, flags.cfg)
-        if (
-            "model" in content and "epochs" in settings
-        ):  # an official file, after which the official script sets its epochs
+        # the official script for real-world noise sets its epochs after it has read its file, which alone has this key
+        if "model" in content and "epochs" in settings:
             content.pop("epochs", None)
         content = {name: value for name, value in content.items() if name in resolved}
         resolved |= _implied(content, resolved) | content
