@@ -48,6 +48,7 @@ COLUMNS = {  # setting: names it goes by where the setting is empty; the first t
 
 TRUSTED_BY = "trusted_by"  # column of the tables that a report writes: who trusts the label, a detector or a person
 MISSING = {"nan", "na", "<na>", "n/a", "#n/a", "none", "null", "nat"}  # what programs write where there is no label
+UNSORTED = {"unsorted", "unlabeled", "unlabelled", "unclassified", "unassigned", "unknown", "todo"}  # and people
 
 
 @dataclass(frozen=True)
@@ -411,9 +412,15 @@ def tidy_names(labels: Iterable[str]) -> list[str]:
 def say_names(classnames: list[str], label_names: list[str]) -> None:
     """Print the class names that CLIP reads, and warn of labels that may be none and of names that do not suit CLIP."""
     print(f"class names that CLIP reads: {shortened(classnames, 100)}")
-    missing = [label for label in label_names if label.lower() in MISSING]
+    missing = [label for label in label_names if label.lower() in MISSING or label.lower().strip("_- ") in UNSORTED]
     if missing:
         print(f"warning: labels that look like missing values are classes now: {shortened(missing)}")
+    known = set(label_names)
+    joined = [
+        label for label in label_names if {part.strip() for part in re.split(r"[|;,/+&]", label)} & (known - {label})
+    ]
+    if joined:
+        print(f"warning: labels that name several classes are classes of their own: {shortened(joined)}")
     cannot = [name for name in classnames if re.fullmatch(r"n\d{8}|\d+(\.\d+)?", name)]
     codes = [re.fullmatch(r"[^\W\d_]{1,5}[ .-]?\d+", name) for name in classnames]  # c01, class 7
     if all(codes):  # an A320 may be among words

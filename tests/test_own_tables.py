@@ -284,6 +284,13 @@ def test_what_clip_reads(tmp_path, capsys):
     assert "look like missing values" not in printed
     load_own(write_table(tmp_path, SIX.replace("x", "nan").replace("y", "N/A")), *NO_TEST)  # as pandas writes them
     assert "labels that look like missing values are classes now: N/A, nan\n" in capsys.readouterr().out
+    load_own(write_table(tmp_path, SIX.replace("x", "_Unsorted").replace("y", "cat|dog")), *NO_TEST)
+    assert (
+        "missing values are classes now: _Unsorted\n" in (printed := capsys.readouterr().out)
+        and "several" not in printed
+    )
+    load_own(write_table(tmp_path, SIX.replace("x", "dog").replace("y", "dog | cat")), *NO_TEST)
+    assert "labels that name several classes are classes of their own: dog | cat\n" in capsys.readouterr().out
 
 
 def test_whole_numbers_are_sorted_as_numbers():
