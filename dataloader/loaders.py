@@ -183,7 +183,7 @@ class Loader:
                 if part is not None:
                     ahead.append(fetchers.submit(fetch, part, places))
                 if ahead and (len(ahead) > 2 or part is None):
-                    yield ahead.popleft().result().to(self.device, non_blocking=True)
+                    yield ahead.popleft().result().to(self.device, non_blocking=self.device.type == "cuda")
 
     def _noisy(self, images: Tensor, index: Tensor) -> Tensor:
         """The pixels of samples index (B,) with the split's noise, if it has one."""

@@ -143,19 +143,12 @@ def in_memory(
     words = list(classnames or tidy_names([str(value) for value in values]))
     if keep and not all(isinstance(image, str) for image in images):
         images = save_images(images, Path(cfg.output_dir) / slug(name) / "images")
-    split = Split(images, labels)
     if not given:  # else no text is read
         say_names(words, [str(value) for value in values])
-    root, rows = "", np.arange(len(labels))
+    split, root, rows = Split(images, labels), "", np.arange(len(labels))
     if all(isinstance(image, str) for image in images):
         root = os.path.commonpath([os.path.dirname(path) for path in images])
-        digests, reasons = inspect_files(images, inspection_cache(cfg))
-        broken = [f"{path} ({reason})" for path, reason in zip(images, reasons) if reason]
-        if len(broken) == len(images) or (broken and not cfg.skip_broken):
-            hint = "" if len(broken) == len(images) else "; skip_broken=True leaves them out"
-            raise UserError(f"images: {len(broken)} of {len(images)} files cannot be read, first {broken[0]}{hint}.")
-        rows = np.array([i for i, reason in enumerate(reasons) if not reason])
-        split = replace(split, digests=digests).take(rows)
+        split, rows = _readable(split, cfg)
     data = Dataset(
         name,
         split,
@@ -166,6 +159,18 @@ def in_memory(
         trusted=False,
     )
     return identified(data, root), values, rows, {other: x[rows] for other, x in given.items()}
+
+
+def _readable(split: Split, cfg: SimpleNamespace) -> tuple[Split, np.ndarray]:
+    """(those of a Split of files that can be read, with their digests; their rows (M,)). UserError, unless `skip_broken`,
+    if there are others."""
+    digests, reasons = inspect_files(split.images, inspection_cache(cfg))
+    broken = [f"{path} ({reason})" for path, reason in zip(split.images, reasons) if reason]
+    if len(broken) == len(reasons) or (broken and not cfg.skip_broken):
+        hint = "" if len(broken) == len(reasons) else "; skip_broken=True leaves them out"
+        raise UserError(f"images: {len(broken)} of {len(reasons)} files cannot be read, first {broken[0]}{hint}.")
+    rows = np.array([i for i, reason in enumerate(reasons) if not reason])
+    return replace(split, digests=digests).take(rows), rows
 
 
 def _checked_images(images: Any) -> Any:

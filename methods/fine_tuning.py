@@ -4,14 +4,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from torch import Tensor, nn
-from torch.optim import Optimizer
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from dataloader.dataset import Dataset
 from dataloader.loaders import make_loaders
 from methods.loops import evaluate_all, learning_rate
 from methods.method import Method, Training
+from methods.moving_average import MovingAverage
 from methods.selection import histograms
 from model.classifier import build_optimizer, frozen
 from model.saved import save_classifier
@@ -21,24 +19,6 @@ from utils.device import Amp
 from utils.distributed import average_statistics, parallel, rank
 from utils.errors import UserError
 from utils.runs import Run
-
-
-def moving_average(model: nn.Module, decay: float) -> AveragedModel | None:
-    """A copy of a model whose weights will follow the model's, decay times themselves plus 1 - decay times the new; None
-    for decay 0."""
-    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay)) if decay else None
-
-
-def follow(
-    averaged: AveragedModel, model: nn.Module, optimizer: Optimizer, state: dict[str, Tensor] | None = None
-) -> nn.Module:
-    """Have the moving average follow the model from the optimizer's next step on, from a checkpoint's `state` if there is
-    one; returns the averaged network."""
-    if state:
-        averaged.module.load_state_dict(state, strict=False)
-        averaged.n_averaged.fill_(1)  # else the next step would copy the model, as the first one does
-    optimizer.register_step_post_hook(lambda *_: averaged.update_parameters(model))
-    return averaged.module
 
 
 def milestones_of(cfg: SimpleNamespace) -> list[int]:
@@ -62,17 +42,19 @@ def fine_tune(
     model, pixels = method.build(cfg, data)
     train, tests = make_loaders(data, cfg, pixels, device)
     model.to(device)
-    averaged = moving_average(model, cfg.ema)
+    optimizer, amp = build_optimizer(model, cfg), Amp(device, cfg.prec)
+    averaged = MovingAverage(model, cfg.ema, optimizer) if cfg.ema else None
+    final = model if averaged is None else averaged.network
     if cfg.compile:
         model.compile()
     method.to(device)
-    optimizer, amp = build_optimizer(model, cfg), Amp(device, cfg.prec)
     first, saved = run.resume(model, optimizer, amp.scaler)
     if saved:
         method.load_state_dict(saved["method"])
+        if averaged:
+            averaged.resume(saved["averaged"])
     else:
         method.prepare(model, train, cfg.seed, amp)
-    final = model if averaged is None else follow(averaged, model, optimizer, saved.get("averaged"))
     training = Training(model, parallel(model), train, optimizer, amp, data.num_classes, clean_mask, averaged)
     selection = saved.get("selection")
     for epoch in range(first, cfg.epochs + 1):
@@ -80,7 +62,7 @@ def fine_tune(
             group["lr"] = learning_rate(cfg.lr, *method.stage(epoch), cfg.schedule, milestones)
         result, selection = method.train_epoch(epoch, training)
         average_statistics(model)
-        if averaged is not None:  # its statistics are those of this process's model before they were averaged
+        if averaged:  # its statistics are those of this process's model before they were averaged
             average_statistics(final)
         with amp():
             predict = frozen(final)
@@ -96,7 +78,7 @@ def fine_tune(
             amp.scaler,
             method=method.state_dict(),
             selection=selection,
-            averaged=trained_state(averaged.module) if averaged else None,
+            averaged=trained_state(averaged.network) if averaged else None,
             **saved,
         )
     if rank() == 0:

@@ -10,14 +10,14 @@ import numpy as np
 import torch
 import torch.nn as nn
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel
 
 from dataloader.dataset import Dataset
 from dataloader.loaders import EpochRandomness, Loader
 from dataloader.transforms import Pixels
 from methods.loops import check_finite, progress, run_batch, score_samples, watched
 from methods.losses import batch_mean, cross_entropy
-from model.classifier import build_classifier, frozen
+from methods.moving_average import MovingAverage
+from model.classifier import begin, build_classifier, frozen
 from utils.device import Amp, torch_generator
 from utils.distributed import gather, merged_buffers, total
 from utils.errors import UserError
@@ -38,14 +38,14 @@ class Training:
     amp: Amp
     num_classes: int
     mask: np.ndarray | None = None
-    averaged: AveragedModel | None = None  # the moving average of the weights, where there is one
+    averaged: MovingAverage | None = None  # the moving average of the weights, where there is one
 
     def start_again(self, weights: dict[str, Tensor]) -> None:
         """Forget what was trained: the model gets these weights (a state_dict), momentum and moving average begin anew."""
         self.model.load_state_dict(weights)
-        self.optimizer.state.clear()
-        if self.averaged is not None:
-            self.averaged.n_averaged.zero_()  # its next update is a copy of the model
+        begin(self.optimizer)
+        if self.averaged:
+            self.averaged.start_again()
 
     def score(self) -> tuple[Tensor, Tensor, Tensor]:
         """Losses, predicted classes and their probabilities, CPU tensors (N,), of the un-augmented training set."""

@@ -12,6 +12,7 @@ from dataloader.loaders import Views
 from methods.division import class_small_loss, label_guessing
 from methods.losses import batch_mean, cross_entropy, one_hot, soft_cross_entropy
 from methods.semi_supervised import Forward, Outputs, SemiSupervised, blend, ramp, sharpen
+from model.classifier import Head
 from utils.device import upload
 from utils.distributed import total
 
@@ -56,7 +57,7 @@ class ProMix(SemiSupervised):
 
     @staticmethod
     def extra_head(width: int, num_classes: int) -> nn.Module:
-        return nn.Linear(width, num_classes)
+        return Head(width, num_classes)
 
     def divide(self, outputs: Outputs, labels: Tensor, epoch: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         losses = [cross_entropy(logits, labels).numpy() for logits in outputs.logits]

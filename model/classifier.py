@@ -99,7 +99,10 @@ def _timm_classifier(cfg: SimpleNamespace, num_classes: int, generator: Generato
     ignored = [key for key in (*TUNERS, "is_coop", "micro_batch") if getattr(cfg, key) and key != "finetune"]
     if ignored:
         raise UserError(f"{ignored[0]}: works with CLIP backbones only, not with {cfg.backbone}.")
-    return load_timm(cfg, num_classes, generator.initial_seed() if generator else cfg.seed)
+    model, pixels = load_timm(cfg, num_classes, generator.initial_seed() if generator else cfg.seed)
+    if type(head := linear_head(model)) is nn.Linear:
+        head.__class__ = Head  # in place: its name and its initial weights stay
+    return model, pixels
 
 
 def linear_head(model: Any) -> nn.Linear:
@@ -129,4 +132,18 @@ def build_optimizer(model: nn.Module, cfg: SimpleNamespace) -> Optimizer:
     rest = {"lr": cfg.lr, "weight_decay": cfg.weight_decay, "fused": trained[0].is_cuda}
     if cfg.optimizer == "adamw":
         return torch.optim.AdamW(trained, **rest)
-    return torch.optim.SGD(trained, momentum=cfg.momentum, **rest)
+    optimizer = torch.optim.SGD(trained, momentum=cfg.momentum, **rest)
+    begin(optimizer)
+    return optimizer
+
+
+def begin(optimizer: Optimizer) -> None:
+    """Forget the optimizer's state. Momentum of SGD begins at 0, so that the first step is the gradient, as without.
+
+    PyTorch would begin it in the first step, and leaves it uninitialised where a fused step is skipped, since a scaled fp16
+    gradient overflows.
+    """
+    optimizer.state.clear()
+    for group in optimizer.param_groups:
+        if group.get("momentum"):
+            optimizer.state.update({p: {"momentum_buffer": torch.zeros_like(p)} for p in group["params"]})

@@ -13,8 +13,8 @@ import main_detect
 import main_phase2
 from dataloader.load import load_data
 from methods import fine_tuning
-from methods.fine_tuning import follow, moving_average
 from methods.loops import learning_rate
+from methods.moving_average import MovingAverage
 from model.classifier import build_classifier, head_input, linear_head
 from model.preact_resnet import PreActResNet18
 from model.saved import load_classifier
@@ -123,16 +123,15 @@ def test_networks_of_our_own_have_no_weights_to_load():
 
 def test_moving_average_by_hand():
     model = torch.nn.Linear(1, 1, bias=False)
-    averaged, optimizer = moving_average(model, 0.9), torch.optim.SGD(model.parameters(), lr=1.0)
-    follow(averaged, model, optimizer)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    averaged = MovingAverage(model, 0.9, optimizer)
     weights = []
     for _ in range(3):
         model.weight.grad = torch.ones(1, 1)
         optimizer.step()
         weights.append(model.weight.item())
     expected = 0.9 * (0.9 * weights[0] + 0.1 * weights[1]) + 0.1 * weights[2]
-    assert averaged.module.weight.item() == pytest.approx(expected)
-    assert moving_average(model, 0.0) is None
+    assert averaged.network.weight.item() == pytest.approx(expected)
 
 
 def test_the_average_is_tested_saved_and_survives_a_stop(few_digits, tmp_path, monkeypatch):

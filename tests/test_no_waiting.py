@@ -18,6 +18,7 @@ from dataloader.loaders import EpochRandomness, make_loaders
 from methods.baselines import METHODS
 from methods.deft import build_detector, epoch_rules, train_detector_epoch
 from methods.method import Training, train_classifier_epoch
+from methods.moving_average import MovingAverage
 from model.classifier import build_classifier, build_optimizer
 from model.clip import input_pixels
 from model.graphs import recorded_encoders
@@ -153,10 +154,13 @@ def test_phase_2_and_baselines(method, prec):
     model.to(DEVICE)
     method = METHODS[method](cfg, len(data.train.labels), data.num_classes).to(DEVICE)
     keep = np.random.default_rng(0).random(len(data.train.labels)) < 0.6
+    optimizer = build_optimizer(model, cfg)
+    averaged = MovingAverage(model, 0.9, optimizer)
     with closing(watched(train.train(randomness, keep))) as batches:
         result = train_classifier_epoch(
-            model, batches, build_optimizer(model, cfg), method, Amp(DEVICE, prec), batch_mask=method.batch_mask(1)
+            model, batches, optimizer, method, Amp(DEVICE, prec), batch_mask=method.batch_mask(1)
         )
+    assert averaged.begun
     assert len(result["index"]) == keep.sum() and result["samples"] > 0  # every batch was watched
 
 

@@ -21,6 +21,7 @@ from dataloader.files import pixel_digests
 from dataloader.load import load_data
 from methods.masks import find_mask, load_mask, mask_name, positions
 from methods.selection import precision_recall
+from model.classifier import build_optimizer
 from model.clip import EMBEDDED
 from report import tables
 from report.record import say_if_worse
@@ -34,6 +35,7 @@ from tests.helpers import (
     write_folder,
 )
 from utils import runs, version
+from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.config import known_keys, load_config
 from utils.device import precision
 from utils.errors import UserError
@@ -103,6 +105,27 @@ def test_the_precision_of_a_run_is_settled_once(tmp_path, monkeypatch, capsys):
     assert Run(load_config(flags), "d/none", "another", {}).cfg.prec == other
     with pytest.raises(UserError, match=f"prec: the run .* used '{began}', not '{other}'"):
         Run(load_config([*flags, "--prec", other]), "d/none", "deft", {})
+
+
+def test_momentum_is_never_uninitialised(tmp_path):
+    """A fused step that is skipped, since scaled gradients overflow, would leave it so; the next steps are as usual.
+
+    The checkpoint is of a run that began on a CPU, where steps are not fused.
+    """
+    cfg, plain = load_config(["--lr", "0.5", "--momentum", "0.5", "--weight_decay", "0"]), torch.nn.Linear(1, 1, bias=False)
+    save_checkpoint(tmp_path / "x.pt", plain, build_optimizer(plain, cfg), history="[]", identity={})
+    model = torch.nn.Linear(1, 1, bias=False)
+    optimizer = torch.optim.SGD(model.parameters(), 0.5, 0.5, fused=True)
+    load_checkpoint(tmp_path / "x.pt", model, optimizer)
+    assert torch.equal(optimizer.state[model.weight]["momentum_buffer"], torch.zeros(1, 1))
+    scaler, weights = torch.amp.GradScaler("cpu", init_scale=2.0**100), []
+    for factor in (1e30, 1.0, 1.0):
+        optimizer.zero_grad()
+        scaler.scale(factor * model.weight.sum()).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        weights.append(model.weight.item() - plain.weight.item())
+    assert weights == pytest.approx([0, -0.5, -1.25])
 
 
 def test_the_time_to_go(tmp_path, monkeypatch, capsys):

@@ -16,6 +16,7 @@ from methods.baselines import METHODS
 from methods.dividemix import contrastive_loss, even_prediction_penalty, mixmatch_targets
 from methods.loops import evaluate_all
 from methods.method import Training
+from methods.moving_average import MovingAverage
 from methods.rolt import soft_labels
 from methods.semi_supervised import Outputs, mixup, ramp, sharpen
 from model.classifier import build_classifier
@@ -188,11 +189,8 @@ def test_the_last_epoch_is_none_of_the_warm_up(name):
 
 def test_a_restart_forgets_momentum_and_moving_average():
     model = torch.nn.Linear(1, 1, bias=False)
-    optimizer, averaged = (
-        torch.optim.SGD(model.parameters(), lr=1.0, momentum=0.9),
-        fine_tuning.moving_average(model, 0.9),
-    )
-    fine_tuning.follow(averaged, model, optimizer)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0, momentum=0.9)
+    averaged = MovingAverage(model, 0.9, optimizer)
     training = Training(model, model, None, optimizer, None, K, None, averaged)
     ended = []
     for _ in range(2):
@@ -200,7 +198,7 @@ def test_a_restart_forgets_momentum_and_moving_average():
         for _ in range(3):
             model.weight.grad = torch.ones(1, 1)
             optimizer.step()
-        ended.append((model.weight.item(), averaged.module.weight.item()))
+        ended.append((model.weight.item(), averaged.network.weight.item()))
     assert ended[0] == ended[1]
 
 

@@ -52,6 +52,8 @@ def load_checkpoint(
             raise ValueError(f"different parameters, e.g. {sorted(missing)[0]}")
         model.load_state_dict(saved.pop("model"), strict=False)
         if optimizer:
+            for group in saved["optimizer"]["param_groups"]:  # the run may have begun on another device
+                group["fused"] = optimizer.defaults["fused"]
             optimizer.load_state_dict(saved["optimizer"])
             saved["history"] = from_json(saved["history"])
             saved["identity"].keys()

@@ -19,8 +19,11 @@ def pick_device(cfg: SimpleNamespace) -> torch.device:
     """
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     wanted = cfg.device
+    if world_size() > 1 and wanted.startswith("cuda:"):
+        raise UserError(f"device: {wanted} is one GPU for {world_size()} processes; expected cuda, a GPU for each.")
     if world_size() > 1 and wanted in ("auto", "cuda"):
-        wanted = f"cuda:{os.environ['LOCAL_RANK']}" if torch.cuda.is_available() else "cpu"
+        none = wanted == "auto" and not torch.cuda.is_available()
+        wanted = "cpu" if none else f"cuda:{os.environ['LOCAL_RANK']}"
     if wanted == "auto":
         if cfg.gpuid >= 0 and not torch.cuda.is_available():
             print(f"gpuid {cfg.gpuid}: CUDA is not available, running on the CPU")

@@ -111,12 +111,13 @@ def in_order(seen: Iterable[tuple[torch.Tensor, ...]]) -> list[torch.Tensor]:
 
 @contextmanager
 def merged_buffers(module: nn.Module) -> Iterator[None]:
-    """Merge the changes that the processes make to float buffers in the block; each row is changed by one process only."""
-    before = {k: b.clone() for k, b in module.named_buffers() if b.is_floating_point()} if world_size() > 1 else {}
+    """Merge the changes that the processes make in the block to float buffers that are saved; each row is changed by one
+    process only."""
+    state = module.state_dict() if world_size() > 1 else {}
+    before = {name: x.clone() for name, x in state.items() if x.is_floating_point()}
     yield
-    for name, buffer in module.named_buffers():
-        if name in before:
-            buffer.copy_(before[name] + total(buffer - before[name]))
+    for name, x in before.items():
+        state[name].copy_(x + total(state[name] - x))
 
 
 def from_the_first(module: nn.Module) -> None:

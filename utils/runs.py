@@ -137,6 +137,7 @@ class Run:
             if code_of(self.summary) != code_of(self.code):
                 print(f"made by other code ({code_of(self.summary)}) than that of now ({code_of(self.code)})")
             show(self.summary)
+        wait_for_all()  # all processes have seen whether it is finished, before the first can finish it
 
     def _check_same_data(self, before: Mapping[str, str]) -> None:
         for what, value in self.identity.items():
