@@ -21,8 +21,8 @@ import main_detect
 import main_phase1
 import main_phase2
 from dataloader.digits import load_digits_8x8
-from model.clip import EMBEDDED
 from utils.config import known_keys
+from utils.files import EMBEDDED
 from utils.start import run_main
 
 PHASE1 = ["--cfg", "config/PEFT/digits.yaml", "--noise_mode", "sym", "--noise_ratio", "0.4", "--device", "cpu"]

@@ -98,12 +98,14 @@ def inspect_file(path: str | Path) -> tuple[str, str]:
 
 
 def file_identity(path: str | Path) -> list[int] | None:
-    """[size, time of last change] of a file; None where there is none."""
+    """[size, times of the last change of its content and of its entry] of a file; None where there is none.
+
+    A tool that sets the first time back, as cp -p does, changes the second."""
     try:
         now = os.stat(path)
     except OSError:
         return None
-    return [now.st_size, now.st_mtime_ns]
+    return [now.st_size, now.st_mtime_ns, now.st_ctime_ns]
 
 
 def inspect_files(paths: Iterable[str], cache: Path) -> tuple[list[str], list[str]]:
@@ -113,27 +115,27 @@ def inspect_files(paths: Iterable[str], cache: Path) -> tuple[list[str], list[st
     """
     try:
         known = json.loads(Path(cache).read_text(encoding="utf-8"))
-        known = {path: entry for path, entry in known.items() if len(entry) == 4 and not entry[3]}
+        known = {path: entry for path, entry in known.items() if len(entry) == 5 and not entry[4]}
     except (OSError, ValueError, AttributeError, TypeError):
         known = {}
     paths = [os.path.abspath(path) for path in paths]
     identity = {path: file_identity(path) for path in paths}
-    new = [path for path, now in identity.items() if known.get(path, [])[:2] != now]
+    new = [path for path, now in identity.items() if known.get(path, [])[:3] != now]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for path, result in zip(
             new, tqdm(pool.map(inspect_file, new), "checking images", len(new), leave=False, disable=None)
         ):
-            known[path] = [*(identity[path] or (None, None)), *result]
-    if any(not known[path][3] for path in new):
-        sound = {path: entry for path, entry in known.items() if not entry[3]}
+            known[path] = [*(identity[path] or (None, None, None)), *result]
+    if any(not known[path][4] for path in new):
+        sound = {path: entry for path, entry in known.items() if not entry[4]}
         with write_whole(cache, shared=True) as file:
             file.write(json.dumps(sound).encode())
-    return [known[path][2] for path in paths], [known[path][3] for path in paths]
+    return [known[path][3] for path in paths], [known[path][4] for path in paths]
 
 
 def images_identity(images: Any) -> str:
-    """A hash that identifies these images: of the pixels of an array or of Pillow images; of the path, size and modification
-    time of files."""
+    """A hash that identifies these images: of the pixels of an array or of Pillow images; of the path, size and times
+    of files."""
     sha = hashlib.sha256()
     if isinstance(images, np.ndarray):
         sha.update(f"{images.shape}".encode() + np.ascontiguousarray(images).tobytes())

@@ -284,9 +284,9 @@ def make_noise(
     if mode not in NOISE:
         raise UserError(f"noise_mode: unknown name '{mode}'; expected one of {', '.join(NOISE)}.{nearest(mode, NOISE)}")
     rng = np.random.default_rng([cfg.seed, 0])
+    if mode in ("none", "file", "transition") and ratio and cfg.dataset not in NOISY:  # whose own noise it is
+        print(f"warning: noise_ratio: {ratio:g} makes no noise, since noise_mode is {mode}")
     if mode == "none":
-        if ratio and cfg.dataset not in NOISY:  # whose own noise it is
-            print(f"warning: noise_ratio: {ratio:g} makes no noise, since noise_mode is none")
         return labels
     if mode == "file":
         if not cfg.noise_file:

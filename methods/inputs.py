@@ -16,7 +16,7 @@ from model.clip import cosine_logits
 from model.encoder import Encoder, load_encoder
 from model.features import features_name, image_features, keep_features
 from model.prompts import spoken, text_features, zero_shot_features
-from utils.config import DEFAULTS, read_yaml
+from utils.config import read_yaml
 from utils.errors import UserError, nearest
 
 
@@ -179,9 +179,8 @@ def _descriptions(
     encoder: Encoder, cfg: SimpleNamespace, classnames: list[str]
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """Features (P, D) of the descriptions of `cfg`, and whose each is (P,); None where there are none."""
-    path = cfg.descriptions or DEFAULTS.parent / "descriptions" / f"{cfg.dataset}.yaml"
-    if not cfg.descriptions and not path.is_file():
+    if not cfg.descriptions:
         return None
-    texts = read_descriptions(path, classnames)
+    texts = read_descriptions(cfg.descriptions, classnames)
     features = text_features(encoder.clip, encoder.tokenizer, [t for of_class in texts for t in of_class])
     return features.cpu().numpy(), np.repeat(np.arange(len(texts)), [len(of_class) for of_class in texts])

@@ -26,12 +26,11 @@ from dataloader.transforms import Pixels
 from model.blocks import speed_up
 from model.hub import one_try
 from utils.errors import UserError, nearest
+from utils.files import EMBEDDED
 
 # what open_clip builds from its configurations; where the text tower is a module of its own it is `.text`
 Clip: TypeAlias = CLIP | CustomTextCLIP
 Tokenizer: TypeAlias = SimpleTokenizer | HFTokenizer
-
-EMBEDDED = {folder.name: folder for folder in sorted(Path(__file__).parent.glob("tiny-clip-*"))}
 
 
 def text_tower(clip: Clip) -> Clip | TextTransformer:

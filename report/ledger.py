@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from dataloader.listings import CLASSNAMES
 from report.experiments import Cell, Step, yaml_now
 from utils.config import DEFAULTS, FREE_KEYS, load_config
 from utils.errors import UserError
@@ -83,13 +84,14 @@ class Ledger:
         return str(path.absolute()) if path else ""
 
     def files(self, step: Step) -> dict[str, str]:
-        """{key: hash} of the settings that name a file, such as noise_file, and of the files of a backbone's folder."""
+        """{key: hash} of the settings that name a file, such as noise_file, of the class names, and of a backbone's files."""
         folder = (self.data_path(step) or Path()) / "noise_file"
         named = {
             key: value
             for key, value in step.settings.items()
             if key != "data_path" and value and isinstance(value, str)
         }
+        named.setdefault("classnames", str(CLASSNAMES / f"{step.settings['dataset']}.txt"))
         paths = {key: [v, v.partition("=")[2], str(folder / v)] for key, v in named.items()}  # TAG=FILE
         there = {key: next(filter(os.path.isfile, those), None) for key, those in paths.items()}
         there |= {f"backbone/{path.name}": str(path) for path in model_files(named.get("backbone", ""))}
@@ -173,7 +175,9 @@ def results_of(
             if isinstance(outcome, dict):
                 like = first.setdefault((cell.place[0], cell.place[2]), outcome)
                 if outcome.get("source") != like.get("source"):
-                    outcome = f"{_place(outcome)}: was made with other images or labels than {_place(like)}"
+                    outcome = (
+                        f"{_place(outcome)}: was made with other images, labels or class names than {_place(like)}"
+                    )
                     ledger.reasons[cell.step] = outcome
         results.setdefault(cell.place, []).append(outcome)
     return results

@@ -66,7 +66,8 @@ def _told_apart(runs: list[tuple[Path, dict[str, Any]]]) -> list[dict[str, Any]]
 def _settings(path: Path, summary: dict[str, Any]) -> dict[str, Any]:
     """{key: value} of a run; of one that was given a mask, those of the detector's run as well, as `mask's key`.
 
-    That run is where the mask was or, if folders were moved, the one beside it; and whether decisions were followed.
+    That run is where the mask was or, if folders were moved, the one beside it; whether decisions were followed; and hashes
+    of weights and descriptions, which are files.
     """
 
     def of(folder: Path) -> dict[str, Any]:
@@ -75,6 +76,7 @@ def _settings(path: Path, summary: dict[str, Any]) -> dict[str, Any]:
         return {key: value for key, value in content.items() if key not in FREE_KEYS | {"seed"}}
 
     settings = of(path.parent) | {"a person's decisions": "followed" if summary.get("decisions") else "none"}
+    settings |= {key: summary["identity"][key] for key in ("weights", "descriptions") if key in summary["identity"]}
     mask = Path(summary.get("mask", ""))
     if mask.name == "clean_mask.npz":
         beside = path.parents[len(Path(summary["name"]).parts)] / mask.parent.name

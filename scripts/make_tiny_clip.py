@@ -28,10 +28,11 @@ from PIL import Image, ImageDraw, ImageFont
 from dataloader.digits import enlarge_digits, load_digits_8x8
 from dataloader.transforms import normalise
 from model.blocks import speed_up
-from model.clip import EMBEDDED, load_clip, token_table
+from model.clip import load_clip, token_table
 from model.prompts import encode_prompts
 from scripts.tiny_clip import TOKEN_SEED, contrastive_loss, save_compact
 from utils.config import parse_flags
+from utils.files import EMBEDDED
 from utils.start import run_main
 
 NAMES = "zero one two three four five six seven eight nine".split()

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 
 from dataloader.transforms import normalise, resize
 from model import blocks
-from model.clip import EMBEDDED, load_clip
+from model.clip import load_clip
 from model.prompts import DualPrompts, encode_prompts, zero_shot_features
 from scripts.photos.captions import Captions, read_classes
 from scripts.photos.images import MEAN, STD, Photos
@@ -35,7 +35,7 @@ from scripts.prepare_photos import unpack_jpegs
 from scripts.tiny_clip import save_compact
 from utils.config import parse_flags
 from utils.errors import UserError
-from utils.files import write_text
+from utils.files import EMBEDDED, write_text
 from utils.memory import keep_freed_memory
 from utils.start import run_main
 

@@ -16,10 +16,11 @@ from safetensors.torch import load_file, save_file
 from dataloader.digits import enlarge_digits, load_digits_8x8
 from dataloader.transforms import normalise
 from model import clip as clip_module
-from model.clip import EMBEDDED, image_statistics, load_clip, resolution
+from model.clip import image_statistics, load_clip, resolution
 from model.prompts import zero_shot_features
 from utils.config import load_config
 from utils.errors import UserError
+from utils.files import EMBEDDED
 
 TINY = {
     "embed_dim": 16,

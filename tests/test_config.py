@@ -80,6 +80,23 @@ def test_a_learning_rate_that_a_flag_implies_is_said(tmp_path, capsys):
         assert capsys.readouterr().out == said
 
 
+def test_settings_of_a_backbone_in_a_yaml(tmp_path, capsys):
+    """A file's own settings hold and are said, but for an official file, whose scripts then set those of the backbone."""
+    path, own = tmp_path / "a.yaml", "lr 0.01, weight_decay 1e-05, momentum 0.0"
+    content = "backbone: vit\nlr: 5e-4\nweight_decay: 5e-4\nmomentum: 0.9\n"
+    theirs = "lr 0.0005, weight_decay 0.0005, momentum 0.9"
+    for more, flags, settings, said in (
+        ("", [], (5e-4, 5e-4, 0.9), f"{path}: {theirs} instead of {own} of backbone vit\n"),
+        ("", ["--lr", "1"], (1, 5e-4, 0.9), None),
+        ("model: clip\n", [], (1e-2, 1e-5, 0.0), f"as in the official code: {own} instead of {theirs} in {path}\n"),
+        ("model: clip\n", ["--backbone", "ViT-B/16"], (1e-2, 1e-5, 0.0), None),
+    ):
+        path.write_text(content + more)
+        cfg = load_config(["--cfg", str(path), *flags], script="main_phase2")
+        assert (cfg.lr, cfg.weight_decay, cfg.momentum) == settings
+        assert said in (None, printed := capsys.readouterr().out), printed
+
+
 def test_every_key_has_a_comment():
     for line in DEFAULTS.read_text().splitlines():
         assert not line or line.startswith("#") or " # " in line, line

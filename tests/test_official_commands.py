@@ -64,11 +64,12 @@ def test_command(place, monkeypatch, script, name, rest):
     assert ("noise_rate" in summary) == (name != "PEFT/clothing1m" and name != "FFT/clothing1m")
 
 
-def test_epochs_of_the_real_world_script_after_an_official_file(tmp_path):
-    """The official script sets five epochs after it has read its file, which says ten."""
+def test_epochs_of_the_real_world_script_after_an_official_file(tmp_path, capsys):
+    """The official script sets five epochs after it has read its file, which says ten; that is said."""
     path, settings = tmp_path / "clothing1m.yaml", {"script": "main_phase2", "epochs": 5}
     path.write_text("model: clip\nepochs: 10\nlr: 5e-4\n")
     assert load_config(["--cfg", str(path)], **settings).epochs == 5
+    assert capsys.readouterr().out == f"as in the official code: epochs 5 instead of epochs 10 in {path}\n"
     assert load_config(["--cfg", str(path), "--epochs", "7"], **settings).epochs == 7
     assert load_config(["--cfg", str(path)], script="main_phase2").epochs == 10  # main_phase2.py itself
     path.write_text("epochs: 10\n")  # a person's

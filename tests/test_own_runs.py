@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -181,7 +182,9 @@ def test_the_check_is_made_once(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr("dataloader.files.inspect_file", lambda path: 1 / 0)
         assert inspect_files(paths, tmp_path / "cache.json") == first
-    paths[0].write_bytes(b"spoilt")
+    there, before = paths[0].read_bytes(), paths[0].stat()
+    paths[0].write_bytes(b"spoilt".ljust(len(there)))
+    os.utime(paths[0], ns=(before.st_atime_ns, before.st_mtime_ns))  # as cp -p and rsync do
     assert inspect_files(paths, tmp_path / "cache.json")[1] == ["not an image", ""]
     with monkeypatch.context() as patch:  # a network drive that fails, and is there again
         (tmp_path / "c.png").write_bytes(paths[1].read_bytes())

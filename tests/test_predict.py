@@ -17,7 +17,6 @@ from dataloader.loaders import Loader
 from dataloader.transforms import Pixels
 from methods.fine_tuning import fine_tune
 from model.classifier import build_classifier, frozen
-from model.clip import EMBEDDED
 from model.saved import load_classifier, save_classifier
 from report import predict
 from tests.helpers import Killed, write_digits, write_folder
@@ -25,7 +24,7 @@ from utils.checkpoint import load_checkpoint
 from utils.config import load_config
 from utils.device import torch_generator
 from utils.errors import UserError
-from utils.files import as_text
+from utils.files import EMBEDDED, as_text
 
 
 def own_logits(folder, flags, split=None):

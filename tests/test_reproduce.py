@@ -17,8 +17,10 @@ import yaml
 
 import main_phase2
 import reproduce
+from report import ledger
 from tests.helpers import SUMMARY, phase2
 from utils.errors import UserError
+from utils.files import EMBEDDED
 from utils.summaries import read_summary, with_checksum, write_summary
 
 SCRIPT = """
@@ -272,8 +274,18 @@ def test_other_data_are_asked_for_again(toy):
     assert starts().count("deft") == 2
 
 
-@pytest.mark.parametrize("setting, file", [("noise_file: T.csv", "T.csv"), ("backbone: mine", "mine/weights")])
-def test_the_content_of_a_file_that_a_setting_names_counts(toy, setting, file):
+@pytest.mark.parametrize(
+    "setting, file",
+    [
+        ("noise_file: T.csv", "T.csv"),
+        ("backbone: mine", "mine/weights"),
+        ("backbone: embedded", "embedded/weights"),
+        ("seed: 0", "classnames/toy.txt"),  # that of the data set, which no setting names
+    ],
+)
+def test_the_content_of_a_file_that_a_setting_names_counts(toy, setting, file, monkeypatch):
+    monkeypatch.setitem(EMBEDDED, "embedded", Path("embedded"))
+    monkeypatch.setattr(ledger, "CLASSNAMES", Path("classnames"))
     path, file = Path("config/tables.yaml"), Path(file)
     file.parent.mkdir(exist_ok=True)
     file.write_text("1")

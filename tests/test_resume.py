@@ -48,6 +48,25 @@ def test_killed_and_resumed_ends_the_same(cell, tmp_path, monkeypatch, script, f
     assert len((folder / "log.jsonl").read_text().splitlines()) == 2
 
 
+def test_a_run_that_goes_on_with_other_code_names_both(tmp_path, monkeypatch, capsys):
+    """It is a seed of neither in a table."""
+    flags = [*phase1(tmp_path), "--epochs", "3"]
+    for code, epochs in (("aaaa", 1), ("bbbb", 1), ("aaaa", 3)):
+        monkeypatch.setattr(runs, "this_code", lambda code=code: {"version": "0", "git_commit": None, "code": code})
+        with monkeypatch.context() as patch:
+            kill_at(patch, deft, "evaluate_all", 1 + epochs)
+            try:
+                summary = main_phase1.main(flags)
+            except Killed:
+                continue
+    said = [line for line in capsys.readouterr().out.splitlines() if "other code" in line]
+    assert said == [
+        "begun with other code (aaaa) than that of now (bbbb), with which it goes on",
+        "begun with other code (aaaa, bbbb) than that of now (aaaa), with which it goes on",
+    ]
+    assert summary["code"] == "aaaa, bbbb" and summary["epochs"] == 3
+
+
 def test_a_process_killed_with_signal_9_goes_on(cell, tmp_path):
     flags = phase1(tmp_path)
     process = subprocess.Popen([sys.executable, "main_phase1.py", *flags], stdout=subprocess.DEVNULL)

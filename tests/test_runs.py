@@ -22,7 +22,6 @@ from dataloader.load import load_data
 from methods.masks import find_mask, load_mask, mask_name, positions
 from methods.selection import precision_recall
 from model.classifier import build_optimizer
-from model.clip import EMBEDDED
 from report import tables
 from report.record import say_if_worse
 from tests.helpers import (
@@ -39,7 +38,7 @@ from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.config import known_keys, load_config
 from utils.device import precision
 from utils.errors import UserError
-from utils.files import write_text
+from utils.files import EMBEDDED, write_text
 from utils.runs import Run, in_time, in_words, show
 from utils.summaries import REQUIRED, code_of, read_summary, with_checksum, write_summary
 
@@ -112,7 +111,10 @@ def test_momentum_is_never_uninitialised(tmp_path):
 
     The checkpoint is of a run that began on a CPU, where steps are not fused.
     """
-    cfg, plain = load_config(["--lr", "0.5", "--momentum", "0.5", "--weight_decay", "0"]), torch.nn.Linear(1, 1, bias=False)
+    cfg, plain = (
+        load_config(["--lr", "0.5", "--momentum", "0.5", "--weight_decay", "0"]),
+        torch.nn.Linear(1, 1, bias=False),
+    )
     save_checkpoint(tmp_path / "x.pt", plain, build_optimizer(plain, cfg), history="[]", identity={})
     model = torch.nn.Linear(1, 1, bias=False)
     optimizer = torch.optim.SGD(model.parameters(), 0.5, 0.5, fused=True)
@@ -507,11 +509,15 @@ def test_official_yaml_runs_with_small_data(tmp_path):
     assert summary["num_classes"] == 100 and summary["noise_rate"] == pytest.approx(0.4, abs=0.06)
 
 
-def test_other_weights_under_the_same_path(tmp_path):
-    """A finished run does not answer for them."""
+@pytest.mark.parametrize("embedded", [False, True])
+def test_other_weights_under_the_same_path(tmp_path, embedded, monkeypatch):
+    """A finished run does not answer for them, nor are seeds of both averaged."""
     folder, flags = tmp_path / "clip", detection(tmp_path / "runs", "--detector", "label-match")
     shutil.copytree(EMBEDDED["tiny-clip-digits"], folder)
     flags += ["--backbone", str(folder)]
+    if embedded:
+        monkeypatch.setitem(EMBEDDED, "clip", folder)
+        flags[-1] = "clip"
     found = main_detect.main(flags)
     (folder / "README.md").write_text("Mine.")
     (folder / ".DS_Store").touch()
@@ -522,6 +528,9 @@ def test_other_weights_under_the_same_path(tmp_path):
     save_file(weights, path)
     with pytest.raises(UserError, match="backbone: the run .* used other weights. To keep it, use --tag"):
         main_detect.main(flags)
+    main_detect.main([*flags, "--seed", "1"])
+    rows = tables.make_table(tables.read_summaries([tmp_path / "runs"]))[1:]
+    assert [row[4] for row in rows] == ["1", "1"] and all("label-match (weights " in row[2] for row in rows)
 
 
 def test_weight_files_in_the_identity_of_a_run(tmp_path):

@@ -11,9 +11,10 @@ import torch
 from PIL import Image
 
 from dataloader.digits import load_digits_8x8
-from model.clip import EMBEDDED, load_clip
+from model.clip import load_clip
 from model.prompts import zero_shot_features
 from scripts import make_tiny_clip
+from utils.files import EMBEDDED
 
 
 def test_the_script_runs_and_stores_a_clip(tmp_path, monkeypatch, capsys):

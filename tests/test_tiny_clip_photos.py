@@ -17,13 +17,14 @@ from safetensors.torch import load_file
 
 from dataloader.load import load_data
 from model import blocks
-from model.clip import EMBEDDED, load_clip
+from model.clip import load_clip
 from model.prompts import zero_shot_features
 from scripts import make_tiny_clip_photos, prepare_photos, unpack_photos
 from scripts.photos import processes, student
 from scripts.photos.captions import Captions, read_classes
 from utils.config import load_config
 from utils.errors import UserError
+from utils.files import EMBEDDED
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT.parent / "shared" / "data"

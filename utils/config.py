@@ -218,15 +218,15 @@ def _implied(given: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in implied.items() if name in before}
 
 
-def _say_implied(implied: dict[str, Any], content: dict[str, Any], path: str) -> None:
-    """Print what --backbone or --adaptation imply instead of what a YAML file says; {name: value} each.
+def _say_instead(who: str, new: dict[str, Any], old: dict[str, Any], whose: str) -> None:
+    """Print which settings hold instead of others, {name: value} each.
 
     The switches, which name what is trained, are what an adaptation stands for, and are not printed.
     """
-    changed = [k for k, v in content.items() if implied.get(k, v) != v and not isinstance(v, bool)]
+    changed = [k for k, v in old.items() if new.get(k, v) != v and not isinstance(v, bool)]
     if changed:
-        new, old = (", ".join(f"{name} {values[name]}" for name in changed) for values in (implied, content))
-        print(f"--backbone or --adaptation: {new} instead of {old} in {path}")
+        instead, of = (", ".join(f"{name} {values[name]}" for name in changed) for values in (new, old))
+        print(f"{who}: {instead} instead of {of} {whose}")
 
 
 def parse_flags(parser: argparse.ArgumentParser, argv: list[str] | None = None) -> argparse.Namespace:
@@ -317,6 +317,8 @@ def load_config(
         _refuse(unknown[0], keys, script)
 
     content: dict[str, Any] = {}
+    of_file: dict[str, Any] = {}  # what the file's backbone and adaptation imply
+    official = False
     if flags.cfg:
         if not os.path.isfile(flags.cfg):
             there = [str(p) for p in Path(flags.cfg).parent.glob("*.yaml")]
@@ -326,11 +328,14 @@ def load_config(
             if name not in keys:
                 raise UserError(f"{flags.cfg}: unknown key '{written}'.{nearest(written, keys)}")
             content[name] = _coerce(name, keys[name], value, flags.cfg)
-        # the official script for real-world noise sets its epochs after it has read its file, which alone has this key
-        if "model" in content and "epochs" in settings:
-            content.pop("epochs", None)
+        official = "model" in content  # only the official files have this key
         content = {name: value for name, value in content.items() if name in resolved}
-        resolved |= _implied(content, resolved) | content
+        of_file = _implied(content, resolved)
+        if official:  # its scripts set these, and for real-world noise the epochs, after they have read the file
+            of_file |= {"epochs": settings["epochs"]} if "epochs" in settings else {}
+            resolved |= content | of_file
+        else:
+            resolved |= of_file | content
     given = {}
     for name in resolved:
         text = getattr(flags, name)
@@ -342,7 +347,17 @@ def load_config(
     if script and getattr(cfg, "score", "") and Path(flags.cfg).name == "config.yaml":
         _check_script(flags.cfg, script)
     if script:
-        _say_implied({k: v for k, v in implied.items() if k not in given}, content, flags.cfg)
+        content, of_file, implied = (
+            {k: v for k, v in x.items() if k not in given} for x in (content, of_file, implied)
+        )
+        _say_instead("--backbone or --adaptation", implied, content, f"in {flags.cfg}")
+        content, of_file = ({k: v for k, v in x.items() if k not in implied} for x in (content, of_file))
+        if official:
+            _say_instead("as in the official code", of_file, content, f"in {flags.cfg}")
+        else:
+            backbone = content.get("backbone", "")
+            own = {k: v for k, v in BACKBONES.get(backbone, ("", {}))[1].items() if k in of_file}
+            _say_instead(flags.cfg, content, own, f"of backbone {backbone}")
         for name in given:
             keys[name].check_effect(name, cfg)
     return cfg

@@ -12,10 +12,14 @@ from typing import Any, BinaryIO
 
 from utils.errors import UserError, brief
 
+# CLIPs that come with the project: {name: folder}
+EMBEDDED = {folder.name: folder for folder in sorted((Path(__file__).parents[1] / "model").glob("tiny-clip-*"))}
 
-def model_files(folder: str | Path) -> list[Path]:
-    """The files of a CLIP's folder, all but the model card and hidden ones; none if there is no such folder."""
-    inside = sorted(Path(folder).iterdir()) if folder and Path(folder).is_dir() else []
+
+def model_files(backbone: str) -> list[Path]:
+    """The files of an embedded CLIP, or of a CLIP's folder, all but the model card and hidden ones; none of other backbones."""
+    folder = EMBEDDED.get(backbone, Path(backbone))
+    inside = sorted(folder.iterdir()) if backbone and folder.is_dir() else []
     return [path for path in inside if path.is_file() and path.suffix != ".md" and not path.name.startswith(".")]
 
 

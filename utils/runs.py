@@ -50,7 +50,7 @@ WORDS = {
 
 
 def own_files(cfg: SimpleNamespace) -> dict[str, str]:
-    """For a run's identity: hashes of the descriptions and of the weights, where these are a person's own files."""
+    """For a run's identity: hashes of the descriptions, and of the weights unless open_clip or timm fetch them."""
     pretrained = getattr(cfg, "pretrained", "")
     files = {
         "descriptions": [Path(getattr(cfg, "descriptions", ""))],
@@ -154,10 +154,11 @@ class Run:
             where = f"used {'another mask' if what == 'mask' else f'other {what}'}{changes}"
             if what in ("labels", "mask") and "mask" in self.identity:
                 where += ", or was made before other decisions"
-            key = {"mask": "mask", "weights": "backbone", "descriptions": "descriptions"}.get(what, "data_path")
+            weights = "pretrained" if getattr(self.cfg, "pretrained", "") not in ("", "none") else "backbone"
+            key = {"mask": "mask", "weights": weights, "descriptions": "descriptions"}.get(what, "data_path")
             other_data = f", or {'--name NAME' if self.cfg.dataset == 'own' else '--output_dir DIR'} for other data"
             raise UserError(
-                f"{key}: the run {self.folder} {where}. To keep it, use --tag NAME for another run, on the data as it is now"
+                f"{key}: the run {self.folder} {where}. To keep it, use --tag NAME for another run, with {'the data' if key == 'data_path' else key} as now"
                 f"{other_data if key == 'data_path' else ''}. To replace it, delete the folder{self._decisions()}."
             )
 
@@ -200,11 +201,20 @@ class Run:
             return 1, {}
         saved = load_checkpoint(path, model, optimizer, scaler)
         self._check_same_data(saved["identity"])
+        self._go_on_with(saved.get("code", code_of(self.code)))
         self.history = saved["history"]
         if rank() == 0:
             self._write_log()  # a kill between checkpoint and log leaves the log one line short
         print(f"resuming after epoch {len(self.history)}: {self.folder}")
         return len(self.history) + 1, saved
+
+    def _go_on_with(self, before: str) -> None:
+        """Record that the epochs so far were trained with the code `before`, if it is not that of now, and say so."""
+        now = code_of(self.code)
+        parts = dict.fromkeys([*before.split(", "), now])
+        if len(parts) > 1:
+            print(f"begun with other code ({before}) than that of now ({now}), with which it goes on")
+            self.code["code"] = ", ".join(parts)
 
     def _write_settings(self) -> None:
         if not (self.folder / "config.yaml").is_file():
@@ -233,6 +243,7 @@ class Run:
             optimizer,
             scaler,
             identity=self.identity,
+            code=code_of(self.code),
             history=json.dumps(self.history),
             **extra,
         )
