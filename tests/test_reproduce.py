@@ -213,9 +213,10 @@ def test_seeds_of_other_data_are_not_averaged(toy):
     with pytest.raises(UserError, match="1 of the runs failed or do not count"):
         toy(*flags)
     first, second = toy(*flags, "--dry_run")["table1"]
-    assert (first["ours"], first["n"]) == (52, 1) and "seed1/deft: was made with other images or labels" in first[
-        "missing"
-    ]
+    assert (first["ours"], first["n"]) == (
+        52,
+        1,
+    ) and "seed1/deft: was made with other images, labels or class names" in first["missing"]
     assert second["n"] == 2  # phase 2 of the toy knows nothing of it
 
 
