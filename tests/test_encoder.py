@@ -1,6 +1,7 @@
 """Every family of encoders, untrained and as small as it can be built: features, detectors, contexts where they fit."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,14 +14,17 @@ import main_detect
 import main_phase1
 import main_phase2
 from dataloader.dataset import Split, View
+from methods.baselines import METHODS
 from methods.detectors import DETECTORS
 from model import features
+from model.classifier import build_classifier
 from model.clip import load_clip
 from model.detector import Detector
 from model.encoder import load_encoder
 from model.prompts import DualPrompts, text_features
 from tests.helpers import phase1, phase2, write_digits
 from utils.config import load_config
+from utils.device import Amp
 from utils.errors import UserError
 
 TEXT = {"context_length": 24, "vocab_size": 49408, "layers": 1, "width": 64, "heads": 1}
@@ -193,3 +197,15 @@ def test_features_that_are_not_finite(tmp_path):
     ):
         features.image_features(encoder, split, View(), cfg, torch.device("cpu"))
     assert not list(tmp_path.rglob("features-*")) and len(DETECTORS) > 15
+
+
+@pytest.mark.parametrize("backbone", ["timm:test_vit", "preact_resnet18"])
+def test_logits_are_float32_under_autocast(backbone):
+    """Rounded to bf16 they would tie. A CLIP's linear head is the same layer."""
+    cfg = load_config(["--backbone", backbone, "--pretrained", "none" * backbone.startswith("timm")])
+    model, pixels = build_classifier(cfg, SimpleNamespace(num_classes=3))
+    second = METHODS["ProMix"].extra_head(4, 3)
+    with Amp("cpu", "bf16")():
+        assert (
+            model(torch.zeros(2, 3, pixels.size, pixels.size)).dtype == second(torch.zeros(2, 4)).dtype == torch.float32
+        )

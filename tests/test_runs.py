@@ -36,7 +36,7 @@ from tests.helpers import (
 from utils import runs, version
 from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.config import known_keys, load_config
-from utils.device import precision
+from utils.device import pick_device, precision
 from utils.errors import UserError
 from utils.files import EMBEDDED, write_text
 from utils.runs import Run, in_time, in_words, show
@@ -465,12 +465,19 @@ def test_nothing_is_written_by_a_run_that_cannot_start(tmp_path):
     assert {p.parent.name for p in (tmp_path / "runs").rglob("*") if p.is_file()} <= {"locks"}
 
 
-def test_gpuid_without_cuda_falls_back_and_says_so(tmp_path, capsys):
+def test_gpuid_without_cuda_falls_back_and_says_so(tmp_path, monkeypatch, capsys):
     if torch.cuda.is_available():
         pytest.skip("there is a CUDA device here")
     flags = [f for f in phase1(tmp_path, "--epochs", "1") if f not in ("--device", "cpu")]
     main_phase1.main([*flags, "--gpuid", "0"])
     assert "gpuid 0: CUDA is not available, running on the CPU" in capsys.readouterr().out
+    with monkeypatch.context() as patch:
+        patch.setenv("LOCAL_RANK", "0")
+        patch.setattr("utils.device.world_size", lambda: 2)
+        for device, message in (("cuda", "cuda:0 is not available"), ("cuda:1", "cuda:1 is one GPU for 2 processes")):
+            with pytest.raises(UserError, match=f"device: {message}"):
+                pick_device(load_config(["--device", device]))
+        assert pick_device(load_config(["--device", "auto"])).type == "cpu"
     with pytest.raises(UserError, match="device: cuda is not available"):
         main_phase1.main([*flags, "--device", "cuda", "--tag", "x"])
 
