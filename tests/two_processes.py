@@ -9,6 +9,7 @@ import main_baseline
 import main_phase1
 import main_phase2
 import main_small_loss
+from dataloader import load
 from dataloader.load import load_data
 from tests.helpers import phase1, phase2
 from utils.config import load_config
@@ -25,8 +26,9 @@ def train_all(out, data):
     quick = [*few, "--batch_size", "64", "--epochs", "2"]
     main_phase1.main(phase1(out, *quick, "--vpt_len", "4"))
     main_phase2.main(phase2(out, *quick, "--mask", "deft"))
-    main_phase2.load_data = lambda cfg: (load_data(cfg), time.sleep(2 * rank()))[0]  # the first could be done by then
+    load.load_data = lambda cfg: (load_data(cfg), time.sleep(5 * rank()))[0]  # the first could be done by then
     main_phase2.main(phase2(out, *quick, "--mask", "deft", "--adaptation", "none"))
+    load.load_data = load_data
     for method in ("ELR", "GMM", "TURN"):
         main_baseline.main(phase2(out, *quick, "--lnl_methods", method))
     main_small_loss.main(phase2(out, *quick))
