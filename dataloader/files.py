@@ -100,7 +100,8 @@ def inspect_file(path: str | Path) -> tuple[str, str]:
 def file_identity(path: str | Path) -> list[int] | None:
     """[size, times of the last change of its content and of its entry] of a file; None where there is none.
 
-    A tool that sets the first time back, as cp -p does, changes the second."""
+    A tool that sets the first time back, as cp -p does, changes the second.
+    """
     try:
         now = os.stat(path)
     except OSError:

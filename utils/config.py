@@ -320,14 +320,7 @@ def load_config(
     of_file: dict[str, Any] = {}  # what the file's backbone and adaptation imply
     official = False
     if flags.cfg:
-        if not os.path.isfile(flags.cfg):
-            there = [str(p) for p in Path(flags.cfg).parent.glob("*.yaml")]
-            raise UserError(f"--cfg: no such file: {brief(flags.cfg)}.{nearest(flags.cfg, there)}")
-        for written, value in read_yaml(flags.cfg).items():
-            name = str(written).lower()
-            if name not in keys:
-                raise UserError(f"{flags.cfg}: unknown key '{written}'.{nearest(written, keys)}")
-            content[name] = _coerce(name, keys[name], value, flags.cfg)
+        content = _read_cfg(flags.cfg, keys)
         official = "model" in content  # only the official files have this key
         content = {name: value for name, value in content.items() if name in resolved}
         of_file = _implied(content, resolved)
@@ -361,6 +354,20 @@ def load_config(
         for name in given:
             keys[name].check_effect(name, cfg)
     return cfg
+
+
+def _read_cfg(path: str, keys: dict[str, Key]) -> dict[str, Any]:
+    """{key: value} of the YAML file that --cfg names, in lower case."""
+    if not os.path.isfile(path):
+        there = [str(p) for p in Path(path).parent.glob("*.yaml")]
+        raise UserError(f"--cfg: no such file: {brief(path)}.{nearest(path, there)}")
+    content = {}
+    for written, value in read_yaml(path).items():
+        name = str(written).lower()
+        if name not in keys:
+            raise UserError(f"{path}: unknown key '{written}'.{nearest(written, keys)}")
+        content[name] = _coerce(name, keys[name], value, path)
+    return content
 
 
 def _check_script(path: str, script: str) -> None:
