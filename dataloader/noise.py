@@ -142,15 +142,17 @@ def idn(labels: np.ndarray, ratio: float, num_classes: int, rng: Any, features: 
 
 
 def official_class_noise(
-    mode: str, labels: np.ndarray, ratio: float, num_classes: int, rng: Any, folder: bool = False
+    mode: str, labels: np.ndarray, ratio: float, num_classes: int, rng: Any, folder: bool = False, cub: bool = False
 ) -> np.ndarray:
     """sym, asym or str noise exactly as in the official code; rng is `random.Random(seed)`.
 
-    In `str`, samples of image folders (`folder`) get the next class; for CIFAR the class is drawn.
+    In `str`, samples of image folders (`folder`) get the next class; for CIFAR the class is drawn. The loader of CUB (`cub`)
+    has sym alone, and does not shuffle the classes.
     """
     noisy, order, classes = labels.copy(), list(range(len(labels))), list(range(num_classes))
     rng.shuffle(order)
-    rng.shuffle(classes)  # drawn in every mode
+    if not cub:
+        rng.shuffle(classes)  # drawn in every mode
     half = np.isin(np.arange(num_classes), classes[: num_classes // 2])
     for i in sorted(order[: int(ratio * len(labels))]):
         if mode == "sym" or (mode == "str" and half[labels[i]] and not folder):
@@ -186,6 +188,7 @@ DRAWN: dict[str, Callable[..., np.ndarray]] = {
     "idn": idn,
 }
 OFFICIAL = ("sym", "asym", "str", "idn")  # of these, what the official code has
+UNSORTED = ("tiny_imagenet", "stanford_cars")  # whose files it reads in the order of the disk; here they are sorted
 NOISY = "clothing1m webvision animal10n food101n red_mini_imagenet blue_mini_imagenet".split()  # data sets as published
 NOISE = ("none", *DRAWN, "transition", "file", *HUMAN)
 
@@ -319,10 +322,18 @@ def _official(cfg: SimpleNamespace, labels: np.ndarray, num_classes: int, is_fol
     mode, ratio = cfg.noise_mode, cfg.noise_ratio
     if mode not in OFFICIAL:
         raise UserError(f"noise_rng: the official code has no {mode}; use noise_rng numpy.")
+    cub = cfg.dataset == "cub-200-2011"
     cache = Path(cfg.data_path) / "noise_file" / (f"{mode}_{ratio}" if is_folder else f"{cfg.dataset}_{mode}_{ratio}")
+    if cfg.dataset in UNSORTED:
+        print(
+            "warning: noise_rng: the official code reads the files of a class in the order of the disk, here they are sorted, so "
+            "its labels are of other images of the class"
+        )
     if cache.is_file():
         print(f"labels from the official cache {cache}")
         return _check_labels(read_labels(cache), len(labels), num_classes, cache)
+    if cub and mode != "sym":
+        raise UserError(f"noise_rng: the official code has no {mode} for CUB; use noise_rng numpy.")
     if mode == "idn":
         return official_idn(labels, ratio, num_classes, features())
-    return official_class_noise(mode, labels, ratio, num_classes, random.Random(cfg.seed), is_folder)
+    return official_class_noise(mode, labels, ratio, num_classes, random.Random(cfg.seed), is_folder, cub)

@@ -1,5 +1,6 @@
 """What detectors look at: features, labels and texts of a data set, and what is computed from them once."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +16,7 @@ from methods import clipcleaner, dynamics, neighbours
 from model.clip import cosine_logits
 from model.encoder import Encoder, load_encoder
 from model.features import features_name, image_features, keep_features
-from model.prompts import spoken, text_features, zero_shot_features
+from model.prompts import mean_of_templates, spoken, template_features, text_features
 from utils.config import read_yaml
 from utils.errors import UserError, nearest
 
@@ -26,8 +27,8 @@ class Inputs:
 
     features (N, D) float32 of unit length; labels (N,) int64, the given ones; with text also text_features (K, D) of unit
     length and the zero-shot logits (N, K). pred_probs (N, K): out-of-fold probabilities of a person's own model, which
-    take the place of those of `confident-learning`. descriptions: unit-length features (P, D) of several descriptions a class, and
-    the class of each (P,); default: text_features. cfg: the settings, of which detectors read `seed`, `neighbours`,
+    take the place of those of `confident-learning`. descriptions: unit-length features (P, D) of several texts a class, and the
+    class of each (P,), which CLIPCleaner sums over; default: text_features. cfg: the settings, of which detectors read `seed`, `neighbours`,
     `theta_gmm`, `theta_cons` and `fill_empty`.
     """
 
@@ -119,11 +120,13 @@ def given_inputs(cfg: SimpleNamespace, data: Dataset, given: dict[str, np.ndarra
     return Inputs(features, data.train.labels, K, cfg, kept_as=name, pred_probs=p)
 
 
-def read_descriptions(path: str | Path, classnames: list[str]) -> list[list[str]]:
+def read_descriptions(
+    path: str | Path, classnames: list[str], templates: Sequence[str] = ("a photo of a {}.",)
+) -> list[list[str]]:
     """Texts of each class, K lists, from a YAML file of class names and their features, such as `tabby cat: [striped fur]`.
 
     A text is "a photo of a {class} {feature}." with the class in lower case (Feng et al., ACM MM 2024); the key
-    `template` says otherwise. A class that the file leaves out, or gives no features, has "a photo of a {class}.". Classes
+    `template` says otherwise. A class that the file leaves out, or gives no features, has the texts of the templates. Classes
     of the same name have the same texts.
     UserError for a class that there is not.
     """
@@ -141,7 +144,7 @@ def read_descriptions(path: str | Path, classnames: list[str]) -> list[list[str]
         texts[spoken_name] = [
             template.replace("{class}", spoken_name).replace("{feature}", str(feature)) for feature in features
         ]
-    return [texts.get(name) or [f"a photo of a {name}."] for name in names]
+    return [texts.get(name) or [t.replace("{}", name) for t in templates] for name in names]
 
 
 def load_inputs(cfg: SimpleNamespace, data: Dataset, device: torch.device) -> tuple[Inputs, dict[str, np.ndarray]]:
@@ -151,7 +154,8 @@ def load_inputs(cfg: SimpleNamespace, data: Dataset, device: torch.device) -> tu
     features = image_features(encoder, data.train, data.view, cfg, device, name)
     if encoder.clip is None:
         return Inputs(features.numpy(), data.train.labels, data.num_classes, cfg, kept_as=name), {}
-    text = zero_shot_features(encoder.clip, encoder.tokenizer, data.classnames, cfg.templates)
+    of_templates = template_features(encoder.clip, encoder.tokenizer, data.classnames, cfg.templates)  # (K, T, D)
+    text = mean_of_templates(of_templates)
 
     def logits(features: torch.Tensor) -> np.ndarray:
         return cosine_logits(encoder.clip, features.to(device), text).detach().cpu().numpy()
@@ -163,7 +167,7 @@ def load_inputs(cfg: SimpleNamespace, data: Dataset, device: torch.device) -> tu
         cfg,
         text_features=text.cpu().numpy(),
         logits=logits(features),
-        descriptions=_descriptions(encoder, cfg, data.classnames),
+        descriptions=_descriptions(encoder, cfg, data.classnames, of_templates),
         kept_as=name,
     )
     tests = {}
@@ -176,11 +180,12 @@ def load_inputs(cfg: SimpleNamespace, data: Dataset, device: torch.device) -> tu
 
 
 def _descriptions(
-    encoder: Encoder, cfg: SimpleNamespace, classnames: list[str]
-) -> tuple[np.ndarray, np.ndarray] | None:
-    """Features (P, D) of the descriptions of `cfg`, and whose each is (P,); None where there are none."""
+    encoder: Encoder, cfg: SimpleNamespace, classnames: list[str], of_templates: torch.Tensor
+) -> tuple[np.ndarray, np.ndarray]:
+    """Features (P, D) of the descriptions of `cfg`, else of its templates (K, T, D), and the class of each (P,)."""
     if not cfg.descriptions:
-        return None
-    texts = read_descriptions(cfg.descriptions, classnames)
+        K, T, _ = of_templates.shape
+        return of_templates.flatten(0, 1).cpu().numpy(), np.repeat(np.arange(K), T)
+    texts = read_descriptions(cfg.descriptions, classnames, cfg.templates)
     features = text_features(encoder.clip, encoder.tokenizer, [t for of_class in texts for t in of_class])
     return features.cpu().numpy(), np.repeat(np.arange(len(texts)), [len(of_class) for of_class in texts])

@@ -138,10 +138,15 @@ def zero_shot_probabilities(
 @torch.no_grad()
 def detector_probabilities(cfg: SimpleNamespace, data: Dataset, folder: str | Path, device: torch.device) -> np.ndarray:
     """Class probabilities (N, K), numpy, of the un-augmented training images by the trained model of the run in a folder:
-    the positive prompts of phase 1, or the classifier of a baseline that selects."""
+    the positive prompts of phase 1, or the classifier of a baseline that selects. UserError if it was trained on other classes.
+    """
     folder, settings = Path(folder), settings_of(folder, cfg)
     if (folder / "model.json").is_file():
         model, info = load_classifier(folder)
+        if info["classes"] != data.label_names:
+            raise UserError(
+                f"noisy_samples: {folder} was trained on other classes; run it again, or discard the samples."
+            )
         pixels = Pixels(info["pixels"], info["mean"], info["std"])
         predict: Callable[[Tensor], Tensor] = model.to(device)
     elif settings is not None and (folder / "checkpoint.pt").is_file():

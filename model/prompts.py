@@ -43,19 +43,28 @@ def text_features(clip: Clip, tokenizer: Tokenizer, texts: list[str]) -> Tensor:
 
 
 @torch.no_grad()
+def template_features(clip: Clip, tokenizer: Tokenizer, classnames: Iterable[str], templates: Sequence[str]) -> Tensor:
+    """Unit-length text features (K, T, D) of every class name in every template. UserError for a template without {}."""
+    for template in templates:
+        if "{}" not in template:
+            raise UserError(
+                f"templates: '{template}' has no {{}}, where the class name stands. Flags are split at commas; a template with a "
+                "comma must be in a YAML file."
+            )
+    names = [spoken(name) for name in classnames]
+    return torch.stack([text_features(clip, tokenizer, [t.replace("{}", n) for n in names]) for t in templates], dim=1)
+
+
 def zero_shot_features(
     clip: Clip, tokenizer: Tokenizer, classnames: Iterable[str], templates: Sequence[str] = ("a photo of a {}.",)
 ) -> Tensor:
-    """Unit-length text features (K, D), one a class: the mean over the templates, as CLIP's ensembles (Radford et al., 2021).
+    """Unit-length text features (K, D), one a class: the mean over the templates, as CLIP's ensembles (Radford et al., 2021)."""
+    return mean_of_templates(template_features(clip, tokenizer, classnames, templates))
 
-    UserError for a template without {}.
-    """
-    for template in templates:
-        if "{}" not in template:
-            raise UserError(f"templates: '{template}' has no {{}}, where the class name stands.")
-    names = [spoken(name) for name in classnames]
-    of_each = [text_features(clip, tokenizer, [t.replace("{}", name) for name in names]) for t in templates]
-    return of_each[0] if len(of_each) == 1 else F.normalize(torch.stack(of_each).mean(0), dim=-1)
+
+def mean_of_templates(features: Tensor) -> Tensor:
+    """Unit-length mean (K, D) of text features (K, T, D)."""
+    return features[:, 0] if features.shape[1] == 1 else F.normalize(features.mean(1), dim=-1)
 
 
 class DualPrompts(nn.Module):

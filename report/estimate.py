@@ -3,8 +3,8 @@
     python -m report.estimate runs/own-photos/none/seed0/auto --review_budget 500
     python -m report.estimate runs/own-photos/none/seed0/auto --decisions decisions.csv --target_precision 0.9
 
-Labels that a person has decided about, in the run or in the file, make the estimate better; spread over the list they say
-more than at its top. Where the truth is known, calibration.png in the run's folder shows how good the chances are.
+Reviewed labels, in the run or in the file, improve the estimate; a sample spread over the list improves it more than the first
+suspects do. If true labels are known, calibration.png in the run's folder shows how well calibrated the probabilities are.
 """
 
 from pathlib import Path
@@ -24,10 +24,18 @@ def main(argv: list[str] | None = None) -> dict[str | int, Any]:
     parser = command_parser("estimate", __doc__)
     add_run_flags(parser)
     parser.add_argument(
-        "--review_budget", type=count, metavar="N", default=0, help="how many labels a person will look at"
+        "--review_budget",
+        type=count,
+        metavar="N",
+        default=0,
+        help="also print the expected precision of the first N suspects",
     )
     parser.add_argument(
-        "--target_precision", type=probability, metavar="P", default=0, help="wrong labels among the suspects, 0 to 1"
+        "--target_precision",
+        type=probability,
+        metavar="P",
+        default=0,
+        help="print how many suspects to take so that at least this fraction is expected to be wrong",
     )
     flags = parse_flags(parser, argv)
     budget, target = flags.review_budget, flags.target_precision

@@ -2,7 +2,7 @@
 
 DIR/metadata.csv has the label, original label, score and source of each, in the format of Hugging Face's imagefolder.
 
-python -m report.export runs/own-DATA/none/seed0/deft --to cleaned --fixed
+python -m report.export runs/own-photos/none/seed0/deft --to cleaned --fixed
 """
 
 import fcntl

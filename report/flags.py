@@ -36,8 +36,7 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
         type=probability,
         default=RELABEL_ABOVE,
         metavar="P",
-        help="a suspect that you have not decided about gets the suggested label where its probability is P or more, 0 to 1 "
-        "(default: none does)",
+        help="relabel suspects without a decision if the suggested class has at least this probability, 0 to 1 (default: none)",
     )
     parser.add_argument(
         "--decisions",

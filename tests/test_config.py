@@ -63,6 +63,13 @@ def test_precedence_and_defaults(tmp_path):
     assert load_config([], epochs=5).epochs == 5
     assert load_config(["--cfg", str(path)], epochs=5).epochs == 7
     assert load_config(["--cfg", str(path), "--epochs", "9"], epochs=5).epochs == 9
+
+
+@pytest.mark.parametrize("name", "animal10n cifar10N cifar100N clothing1m webvision red_mini_imagenet".split())
+def test_real_world_phase_2_has_its_epochs_with_the_files_of_phase_1_too(name):
+    settings = {"epochs": 5, "schedule": "constant"}  # of main_real_phase2
+    assert load_config(["--cfg", f"config/PEFT/{name}.yaml"], script="main_phase2", **settings).epochs == 5
+    assert load_config(["--cfg", f"config/PEFT/{name}.yaml"], script="main_phase1").epochs == 10
     assert load_config(["--vpt_deep", "false"]).vpt_deep is False
     assert load_config(["--require_agreement"]).require_agreement is True
 

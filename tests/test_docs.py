@@ -303,7 +303,7 @@ def test_figures_of_few_photographs():
         [cell.strip() for cell in line.split("|")[1:-1]]
         for line in Path("README.md")
         .read_text(encoding="utf-8")
-        .split("The next table is about photographs")[1]
+        .split("The next table is for photographs")[1]
         .split("\n\n")[1]
         .splitlines()
         if line.startswith("|")

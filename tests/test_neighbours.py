@@ -6,13 +6,15 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 import main_detect
+from dataloader.load import load_data
 from methods import clipcleaner, dynamics, neighbours
 from methods.detectors import DETECTORS
-from methods.inputs import Inputs, read_descriptions
+from methods.inputs import Inputs, load_inputs, read_descriptions
 from tests.helpers import detection
-from utils.config import default_values
+from utils.config import default_values, load_config
 from utils.errors import UserError
 
 
@@ -296,7 +298,7 @@ def test_descriptions(tmp_path):
         ["a photo of a cow."],
     ]  # a list each, in order, for equal names too
     path.write_text("template: '{feature} {class}'\ndog: [big]\n")
-    assert read_descriptions(path, ["dog"]) == [["big dog"]]
+    assert read_descriptions(path, ["dog", "Cow"], ["a {}, a pet"]) == [["big dog"], ["a cow, a pet"]]
     for content, message in [
         ("dgo: [big]", "there is no class 'dgo'. Did you mean dog"),
         ("dog: big", "'dog' must have a list of features"),
@@ -307,6 +309,19 @@ def test_descriptions(tmp_path):
         path.write_text(content)
         with pytest.raises(UserError, match=message):
             read_descriptions(path, ["dog"])
+
+
+def test_several_templates_are_summed_by_clipcleaner_and_averaged_elsewhere(tmp_path):
+    flags = detection(tmp_path, "--detector", "clipcleaner", "--templates")
+    texts = ["a photo of a {}.", "a scan of the number {}."]
+    first, second, both = (
+        load_inputs(cfg, load_data(cfg), torch.device("cpu"))[0]
+        for cfg in (load_config([*flags, t], script="main_detect") for t in (*texts, ",".join(texts)))
+    )
+    summed = sum(np.exp(x.features @ x.text_features.T / 0.07) for x in (first, second))
+    np.testing.assert_allclose(both.zero_shot, summed / summed.sum(1, keepdims=True), rtol=1e-4)
+    mean = first.text_features + second.text_features
+    np.testing.assert_allclose(both.text_features, mean / np.linalg.norm(mean, axis=1, keepdims=True), atol=1e-6)
 
 
 def test_a_run_with_descriptions(tmp_path):

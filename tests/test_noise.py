@@ -140,6 +140,31 @@ def test_golden_folder_noise(mode):
     np.testing.assert_array_equal(noisy, g[f"folder_{mode}_0.4"])
 
 
+def test_official_noise_of_cub():
+    """The official loader of CUB draws new labels right after the order of the samples; it shuffles no classes."""
+    labels, rng = np.arange(600) % 200, random.Random(3)
+    order = list(range(600))
+    rng.shuffle(order)
+    expected = labels.copy()
+    for sample in sorted(order[:240]):
+        expected[sample] = rng.randint(0, 199)
+    cfg = SimpleNamespace(
+        dataset="cub-200-2011", data_path="nowhere", noise_mode="sym", noise_ratio=0.4, noise_rng="official", seed=3
+    )
+    np.testing.assert_array_equal(noise.make_noise(cfg, labels, 200, is_folder=True), expected)
+    cfg.noise_mode = "asym"
+    with pytest.raises(UserError, match="the official code has no asym for CUB"):
+        noise.make_noise(cfg, labels, 200, is_folder=True)
+
+
+def test_official_noise_of_files_in_the_order_of_the_disk(capsys):
+    cfg = SimpleNamespace(
+        dataset="tiny_imagenet", data_path="nowhere", noise_mode="sym", noise_ratio=0.4, noise_rng="official", seed=3
+    )
+    noise.make_noise(cfg, np.arange(600) % 200, 200, is_folder=True)
+    assert "in the order of the disk" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("ratio", [0.2, 0.3, 0.4])
 @pytest.mark.parametrize("case", ["idn", "idn_soft"])
 def test_golden_idn(ratio, case):

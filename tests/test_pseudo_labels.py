@@ -100,6 +100,11 @@ def test_both_sources_on_the_digits(cell):
     assert (classifier.argmax(1) == data.true_labels).mean() > 0.8
     with pytest.raises(UserError, match="seed0/deft was trained with other class names"):
         detector_probabilities(cfg, replace(data, classnames=data.classnames[::-1]), folder, CPU)
+    more = replace(data, label_names=["a new class", *data.label_names])
+    with pytest.raises(
+        UserError, match="ce-tiny-clip-digits was trained on other classes"
+    ):  # else 1 would be read as 0
+        detector_probabilities(cfg, more, folder.parent / "ce-tiny-clip-digits", CPU)
     with pytest.raises(UserError, match="label-match holds no trained detector; zero_shot takes CLIP as it is"):
         detector_probabilities(cfg, data, folder.parent / "label-match", CPU)
 
