@@ -85,7 +85,7 @@ def detect(
         cfg.backbone = "own model" if given else cfg.backbone
         if labels is None:
             images, labels, names = from_dataset(images, cfg)
-            classnames = classnames or names
+            classnames = names if classnames is None else classnames
         labels = list(labels)
         data, values, rows, given = in_memory(images, labels, classnames, cfg, "output_dir" in settings, given)
         with contextlib.redirect_stdout(io.StringIO()):  # which speaks of files; progress goes on

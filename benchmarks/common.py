@@ -13,6 +13,7 @@ from dataloader.dataset import Dataset, Split, View
 from dataloader.digits import enlarge_digits, load_digits_8x8
 from report.tables import format_table
 from utils.config import load_config
+from utils.files import write_text
 from utils.version import git_commit
 
 
@@ -77,13 +78,14 @@ def report(rows, args, **more):
     words = next(i for i, key in enumerate(keys) if any(isinstance(row.get(key), float) for row in rows))
     print(format_table([keys, *([cell(row.get(key, "")) for key in keys] for row in rows)], words))
     if args.json:
-        Path(args.json).write_text(
+        write_text(
+            args.json,
             json.dumps(
                 {**machine(getattr(args, "device", "cpu")), "arguments": vars(args), **more, "rows": rows},
                 indent=1,
                 default=str,
             )
-            + "\n"
+            + "\n",
         )
 
 

@@ -42,6 +42,7 @@ from benchmarks.common import digits_folder, machine
 from benchmarks.malformed import Case, base_runs, cases, judge, run_in_process
 from report.tables import format_table
 from utils.config import DEFAULTS
+from utils.files import write_text
 from utils.start import run_main
 
 OLD = ("97464bd", "2ef0356", "111e7b2", "8f6db27")  # versions whose runs are read: commits of this repository
@@ -367,7 +368,7 @@ def main():
     print("\n".join(f"NOT SURVIVED: {problem}" for problem in bench.problems) or "all survived")
     if args.json:
         figures = {**machine("cpu"), "arguments": vars(args), "rows": bench.rows, "problems": bench.problems}
-        Path(args.json).write_text(json.dumps(figures, indent=1) + "\n")
+        write_text(args.json, json.dumps(figures, indent=1) + "\n")
     sys.exit(bool(bench.problems))
 
 

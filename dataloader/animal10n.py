@@ -1,5 +1,6 @@
 """ANIMAL-10N (Song et al., ICML 2019)."""
 
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,7 +17,7 @@ def animal10n(cfg: SimpleNamespace) -> Dataset:
         pairs = []
         for path in image_files(need_folder(Path(cfg.data_path) / part))[0]:
             label = Path(path).name.split("_")[0]
-            if not label.isdigit():
+            if not re.fullmatch("[0-9]+", label):
                 raise UserError(f"{path}: expected a name that begins with the label, as 3_000123.jpg.")
             pairs.append((path, int(label)))
         splits.append(to_split(pairs))

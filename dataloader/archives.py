@@ -64,7 +64,8 @@ def opened(source: str | Path, cfg: SimpleNamespace, key: str = "data_path") -> 
     if not is_there or (folder / RECORD).read_text(encoding="utf-8") != record:
         if not os.path.isfile(source):
             _say_missing([file for file, _ in files])
-        held = lock(Path(cfg.output_dir), folder)
+        advice = "Wait until it has, then start this command again."
+        held = lock(Path(cfg.output_dir), folder, f"unpacking {source}", advice)
         _unpack(_guarded(read(files, cfg), where, key), source, folder, record, cfg)
         del held
     return folder / TABLE

@@ -205,10 +205,6 @@ class Dataset:
                 facts["num_known"] = len(index)
         if self.truth_on_disk:
             facts["truth"] = "labels on disk"  # which may be wrong themselves
-        if self.true_labels is not None:
-            counts = np.zeros((self.num_classes + len(self.other_names), self.num_classes), dtype=np.int64)
-            np.add.at(counts, (self.true_labels, self.train.labels), 1)
-            facts["noise_counts"] = counts.tolist()  # [true][given]
         return facts
 
     def tables(self) -> dict[str, list]:

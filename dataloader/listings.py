@@ -1,5 +1,6 @@
 """Shared by the readers of image files: list files (a name and a label per line) and class folders."""
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ def read_words(path: Path, expected: int) -> list[list[str]]:
 
 
 def _whole_number(word: str, path: Path, row: int) -> int:
-    if not word.lstrip("-").isdigit():
+    if not re.fullmatch("-?[0-9]+", word):
         raise UserError(f"{path}: line {row + 1} has the label '{word}', expected a whole number.")
     return int(word)
 

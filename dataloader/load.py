@@ -159,11 +159,12 @@ def to_score(cfg: SimpleNamespace, data: Dataset) -> Dataset:
     elif cfg.score == "test":
         raise UserError("score: this data set has no test split.")
     else:
-        rows, skipped = sound_rows(cfg.score, cfg, "score")
+        with first_alone():  # which unpacks an archive
+            (rows, skipped), root = sound_rows(cfg.score, cfg, "score"), source_root(cfg.score, cfg)
         others = other_names(rows, data.label_names)
         split = split_of_rows(rows, data.label_names, others)
         rest = {
-            "root": source_root(cfg.score, cfg),
+            "root": root,
             "source": "",
             "other_names": others,
             "skipped": [(row.path, reason) for row, reason in skipped],

@@ -226,10 +226,10 @@ class Loader:
             torch.from_numpy(np.concatenate(parts)).to(self.device).split([len(part) for part in parts])
             for parts in (splits, places)
         )
-        draws = [Draws._make(None if x is None else x.to(self.device) for x in one) for one in draws]
         # a file that is cut while it is decoded is decoded for each view
         again = self.view.short_side and not self.is_array
-        crops = [one.crop.cpu().numpy() for one in (draws if again else draws[:1])]
+        crops = [one.crop.numpy() for one in (draws if again else draws[:1])]
+        draws = [Draws._make(None if x is None else x.to(self.device) for x in one) for one in draws]
         pixels = zip(*(self._pixels(splits, index, [crop[part] for part in places]) for crop in crops))
         for here, there, samples, read in zip(index, where, splits, pixels):
             images = [self._noisy(x, here) for x in read]

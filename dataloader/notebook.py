@@ -125,6 +125,7 @@ def in_memory(
     name, given = f"own-{cfg.name or 'notebook'}", given or {}
     if isinstance(classnames, (str, os.PathLike, Mapping)):
         raise UserError(f"classnames: expected a list of names, not a {type(classnames).__name__}.")
+    classnames = None if classnames is None else [str(name) for name in classnames]
     keep = keep and images is not None
     images = _checked_images(images) if images is not None else next(iter(given.values()), None)
     if images is None:
@@ -140,7 +141,7 @@ def in_memory(
                 f"pred_probs: has {columns} columns, expected {len(values)}, one a class, in the order of np.unique."
             )
         given = {**given, "pred_probs": given["pred_probs"][:, values.argsort().argsort()]}
-    words = list(classnames or tidy_names([str(value) for value in values]))
+    words = tidy_names([str(value) for value in values]) if classnames is None else classnames
     if keep and not all(isinstance(image, str) for image in images):
         images = save_images(images, Path(cfg.output_dir) / slug(name) / "images")
     if not given:  # else no text is read
@@ -207,14 +208,15 @@ def _checked_labels(labels: Any, count: int, classnames: Sequence[str] | None) -
     labels = np.array(labels)
     values: np.ndarray
     if kinds[0]:
-        values = np.arange(len(classnames)) if classnames else np.unique(labels)
+        values = np.unique(labels) if classnames is None else np.arange(len(classnames))
     else:
         values = np.array(sorted_labels(set(labels.tolist())))
     unknown = np.setdiff1d(labels, values)
-    if len(unknown) or len(values) < 2 or (classnames and len(classnames) != len(values)):
+    named = len(values if classnames is None else classnames)
+    if len(unknown) or len(values) < 2 or named != len(values):
         raise UserError(
             f"labels: {len(np.union1d(labels, values))} classes, expected two or more, with a name in classnames "
-            f"each, of which there are {len(classnames or values)}."
+            f"each, of which there are {named}."
         )
     number = {value: k for k, value in enumerate(values.tolist())}
     return values, np.array([number[label] for label in labels.tolist()], dtype=np.int64)

@@ -87,16 +87,15 @@ def per_class_mixture(scores: np.ndarray, labels: np.ndarray, rng: int | np.rand
     return p_upper
 
 
-def criterion_scores(
-    zero_shot: np.ndarray | None, visual: np.ndarray | None, labels: np.ndarray, seed: int
-) -> dict[str, np.ndarray]:
-    """{criterion: score (N,) in [0, 1]}; the two criteria of `zero_shot` or `visual` are left out if it is None."""
-    rng, scores = np.random.RandomState(seed), {}
-    for name, p in (("zero", zero_shot), ("lr", visual)):
-        if p is not None:
-            scores[f"{name}-gmm"] = per_class_mixture(log_probability(p, labels), labels, rng)
-            scores[f"{name}-consistency"] = consistency(p, labels)
-    return scores
+def criterion_scores(p: dict[str, np.ndarray], labels: np.ndarray, seed: int) -> dict[str, np.ndarray]:
+    """{criterion: score (N,) in [0, 1]} of criteria in the order of CRITERIA, {criterion: the p (N, K) that it looks at}."""
+    rng = np.random.RandomState(seed)
+    return {
+        name: per_class_mixture(log_probability(p[name], labels), labels, rng)
+        if name.endswith("gmm")
+        else consistency(p[name], labels)
+        for name in p
+    }
 
 
 def fill_empty_classes(
@@ -120,14 +119,12 @@ def fill_empty_classes(
 
 def select(
     scores: dict[str, np.ndarray],
+    thetas: dict[str, float],
     labels: np.ndarray,
     num_classes: int,
-    theta_gmm: float = 0.5,
-    theta_cons: float = 0.8,
     rank_by: np.ndarray | None = None,
     official: bool = False,
 ) -> np.ndarray:
-    """The intersection (N,) of the criteria in `scores`, with empty classes filled by `rank_by` (N,)."""
-    kept = [s >= (theta_gmm if name.endswith("gmm") else theta_cons) for name, s in scores.items()]
-    selected = np.logical_and.reduce(kept)
+    """The intersection (N,) of criteria, {name: score (N,)} and {name: threshold}, with empty classes filled by `rank_by` (N,)."""
+    selected = np.logical_and.reduce([score >= thetas[name] for name, score in scores.items()])
     return fill_empty_classes(selected, rank_by, labels, num_classes, official) if rank_by is not None else selected

@@ -339,7 +339,7 @@ def followed(
 
 def differing_copies(data: Dataset) -> list[list[int]]:
     """Groups of identical training images that were given different labels, so that at least one label of each is wrong."""
-    groups = Images(data).by_content.values()
+    groups = _places(data.digests or []).values()
     return [group for group in groups if len(set(data.train.labels[group])) > 1]
 
 

@@ -100,18 +100,14 @@ def clip_cleaner(criteria: tuple[str, ...], inputs: Inputs) -> Detection:
 
     p_clean is the mean of their scores, each stretched so that its threshold is at 0.5.
     """
-    cfg, zero_shot = inputs.cfg, inputs.zero_shot if any(c.startswith("zero") for c in criteria) else None
-    visual = inputs.visual if any(c.startswith("lr") for c in criteria) else None
-    scores = clipcleaner.criterion_scores(zero_shot, visual, inputs.labels, inputs.cfg.seed)
-    scores = {name: scores[name] for name in criteria}
-    given = [p for p in (zero_shot, visual) if p is not None]
-    rank_by = clipcleaner.log_probability(given[0], inputs.labels)
+    cfg, labels = inputs.cfg, inputs.labels
+    p_of = {name: inputs.zero_shot if name.startswith("zero") else inputs.visual for name in criteria}
+    scores = clipcleaner.criterion_scores(p_of, labels, cfg.seed)
+    rank_by = clipcleaner.log_probability(p_of[criteria[0]], labels)
     thetas = {name: cfg.theta_gmm if name.endswith("gmm") else cfg.theta_cons for name in criteria}
-    mask = clipcleaner.select(
-        scores, inputs.labels, inputs.num_classes, cfg.theta_gmm, cfg.theta_cons, rank_by, cfg.fill_empty == "official"
-    )
+    mask = clipcleaner.select(scores, thetas, labels, inputs.num_classes, rank_by, cfg.fill_empty == "official")
     p_clean = np.mean([_stretched(scores[name], thetas[name]) for name in criteria], axis=0)
-    p = np.mean(given, axis=0)
+    p = np.mean(list({name.partition("-")[0]: p for name, p in p_of.items()}.values()), axis=0)  # zero-shot, visual
     return Detection(mask, p_clean, p.argmax(1), p.max(1))
 
 

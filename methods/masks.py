@@ -94,8 +94,6 @@ def load_mask(path: str | Path, data: Dataset, seed: int) -> np.ndarray:
             f"{path}: made for other labels; {different} of {len(labels)} differ."
             f"{' --mask names another run: ' + ', '.join(others) + '.' if others else ''}"
         )
-    if not mask.any():
-        raise UserError(f"{path}: selects no sample, so there is nothing to train on.")
     return mask.astype(bool)
 
 
@@ -180,6 +178,8 @@ def trusted_samples(
     mask, labels = followed(mask, train.labels, decision, new_labels)
     say_contradictions(data, mask, labels, decision)
     train, kept = train.relabelled(labels), (decision != WRONG) | (new_labels >= 0)
+    if not mask[kept].any():
+        raise UserError(f"{path}: selects no sample, so there is nothing to train on.")
     used = {"mask": str(path)} | ({"decisions": int((decision != UNDECIDED).sum())} if decision.any() else {})
     return path, mask[kept], train if kept.all() else train.take(np.flatnonzero(kept)), used
 

@@ -1,5 +1,6 @@
 """The sections of the report: numbers and tables as HTML."""
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from html import escape
 from types import SimpleNamespace
@@ -164,11 +165,9 @@ def by_class(data: Dataset, arrays: dict[str, np.ndarray]) -> Section:
 
 def confusions(data: Dataset, arrays: dict[str, np.ndarray]) -> Section:
     """Suspects by given and suggested label: as a matrix, where the classes are few, and as a list of the largest pairs."""
-    names, K = [escape(name) for name in data.shown_names], data.num_classes
-    counts = np.zeros((K, K), dtype=np.int64)
-    np.add.at(counts, (arrays["labels"][~arrays["mask"]], arrays["predicted"][~arrays["mask"]]), 1)
-    order = [divmod(int(flat), K) for flat in np.argsort(-counts, axis=None, kind="stable")[:PAIRS]]
-    order = [(i, j) for i, j in order if counts[i, j]]
+    names, K, suspect = [escape(name) for name in data.shown_names], data.num_classes, ~arrays["mask"]
+    counts = Counter(zip(arrays["labels"][suspect].tolist(), arrays["predicted"][suspect].tolist()))
+    order = sorted(counts, key=lambda pair: (-counts[pair], pair))[:PAIRS]
     pairs = _table(
         ["given", "suggestion", "suspects"],
         [[names[i], names[j] if i != j else "no class fits better", f"{counts[i, j]:,}"] for i, j in order],
@@ -179,12 +178,13 @@ def confusions(data: Dataset, arrays: dict[str, np.ndarray]) -> Section:
         "better.</p><div class=pair>"
     ]
     if K <= MATRIX:
+        largest = max(counts.values(), default=1)
         head = "".join(f'<th scope=col title="{name}">{name}</th>' for name in names)
         body = "".join(
             f"<tr><th scope=row>{names[i]}</th>"
             + "".join(
-                f'<td style="background:rgba(var(--tint),{0.75 * c / max(counts.max(), 1):.2f})">{c or ""}</td>'
-                for c in counts[i]
+                f'<td style="background:rgba(var(--tint),{0.75 * c / largest:.2f})">{c or ""}</td>'
+                for c in (counts[i, j] for j in range(K))
             )
             + "</tr>"
             for i in range(K)
@@ -193,7 +193,7 @@ def confusions(data: Dataset, arrays: dict[str, np.ndarray]) -> Section:
             f'<div><h3>Given label (rows) and suggestion (columns)</h3><div class="scroll matrix" tabindex=0><table>'
             f"<thead><tr><td></td>{head}</tr></thead><tbody>{body}</tbody></table></div></div>"
         )
-    parts.append(f"<div><h3>The {len(order)} largest of {(counts > 0).sum():,} pairs</h3>{pairs}</div></div>")
+    parts.append(f"<div><h3>The {len(order)} largest of {len(counts):,} pairs</h3>{pairs}</div></div>")
     return section("confusions", "Confused classes", *parts)
 
 

@@ -97,13 +97,14 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         """A decision: {image, decision, new_label} as JSON. It is on disk before the answer is sent."""
-        content = self.rfile.read(min(int(self.headers.get("Content-Length") or 0), 100_000))
         if self.path != f"/{self.token}/decide" or not self._allowed(self.path):
+            self.close_connection = True  # the request's content is not read
             return self._answer(404, "text/plain", b"not found")
         try:
-            said = json.loads(content)
+            said = json.loads(self.rfile.read(min(int(self.headers.get("Content-Length") or 0), 100_000)))
             self.review.decide(str(said["image"]), str(said["decision"]), str(said["new_label"]))
         except (ValueError, KeyError, TypeError) as error:
+            self.close_connection = True  # its length may have been wrong
             return self._answer(400, "text/plain", str(error).encode())
         except UserError as error:  # a full disk: the page tries again
             return self._answer(507, "text/plain", str(error).encode())
@@ -112,7 +113,8 @@ class Handler(BaseHTTPRequestHandler):
     def _allowed(self, path: str) -> bool:
         host, port = self.connection.getsockname()
         by_name = self.headers.get("Host") in (f"{host}:{port}", f"localhost:{port}")  # no other site's name for us
-        return by_name and secrets.compare_digest(path.split("/")[1].encode(), self.token.encode())
+        first = path.removeprefix("/").partition("/")[0]
+        return by_name and secrets.compare_digest(first.encode(), self.token.encode())
 
     def _answer(self, status: int, kind: str, content: bytes, keep: bool = False) -> None:
         self.send_response(status)

@@ -29,9 +29,11 @@ def find_features(folder: str | Path, data: Dataset) -> np.ndarray | None:
         name = read_summary(run / "summary.json").get("features")
         if not name or not (run / "scores.csv").is_file():
             continue
-        rows = {(row["path"], row["content"]): int(row["index"]) for _, row in read_csv(run / "scores.csv")}
-        if run != folder and not (data.root and all(image in rows for image in here)):
-            continue
+        rows = {}
+        if run != folder:
+            rows = {(row["path"], row["content"]): int(row["index"]) for _, row in read_csv(run / "scores.csv")}
+            if not (data.root and all(image in rows for image in here)):
+                continue
         caches = [parent / "cache" for parent in run.parents if any((parent / "cache").glob(f"{name}*.npz"))]
         total = len(here) if run == folder else 1 + max(rows.values())
         features = read_features(caches[0], name, total) if caches else None

@@ -12,6 +12,7 @@ import pytest
 
 import main_clipcleaner
 import main_detect
+import main_phase2
 import main_real_phase2
 import report.page as report
 from dataloader.dataset import Dataset, Split, View
@@ -537,6 +538,18 @@ def test_training_follows_decisions_by_the_runs_mask(root, run, tmp_path, monkey
     assert seen == expected
     (record,) = (path for path in root.rglob("summary.json") if path.parent.name.startswith("phase2"))
     assert read_summary(record)["decisions"] == 3
+
+
+def test_nothing_is_left_to_train_on(tmp_path):
+    """A person called every label wrong that the mask selects."""
+    root = write_digits(tmp_path / "data", 0.3, every=30)[0]
+    flags = ["--dataset", "own", "--data_path", str(root), "--output_dir", str(tmp_path / "runs"), *FLAGS]
+    main_detect.main(["--detector", "label-match", *flags])
+    (run,) = (path.parent for path in tmp_path.rglob("scores.csv"))
+    rows = [row | {"decision": "wrong", "new_label": ""} for row in rows_of(run / "scores.csv")]
+    Log(run).add(read_decisions(write(tmp_path / "ticks.csv", *rows), DIGITS))
+    with pytest.raises(UserError, match="clean_mask.npz: selects no sample, so there is nothing to train on"):
+        main_phase2.main(["--mask", "label-match", *flags])
 
 
 def test_clipcleaner_follows_decisions_too(tmp_path, monkeypatch):

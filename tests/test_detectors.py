@@ -223,7 +223,8 @@ def test_detect_in_a_notebook(tmp_path):
         again, _ = detect(images, labels, **by_name)
         assert np.allclose(again, p_clean, atol=0.02)
     numbers = [DIGITS.index(name) for name in labels]
-    again, suggested_numbers = detect(paths, numbers, classnames=DIGITS, **by_name, output_dir=tmp_path / "runs")
+    named = {"classnames": np.array(DIGITS)}  # any sequence
+    again, suggested_numbers = detect(paths, numbers, **named, **by_name, output_dir=tmp_path / "runs")
     assert np.allclose(again, p_clean) and [DIGITS[k] for k in suggested_numbers] == suggested.tolist()
     assert (tmp_path / "runs/own-notebook/none/seed0/label-match/clean_mask.npz").is_file()
     _, far = detect(paths[:20], np.zeros(20, np.uint8), ["cat"] * 300 + DIGITS, **by_name)

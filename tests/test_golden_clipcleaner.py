@@ -32,22 +32,23 @@ def test_probabilities_scores_and_selections(case):
     assert np.allclose(zero_shot, GOLDEN[f"{case}/prediction_zero"], atol=1e-5)
     assert np.allclose(visual, GOLDEN[f"{case}/prediction_lr"], atol=1e-3)
     facts = META["cases"][case]
-    scores = clipcleaner.criterion_scores(zero_shot, visual, labels, META["numpy_seed"])
-    thetas = {"theta_gmm": facts["theta_gmm"], "theta_cons": facts["theta_cons"]}
+    p_of = {name: zero_shot if name.startswith("zero") else visual for name in clipcleaner.CRITERIA}
+    scores = clipcleaner.criterion_scores(p_of, labels, META["numpy_seed"])
+    thetas = {name: facts["theta_gmm" if name.endswith("gmm") else "theta_cons"] for name in p_of}
     for name, (score, selection) in NAMES.items():
         if name.endswith("gmm"):  # the file holds what the mixtures are fitted to
             log_p = clipcleaner.log_probability(zero_shot if name == "zero-gmm" else visual, labels)
             assert np.allclose(clipcleaner.scaled_within_class(log_p, labels), GOLDEN[f"{case}/{score}"], atol=1e-3)
         else:
             assert np.allclose(scores[name], GOLDEN[f"{case}/{score}"], atol=1e-3)
-        alone = clipcleaner.select({name: scores[name]}, labels, K, **thetas)
+        alone = clipcleaner.select({name: scores[name]}, thetas, labels, K)
         assert np.array_equal(np.flatnonzero(alone), np.sort(GOLDEN[f"{case}/{selection}"])), name
-    together = clipcleaner.select(scores, labels, K, **thetas)
+    together = clipcleaner.select(scores, thetas, labels, K)
     assert np.array_equal(np.flatnonzero(together), np.sort(GOLDEN[f"{case}/intersection"]))
     rank_by = clipcleaner.log_probability(zero_shot, labels)
-    official = clipcleaner.select(scores, labels, K, **thetas, rank_by=rank_by, official=True)
+    official = clipcleaner.select(scores, thetas, labels, K, rank_by=rank_by, official=True)
     assert np.array_equal(np.flatnonzero(official), np.sort(GOLDEN[f"{case}/select_final"]))
-    ours = clipcleaner.select(scores, labels, K, **thetas, rank_by=rank_by)
+    ours = clipcleaner.select(scores, thetas, labels, K, rank_by=rank_by)
     assert ours.sum() == official.sum() and (ours == official).all() == (case != "empty_class")
     for k in range(K):  # an empty class gets its highest-scored samples
         added, left = (ours & ~together & (labels == k), ~ours & ~together & (labels == k))

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -535,6 +536,9 @@ def test_the_server_answers_this_machine_and_the_token_only(nasty_run, tmp_path)
         assert status(wrong) == 404
     assert status(address, Host="elsewhere.example") == 404
     assert status(address + "image?of=path%20/etc/passwd") == 404
+    with socket.create_connection(server.server_address) as odd:  # no path
+        odd.sendall(f"GET * HTTP/1.1\r\nHost: {host.partition('//')[2]}\r\n\r\n".encode())
+        assert odd.recv(20).startswith(b"HTTP/1.1 404")
     given, other = (review.data.label_names[k] for k in (review.data.train.labels[0], review.data.train.labels[-1]))
     for body in (
         {"image": image, "decision": "maybe", "new_label": ""},

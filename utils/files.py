@@ -37,7 +37,7 @@ def write_whole(path: str | Path, shared: bool = False) -> Iterator[BinaryIO]:
         temporary = path.parent / f".{path.name}{os.getpid() if shared else ''}.tmp"
         file = temporary.open("wb")
     except OSError as error:
-        raise UserError(f"output_dir: {path.parent} is not writable ({error.strerror}).") from None
+        raise UserError(f"{path}: cannot be written ({error.strerror}).") from None
     try:
         with file:
             yield file

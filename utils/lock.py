@@ -38,12 +38,17 @@ class Lock:
         self.file.flush()
 
 
-def lock(output_dir: Path, folder: Path) -> Lock:
-    """Lock a run's folder (in <output_dir>/cache/locks). Raises UserError, naming the process, if another one holds it."""
+def lock(
+    output_dir: Path,
+    folder: Path,
+    doing: str = "working on this run",
+    advice: str = "Wait for it, stop it, or start another run with --tag NAME.",
+) -> Lock:
+    """Lock a folder (in <output_dir>/cache/locks). Raises UserError, naming the process, what it does there and what to do,
+    if another one holds it."""
     name = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:16]
     path = (output_dir / "cache" / "locks" / name).resolve()
     held = _held.get(path)
     if held is None:
-        advice = "Wait for it, stop it, or start another run with --tag NAME."
-        _held[path] = held = Lock(path, lambda who: f"{folder}: {who} is working on this run. {advice}")
+        _held[path] = held = Lock(path, lambda who: f"{folder}: {who} is {doing}. {advice}")
     return held

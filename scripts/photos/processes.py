@@ -22,9 +22,11 @@ def average_gradients(parameters):
 
 
 def save_state(path, **state):
+    """Save the state of the first process; when this returns, the file is there for all."""
     if dist.get_rank() == 0:
         with write_whole(path) as file:
             torch.save(state, file)
+    dist.barrier()
 
 
 class Progress:
