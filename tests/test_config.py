@@ -121,6 +121,7 @@ def test_every_key_has_a_comment():
         ("lr: 0", "lr must be > 0"),
         ("vpt_deep: maybe", "vpt_deep must be true or false"),
         ("noise_ratio: 1.5", "noise_ratio must be between 0 and 1"),
+        ("rho: -0.5", "rho must be between 0 and 1"),  # -1 alone is the method's own
         ("class_token_position: start", "one of end, middle, front"),
         ("schedule: cosin", "Did you mean cosine?"),
         ("class_names: cat", "class_names must be a list"),

@@ -147,6 +147,8 @@ def _coerce(name: str, key: Key, value: Any, where: str) -> Any:
         except (TypeError, ValueError, OverflowError):
             fail(expected)
 
+    if value == default:  # which may lie outside, as the -1 that stands for a method's own constant
+        return value
     choices = re.match(r"\{([^}]*)\}", comment)
     span = re.match(r"\[(-?[\d.]+), ([\d.]+)\]", comment)
     bound = re.match(r"(>=?) (-?[\d.]+)", comment)
