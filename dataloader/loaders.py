@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torchvision.transforms.v2.functional import center_crop
 
 from dataloader.augment import augment, draw_operations
 from dataloader.cache import decoded_files
 from dataloader.dataset import Dataset, Split, View
 from dataloader.transforms import (
     Pixels,
-    centre_crop,
     decode,
     normalise,
     random_crop,
@@ -198,7 +198,7 @@ class Loader:
 
     def _plain(self, images: Tensor) -> Tensor:
         if self.view.test_enlarge > 1 and not self.is_array:
-            return centre_crop(images, self.resolution)
+            return center_crop(images, [self.resolution])
         return resize(images, self.resolution)
 
     def train(self, randomness: EpochRandomness, keep: np.ndarray | None = None) -> "Batches":

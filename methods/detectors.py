@@ -15,7 +15,7 @@ from scipy.special import softmax
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import cohen_kappa_score
-from sklearn.model_selection import StratifiedKFold
+from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from tqdm import tqdm
@@ -77,21 +77,16 @@ def out_of_fold(features: np.ndarray, labels: np.ndarray, num_classes: int, seed
 
     A class with fewer images than folds is unknown in some of them, where its probability is 0.
     """
-    folds = min(folds, np.bincount(labels).max())
-    if folds < 2 or len(np.unique(labels)) < 2:
-        raise UserError("detector: confident-learning needs labels of two classes, and two images or more of one.")
+    counts = np.bincount(labels, minlength=2)
+    if np.sort(counts)[-2] < 2:  # a regression may see one class only
+        raise UserError("detector: confident-learning needs two images or more of two classes.")
+    linear = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=200))
+    splits = StratifiedKFold(min(folds, counts.max()), shuffle=True, random_state=seed)
     probabilities = np.zeros((len(labels), num_classes))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of classes smaller than the number of folds; of slow convergence
-        splits = StratifiedKFold(folds, shuffle=True, random_state=seed).split(features, labels)
-        for seen, held_out in tqdm(splits, "regressions", folds, leave=False, disable=None):
-            classes = np.unique(labels[seen])
-            if len(classes) == 1:
-                probabilities[held_out, classes[0]] = 1
-                continue
-            linear = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=200))
-            linear.fit(features[seen], labels[seen])
-            probabilities[np.ix_(held_out, classes)] = linear.predict_proba(features[held_out])
+        found = cross_val_predict(linear, features, labels, cv=splits, method="predict_proba")
+    probabilities[:, counts.nonzero()[0]] = found
     return probabilities
 
 
