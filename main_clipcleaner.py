@@ -44,12 +44,12 @@ def main(argv: list[str] | None = None, **settings: Any) -> dict[str, Any]:
 
 def select(cfg: SimpleNamespace, data: "Dataset") -> Path:
     """The path of the detector's clean mask; main_detect.py's run of this tag, if there is one, whatever is trained then."""
-    from report.record import judged
+    from report.record import detector_run
 
     own = {name: getattr(cfg, name, key.default) for name, key in known_keys().items() if key.read_by("main_detect")}
     own |= {name: known_keys()[name].default for name in ("resolution", "batch_size")}  # of the training
     own |= {"backbone": cfg.clip_backbone, "pretrained": cfg.clip_pretrained, "script": "main_detect"}
-    return judged(SimpleNamespace(**own), data).folder / "clean_mask.npz"
+    return detector_run(SimpleNamespace(**own), data).folder / "clean_mask.npz"
 
 
 if __name__ == "__main__":

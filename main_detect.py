@@ -34,9 +34,9 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Run the detector that the flags name; returns the summary."""
     cfg = load_config(argv, __doc__, "main_detect")
     from dataloader.load import load_data
-    from report.record import judged
+    from report.record import detector_run
 
-    return judged(cfg, load_data(cfg)).summary
+    return detector_run(cfg, load_data(cfg)).summary
 
 
 def detect(

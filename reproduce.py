@@ -24,13 +24,14 @@ from queue import SimpleQueue
 from typing import Any, TextIO
 
 from report.experiments import Step, check_apart, check_names, make_cells, read_tables, title_of, yaml_now
+from report.flags import count
 from report.ledger import Ledger, results_of
 from report.verify import verify
-from utils.config import parse_flags, whole_numbers
+from utils.config import parse_flags
 from utils.errors import UserError, pick
 from utils.lock import Lock
 from utils.start import run_main
-from utils.summaries import code_of
+from utils.summaries import code_of, in_time
 from utils.version import this_code
 
 HERE = Path(__file__).resolve().parent
@@ -155,21 +156,12 @@ def list_commands(steps: list[Step], runner: Runner) -> None:
     todo = runner.missing(steps)
     times = {step: runner.ledger.expected_seconds(step) for step in todo}
     for step in todo:
-        print(f"python {shlex.join(runner.command(step))}  # {runner.ledger.lacks(step) or duration(times[step])}")
+        print(f"python {shlex.join(runner.command(step))}  # {runner.ledger.lacks(step) or in_time(times[step])}")
     known = [seconds for seconds in times.values() if seconds is not None]
     finished = len({s for step in steps for s in step.chain() if runner.ledger.summary(s)})
-    expected = duration(sum(known) / runner.jobs if known or not todo else None)
+    expected = in_time(sum(known) / runner.jobs if known or not todo else None)
     expected += f", and {len(todo) - len(known)} of unknown length" if 0 < len(known) < len(todo) else ""
     print(f"{len(todo)} command{'s' * (len(todo) != 1)} to run, {finished} finished; expected: {expected}")
-
-
-def duration(seconds: float | None) -> str:
-    """A duration in words."""
-    if seconds is None:
-        return "unknown"
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def read_flags(argv: list[str] | None) -> argparse.Namespace:
@@ -177,10 +169,10 @@ def read_flags(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--table", nargs="+", default=[], help="1 to 11, another name in the file of tables, or all")
     parser.add_argument("--dataset", nargs="+", help="only these data sets")
     parser.add_argument("--noise", nargs="+", help="only these columns, e.g. sym_0.2")
-    parser.add_argument("--seeds", nargs="+", default=["0"], help="default 0")
+    parser.add_argument("--seeds", nargs="+", type=count, default=[0], help="default 0")
     parser.add_argument("--profile", help="the tables on other data: a profile of the file of tables, e.g. digits")
     parser.add_argument(
-        "--jobs", default="0", help="number of commands to run at once (default: one per GPU, else one)"
+        "--jobs", type=count, default=0, help="number of commands to run at once (default: one per GPU, else one)"
     )
     parser.add_argument("--dry_run", action="store_true", help="list the commands and the results so far")
     parser.add_argument("--format", default="markdown", help="markdown, csv or latex")
@@ -190,8 +182,7 @@ def read_flags(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--tables", default=str(HERE / "config" / "tables.yaml"), help="file of tables")
     parser.add_argument("--verify", metavar="RUN", help="repeat a finished run and compare the results")
     args = parse_flags(parser, argv)
-    args.seeds = list(dict.fromkeys(whole_numbers(args.seeds, "--seeds")))  # a seed given twice counts once
-    (args.jobs,) = whole_numbers([args.jobs], "--jobs")
+    args.seeds = list(dict.fromkeys(args.seeds))  # a seed given twice counts once
     return args
 
 

@@ -4,11 +4,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from dataloader.dataset import Dataset, Split, View
-from dataloader.listings import ENLARGE, class_folders, class_names, need_folder, read_pairs, to_split
+from dataloader.listings import CLASSNAMES, ENLARGE, class_folders, class_names, need_folder, read_pairs, to_split
 from utils.errors import UserError
 from utils.files import read_lines
-
-SYNSETS = Path(__file__).resolve().parents[1] / "config" / "classnames" / "imagenet-1k.txt"
 
 
 def imagenet(cfg: SimpleNamespace) -> Dataset:
@@ -24,7 +22,7 @@ def imagenet(cfg: SimpleNamespace) -> Dataset:
     if classes and test_classes and classes != test_classes:
         raise UserError(f"data_path: the class folders of {root / 'val'} differ from those of {root / 'train'}.")
     classes = classes or test_classes
-    names = dict(line.split(" ", 1) for line in read_lines(SYNSETS))
+    names = dict(line.split(" ", 1) for line in read_lines(CLASSNAMES / "imagenet-1k.txt"))
     return Dataset(
         "imagenet",
         train,

@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torchvision.transforms.v2.functional import center_crop
 
 from dataloader.augment import augment, draw_operations
 from dataloader.cache import decoded_files
 from dataloader.dataset import Dataset, Split, View
 from dataloader.transforms import (
     Pixels,
-    centre_crop,
     decode,
     normalise,
     random_crop,
@@ -49,7 +49,7 @@ class EpochRandomness:
 
 
 @dataclass(frozen=True)
-class Views:
+class ViewBatch:
     """A batch in several views."""
 
     views: list[Tensor]  # (B, 3, H, W) each
@@ -198,7 +198,7 @@ class Loader:
 
     def _plain(self, images: Tensor) -> Tensor:
         if self.view.test_enlarge > 1 and not self.is_array:
-            return centre_crop(images, self.resolution)
+            return center_crop(images, [self.resolution])
         return resize(images, self.resolution)
 
     def train(self, randomness: EpochRandomness, keep: np.ndarray | None = None) -> "Batches":
@@ -213,7 +213,7 @@ class Loader:
         return Batches(len(splits), self._batches([index[rank() :: world_size()] for index in splits], randomness))
 
     def views(self, order: np.ndarray, draws: list[Draws]) -> "Batches":
-        """Batches (Views) of the samples order (n,), any of them any number of times, in one view for each of `draws`.
+        """Batches (ViewBatch) of the samples order (n,), any of them any number of times, in one view for each of `draws`.
 
         What a view draws belongs to the place in the order. Every process gets its share of each batch.
         """
@@ -221,7 +221,7 @@ class Loader:
         places = [every[i : i + self.batch_size][rank() :: world_size()] for i in range(0, len(order), self.batch_size)]
         return Batches(len(places), self._views([order[part] for part in places], places, draws))
 
-    def _views(self, splits: list[np.ndarray], places: list[np.ndarray], draws: list[Draws]) -> Iterator[Views]:
+    def _views(self, splits: list[np.ndarray], places: list[np.ndarray], draws: list[Draws]) -> Iterator[ViewBatch]:
         index, where = (
             torch.from_numpy(np.concatenate(parts)).to(self.device).split([len(part) for part in parts])
             for parts in (splits, places)
@@ -235,7 +235,7 @@ class Loader:
             images = [self._noisy(x, here) for x in read]
             images = images if again else images * len(draws)
             views = [self._view(x, one, there) for x, one in zip(images, draws)]
-            yield Views(views, self.labels[here], here, samples)
+            yield ViewBatch(views, self.labels[here], here, samples)
 
     def _view(self, images: Tensor, draws: Draws, where: Tensor) -> Tensor:
         """One view of a batch's pixels, whose draws stand at `where`."""

@@ -15,7 +15,7 @@ import numpy as np
 from scipy.special import softmax
 from scipy.stats import truncnorm
 
-from utils.errors import UserError, nearest
+from utils.errors import UserError, pick
 from utils.files import from_json, read_lines
 from utils.safe_pickle import load_arrays
 
@@ -284,8 +284,7 @@ def make_noise(
     or does not match the data set.
     """
     mode, ratio, K = cfg.noise_mode, cfg.noise_ratio, num_classes
-    if mode not in NOISE:
-        raise UserError(f"noise_mode: unknown name '{mode}'; expected one of {', '.join(NOISE)}.{nearest(mode, NOISE)}")
+    pick(dict.fromkeys(NOISE), mode, "noise_mode")
     rng = np.random.default_rng([cfg.seed, 0])
     if mode in ("none", "file", "transition") and ratio and cfg.dataset not in NOISY:  # whose own noise it is
         print(f"warning: noise_ratio: {ratio:g} makes no noise, since noise_mode is {mode}")

@@ -92,12 +92,6 @@ def random_crop(images: torch.Tensor, size: int, pad: int, u: torch.Tensor) -> t
     return windows[torch.arange(len(images), device=images.device), :, top, left]
 
 
-def centre_crop(images: torch.Tensor, size: int) -> torch.Tensor:
-    """The central square of `size` pixels of every image."""
-    top, left = round((images.shape[2] - size) / 2), round((images.shape[3] - size) / 2)
-    return images[:, :, top : top + size, left : left + size]
-
-
 def random_flip(images: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
     """Flip the images with u (B,) below one half horizontally."""
     return torch.where((u < 0.5)[:, None, None, None], images.flip(3), images)

@@ -1,13 +1,11 @@
 """Co-teaching: two networks select for each other."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from dataloader.dataset import Dataset
-from dataloader.loaders import Views
+from dataloader.loaders import ViewBatch
 from dataloader.transforms import Pixels
 from methods.losses import batch_mean, cross_entropy
 from methods.sample_selection import forget_rates, require_estimate, smallest
@@ -25,9 +23,9 @@ class CoTeaching(SemiSupervised):
 
     weak = 1
 
-    def build(self, cfg: SimpleNamespace, data: Dataset) -> tuple[nn.Module, Pixels]:
-        require_estimate(cfg, data)
-        return super().build(cfg, data)
+    def build(self, data: Dataset) -> tuple[nn.Module, Pixels]:
+        require_estimate(self.cfg, data)
+        return super().build(data)
 
     def rate(self, epoch: int) -> float:
         cfg = self.cfg
@@ -41,7 +39,7 @@ class CoTeaching(SemiSupervised):
         order = losses.argsort(stable=True)[: int((1 - self.rate(epoch)) * len(losses))]
         return torch.zeros_like(losses, dtype=torch.bool).index_fill_(0, order, True), (-losses).exp()
 
-    def step(self, run: Forward, batch: Views, part: float, epoch: int, rng: np.random.Generator) -> Tensor:
+    def step(self, run: Forward, batch: ViewBatch, part: float, epoch: int, rng: np.random.Generator) -> Tensor:
         losses = [cross_entropy(logits, batch.labels) for logits, _ in run.train(batch.views * self.count)]
         small = [smallest(row, self.rate(epoch)) for row in losses]
         return torch.stack([batch_mean(row, other) for row, other in zip(losses, small[::-1])]).sum()

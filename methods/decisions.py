@@ -329,7 +329,7 @@ def as_arrays(decided: dict[int, Decision], data: Dataset) -> tuple[np.ndarray, 
     return decision, new_labels
 
 
-def followed(
+def labels_to_train_on(
     mask: np.ndarray, labels: np.ndarray, decision: np.ndarray, new_labels: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """(mask (N,) bool, labels (N,)) to train on: labels called right and relabelled ones are in, wrong ones are out."""
@@ -346,7 +346,7 @@ def differing_copies(data: Dataset) -> list[list[int]]:
 def say_contradictions(data: Dataset, mask: np.ndarray, labels: np.ndarray, decision: np.ndarray) -> None:
     """Print which images are kept with a label that contradicts a decision about an identical image.
 
-    mask (N,) bool and labels (N,) are those of `followed`, decision (N,) that of as_arrays.
+    mask (N,) bool and labels (N,) are those of `labels_to_train_on`, decision (N,) that of as_arrays.
     """
     if not decision.any():
         return

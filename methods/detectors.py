@@ -15,7 +15,7 @@ from scipy.special import softmax
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import cohen_kappa_score
-from sklearn.model_selection import StratifiedKFold
+from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from tqdm import tqdm
@@ -77,21 +77,16 @@ def out_of_fold(features: np.ndarray, labels: np.ndarray, num_classes: int, seed
 
     A class with fewer images than folds is unknown in some of them, where its probability is 0.
     """
-    folds = min(folds, np.bincount(labels).max())
-    if folds < 2 or len(np.unique(labels)) < 2:
-        raise UserError("detector: confident-learning needs labels of two classes, and two images or more of one.")
+    counts = np.bincount(labels, minlength=2)
+    if np.sort(counts)[-2] < 2:  # a regression may see one class only
+        raise UserError("detector: confident-learning needs two images or more of two classes.")
+    linear = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=200))
+    splits = StratifiedKFold(min(folds, counts.max()), shuffle=True, random_state=seed)
     probabilities = np.zeros((len(labels), num_classes))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of classes smaller than the number of folds; of slow convergence
-        splits = StratifiedKFold(folds, shuffle=True, random_state=seed).split(features, labels)
-        for seen, held_out in tqdm(splits, "regressions", folds, leave=False, disable=None):
-            classes = np.unique(labels[seen])
-            if len(classes) == 1:
-                probabilities[held_out, classes[0]] = 1
-                continue
-            linear = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=200))
-            linear.fit(features[seen], labels[seen])
-            probabilities[np.ix_(held_out, classes)] = linear.predict_proba(features[held_out])
+        found = cross_val_predict(linear, features, labels, cv=splits, method="predict_proba")
+    probabilities[:, counts.nonzero()[0]] = found
     return probabilities
 
 
@@ -113,26 +108,26 @@ def clip_cleaner(criteria: tuple[str, ...], inputs: Inputs) -> Detection:
 
 def knn(inputs: Inputs) -> Detection:
     """Trusted where the label has the largest share among the nearest neighbours, weighted by their distance."""
-    return _by_probability(neighbours.weighted_knn(inputs.neighbours, inputs.labels, inputs.num_classes), inputs.labels)
+    return _by_probability(neighbours.weighted_knn(inputs.nearest, inputs.labels, inputs.num_classes), inputs.labels)
 
 
 def simifeat_vote(inputs: Inputs) -> Detection:
     """SimiFeat-V (Zhu et al., ICML 2022): trusted where the neighbours and the image itself vote for the label."""
-    shares = neighbours.simifeat_shares(inputs.neighbours, inputs.labels, inputs.num_classes)
+    shares = neighbours.simifeat_shares(inputs.nearest, inputs.labels, inputs.num_classes)
     return _by_probability(shares, inputs.labels)
 
 
 def simifeat_rank(inputs: Inputs) -> Detection:
     """SimiFeat-R (Zhu et al., ICML 2022): trusts the best-voted labels of each class, as many as HOC estimates to be right."""
-    shares = neighbours.simifeat_shares(inputs.neighbours, inputs.labels, inputs.num_classes)
-    keep = neighbours.right_given_label(inputs.neighbours, inputs.labels, inputs.num_classes)
+    shares = neighbours.simifeat_shares(inputs.nearest, inputs.labels, inputs.num_classes)
+    keep = neighbours.right_given_label(inputs.nearest, inputs.labels, inputs.num_classes)
     score, mask = neighbours.simifeat_rank(shares, inputs.labels, keep)
     return Detection(mask, score, shares.argmax(1), shares.max(1))
 
 
 def lemon(inputs: Inputs) -> Detection:
     """LEMoN's distance from image and text neighbours (Zhang et al., ICML 2025); p_clean by `two_groups`."""
-    found, text = inputs.neighbours, inputs.text_features
+    found, text = inputs.nearest, inputs.text_features
     score = neighbours.lemon_score(found, inputs.features, inputs.labels, text)
     weights = neighbours.weighted_knn(found, inputs.labels, inputs.num_classes)
     weights *= softmax(inputs.logits, axis=1)
@@ -157,25 +152,25 @@ def eigenvector(inputs: Inputs) -> Detection:
 
 def selfclean(inputs: Inputs) -> Detection:
     """SelfClean (Groeger et al., 2024): trusted where the nearest image of the same label is the nearest of all."""
-    ratio = neighbours.intra_extra_ratio(inputs.neighbours)
-    return _scored(ratio, neighbours.weighted_knn(inputs.neighbours, inputs.labels, inputs.num_classes))
+    ratio = neighbours.intra_extra_ratio(inputs.nearest)
+    return _scored(ratio, neighbours.weighted_knn(inputs.nearest, inputs.labels, inputs.num_classes))
 
 
 def area_under_margin(inputs: Inputs) -> Detection:
     """AUM (Pleiss et al., NeurIPS 2020) of a linear probe."""
-    margins, _, predicted, confidence = inputs.dynamics
+    margins, _, predicted, confidence = inputs.probe
     return Detection(*dynamics.by_area_under_margin(margins, inputs.cfg.seed), predicted, confidence)
 
 
 def forgetting(inputs: Inputs) -> Detection:
     """Fraction of a linear probe's epochs that predicted the label (after Toneva et al., ICLR 2019)."""
-    margins, _, predicted, confidence = inputs.dynamics
+    margins, _, predicted, confidence = inputs.probe
     return Detection(*dynamics.by_forgetting(margins, inputs.cfg.seed), predicted, confidence)
 
 
 def mean_probability(inputs: Inputs) -> Detection:
     """A linear probe's probability of the label, averaged over the last epochs."""
-    _, probabilities, predicted, confidence = inputs.dynamics
+    _, probabilities, predicted, confidence = inputs.probe
     return Detection(*dynamics.by_mean_probability(probabilities, inputs.cfg.seed), predicted, confidence)
 
 
@@ -191,7 +186,7 @@ def auto(inputs: Inputs) -> Detection:
     were chosen on the digits (results/detectors.md), those for texts that tell more on CIFAR-100
     (results/detectors-photos.md).
     """
-    labels, K, found, seed = inputs.labels, inputs.num_classes, inputs.neighbours, inputs.cfg.seed
+    labels, K, found, seed = inputs.labels, inputs.num_classes, inputs.nearest, inputs.cfg.seed
     shares = neighbours.weighted_knn(found, labels, K)
     tells = text_tells(inputs, shares)
     use_text, weight = tells >= TEXT_TELLS, 0.25 if tells >= TEXT_LEADS else 0.5
@@ -203,7 +198,7 @@ def auto(inputs: Inputs) -> Detection:
         score = text
     else:
         alignment = neighbours.eigenvector_alignment(inputs.features, labels, K)
-        aum = dynamics.area_under_margin(inputs.dynamics[0])
+        aum = dynamics.area_under_margin(inputs.probe[0])
         score = 2 * _log_margin(alignment, labels, 1e-6) + _unit_variance(aum) + _log_margin(shares, labels, 0.02)
     for _ in range(ROUNDS):
         trusted = two_groups(score, seed) > 0.5
@@ -260,7 +255,7 @@ def what_auto_uses(inputs: Inputs) -> str:
     """What `auto` looks at, and why, in words."""
     if inputs.text_features is None:
         return "neighbours, eigenvectors and a linear probe, since this encoder has no texts"
-    tells = text_tells(inputs, neighbours.weighted_knn(inputs.neighbours, inputs.labels, inputs.num_classes))
+    tells = text_tells(inputs, neighbours.weighted_knn(inputs.nearest, inputs.labels, inputs.num_classes))
     if tells >= TEXT_LEADS:
         used, why = "LEMoN and zero-shot margins, then neighbours, a linear discriminant", "so the texts count for more"
     elif tells >= TEXT_TELLS:

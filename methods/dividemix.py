@@ -8,15 +8,15 @@ import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from scipy.spatial.distance import jensenshannon
 from torch import Tensor
 
 from dataloader.dataset import Dataset
-from dataloader.loaders import Views
+from dataloader.loaders import ViewBatch
 from dataloader.transforms import Pixels
-from methods.division import label_divergence, uniform_selection
-from methods.losses import batch_mean, cross_entropy, one_hot, soft_cross_entropy
+from methods.losses import batch_mean, cross_entropy, one_hot
 from methods.method import Training
-from methods.selection import gmm_clean_probability
+from methods.selection import gmm_clean_probability, lowest_of_each_class
 from methods.semi_supervised import Forward, Outputs, SemiSupervised, mixup, ramp, sharpen
 from utils.device import upload
 from utils.distributed import world_size
@@ -47,7 +47,7 @@ class DivideMix(SemiSupervised):
         self.plan = {"weight": p_clean.flip(0), "labelled": p_clean.flip(0) > 0.5}  # each divides for the other
         return p_clean.mean(0) > 0.5, p_clean.mean(0)
 
-    def step(self, run: Forward, batch: Views, part: float, epoch: int, rng: np.random.Generator) -> Tensor:
+    def step(self, run: Forward, batch: ViewBatch, part: float, epoch: int, rng: np.random.Generator) -> Tensor:
         weight, labelled = (self.plan[name][:, batch.index] for name in ("weight", "labelled"))  # (M, B)
         p = run.guess(batch.views[: self.weak]).softmax(-1).mean(1)
         trained = batch.views[self.weak :] or batch.views
@@ -62,7 +62,7 @@ class DivideMix(SemiSupervised):
         loss: Any = 0
         for (logits, extra), (images, target), known in zip(outs, mixed, labelled):
             logits, known = logits[: len(images)], known.repeat(len(trained))
-            loss = loss + batch_mean(soft_cross_entropy(logits, target), known) + even_prediction_penalty(logits)
+            loss = loss + batch_mean(cross_entropy(logits, target), known) + even_prediction_penalty(logits)
             loss = loss + lambda_u * batch_mean(((logits.softmax(1) - target) ** 2).mean(1), ~known) + 0 * extra.sum()
             if self.contrast:
                 first, second = extra[len(images) :].chunk(2)
@@ -93,8 +93,8 @@ class LongReMix(DivideMix):
         self.register_buffer("history", torch.ones(self.consecutive, self.count, num_samples, dtype=torch.bool))
         self.register_buffer("core", torch.zeros(num_samples, dtype=torch.bool))
 
-    def build(self, cfg: SimpleNamespace, data: Dataset) -> tuple[nn.Module, Pixels]:
-        model, pixels = super().build(cfg, data)
+    def build(self, data: Dataset) -> tuple[nn.Module, Pixels]:
+        model, pixels = super().build(data)
         self.start = {name: value.clone() for name, value in model.state_dict().items()}
         return model, pixels
 
@@ -127,7 +127,7 @@ class UNICON(DivideMix):
     """UNICON (Karim et al., CVPR 2022): uniform selection and a contrastive loss.
 
     Division by the mean prediction of the networks: the lowest Jensen-Shannon divergences d from the given label, equally
-    many per class (methods.division.uniform_selection, d_mu 0.7, tau 5); w = 1 if d < 0.5, else 1 - d. Targets come from two
+    many per class (uniform_selection, d_mu 0.7, tau 5); w = 1 if d < 0.5, else 1 - d. Targets come from two
     weak views, as in DivideMix. DivideMix's loss with lambda_u 30 is applied to two mixed strong views (`strong_view`), plus
     0.025 NT-Xent (temperature 0.05) between the un-mixed strong views of unlabelled samples, after a projection head
     (width, width, 128). Constants: defaults of the released code, whose head is one linear layer with batch normalisation, and
@@ -144,7 +144,9 @@ class UNICON(DivideMix):
         return nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 128))
 
     def divide(self, outputs: Outputs, labels: Tensor, epoch: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        d = label_divergence(outputs.logits.softmax(-1).mean(0), labels)
+        p = outputs.logits.softmax(-1).mean(0)
+        onehot = np.eye(self.num_classes)[labels]
+        d = torch.from_numpy(jensenshannon(p, onehot, base=2, axis=1) ** 2).float()  # scipy's is the square root
         self.mask = uniform_selection(d.numpy(), labels.numpy(), self.num_classes)
         mask = torch.from_numpy(self.mask)
         rows = {"weight": torch.where(d < 0.5, 1.0, 1 - d), "labelled": mask}
@@ -154,6 +156,20 @@ class UNICON(DivideMix):
     def contrasted(self, views: list[Tensor], samples: np.ndarray) -> list[Tensor]:
         unlabelled = upload(torch.from_numpy(np.flatnonzero(~self.mask[samples])), views[0].device)
         return [view[unlabelled] for view in views]
+
+
+def uniform_selection(
+    divergence: np.ndarray, labels: np.ndarray, num_classes: int, d_mu: float = 0.7, tau: float = 5.0
+) -> np.ndarray:
+    """UNICON's selection (N,) bool, numpy: the samples with the lowest divergence (N,), equally many per class.
+
+    The cut-off is the mean divergence d_avg, or d_avg - (d_avg - d_min) / tau if d_avg exceeds d_mu. If R is the
+    fraction of all samples below the cut-off, the int(R N / K) lowest of each class are kept (or all of a smaller class).
+    """
+    cutoff = divergence.mean()
+    if cutoff > d_mu:
+        cutoff -= (cutoff - divergence.min()) / tau
+    return lowest_of_each_class(divergence, labels, int((divergence < cutoff).sum() / num_classes))
 
 
 def mixmatch_targets(p: Tensor, labels: Tensor, weight: Tensor, labelled: Tensor) -> Tensor:

@@ -89,13 +89,13 @@ def spread(p_clean: np.ndarray, n: int = SAMPLE) -> np.ndarray:
     ]  # the middle of each part; the ends would count too much
 
 
-def estimate(p_clean: np.ndarray, checked: dict[int, bool] | None = None, seed: int = 0) -> Estimate:
+def estimate(p_clean: np.ndarray, checked: dict[int, bool] | None = None) -> Estimate:
     """The Estimate of p_clean (N,), and {index: whether the label is wrong} of labels that a person checked."""
-    rng, N = np.random.default_rng(seed), len(p_clean)
+    rng, N = np.random.default_rng(0), len(p_clean)
     p_clean = np.asarray(p_clean, dtype=np.float64)
     order, level = np.argsort(p_clean, kind="stable"), np.empty(N, dtype=np.int64)
     level[order] = np.arange(N) * min(N, LEVELS) // N
-    z = -logit(two_groups(logit(p_clean.clip(0.005, 0.995)), seed).clip(1e-4, 1 - 1e-4))
+    z = -logit(two_groups(logit(p_clean.clip(0.005, 0.995)), 0).clip(1e-4, 1 - 1e-4))
     size = np.bincount(level)
     a, b = rng.normal(0, SHIFT, (PRIOR, 1)), rng.normal(1, SLOPE, (PRIOR, 1))
     few = int(FEW * PRIOR) if checked else 0

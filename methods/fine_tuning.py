@@ -39,7 +39,7 @@ def fine_tune(
     `confidence`, (N,) numpy), else None.
     """
     device, milestones = run.device, milestones_of(cfg)
-    model, pixels = method.build(cfg, data)
+    model, pixels = method.build(data)
     train, tests = make_loaders(data, cfg, pixels, device)
     model.to(device)
     optimizer, amp = build_optimizer(model, cfg), Amp(device, cfg.prec)
@@ -54,7 +54,7 @@ def fine_tune(
         if averaged:
             averaged.resume(saved["averaged"])
     else:
-        method.prepare(model, train, cfg.seed, amp)
+        method.prepare(model, train, amp)
     training = Training(model, parallel(model), train, optimizer, amp, data.num_classes, clean_mask, averaged)
     selection = saved.get("selection")
     for epoch in range(first, cfg.epochs + 1):

@@ -69,7 +69,7 @@ class Inputs:
         return replace(self, features=self.features[rows], labels=self.labels[rows], logits=logits, pred_probs=p)
 
     @cached_property
-    def neighbours(self) -> neighbours.Neighbours:
+    def nearest(self) -> neighbours.Neighbours:
         """The `cfg.neighbours` nearest of each image."""
         return neighbours.find_neighbours(self.features, self.labels, self.cfg.neighbours)
 
@@ -85,7 +85,7 @@ class Inputs:
         return clipcleaner.zero_shot_probability(self.features, descriptions, owner, self.num_classes)
 
     @cached_property
-    def dynamics(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    def probe(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """margins (E, N), probabilities (E, N), predicted (N,) and its probability (N,) of a linear probe's epochs."""
         margins, probabilities, logits = dynamics.linear_probe_dynamics(
             self.features, self.labels, self.num_classes, self.cfg.seed

@@ -10,8 +10,7 @@ import torch.nn as nn
 from torch import Tensor
 from tqdm import tqdm
 
-from methods.losses import cross_entropy
-from utils.distributed import gather, in_order
+from utils.distributed import gather
 from utils.errors import UserError
 
 
@@ -58,28 +57,6 @@ def check_finite(losses: Tensor, title: str) -> None:
             f"{title}, batch {batch + 1} of {len(losses)}: the loss is {losses[batch].item()}; "
             "a lower lr, or prec fp32, may help."
         )
-
-
-@torch.no_grad()
-def score_samples(
-    predict: Callable[[Tensor], Tensor],
-    batches: Iterable[Any],
-    amp: Callable[[], Any] = nullcontext,
-    title: str = "score",
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Cross-entropy with the given label, predicted class and its probability, (N,) each, of un-augmented batches.
-
-    Returns CPU tensors in the order of the split. The caller puts the model into eval mode.
-    """
-    seen = []
-    for images, labels, index in progress(batches, title):
-        with amp():
-            logits = predict(images).float()
-        confidence, predicted = logits.softmax(1).max(1)
-        seen.append((index, cross_entropy(logits, labels), predicted, confidence))
-    losses, predicted, confidence = in_order(seen)
-    check_finite(losses, title)
-    return losses, predicted, confidence
 
 
 @torch.no_grad()

@@ -8,18 +8,13 @@ from utils.distributed import total
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """-log softmax(logits)[y]."""
+    """-log softmax(logits)[y]; for probabilities (B, K) instead of labels, -sum_k t_k log softmax(logits)_k."""
     return F.cross_entropy(logits, labels, reduction="none")
 
 
 def one_hot(labels: Tensor, num_classes: int) -> Tensor:
     """Labels (…) int64 as float32 targets (…, K). F.one_hot would give int64, and on CPUs read the labels to check them."""
     return (labels[..., None] == torch.arange(num_classes, device=labels.device)).float()
-
-
-def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """-sum_k t_k log softmax(logits)_k for targets (B, K) that are probabilities."""
-    return -(targets * F.log_softmax(logits, 1)).sum(1)
 
 
 def symmetric_cross_entropy(logits: Tensor, labels: Tensor, alpha: float = 1.0, beta: float = 1.0) -> Tensor:
@@ -31,11 +26,10 @@ def symmetric_cross_entropy(logits: Tensor, labels: Tensor, alpha: float = 1.0, 
 
 def generalized_cross_entropy(logits: Tensor, labels: Tensor, q: float = 0.7) -> Tensor:
     """GCE (Zhang and Sabuncu, NeurIPS 2018): (1 - p_y^q) / q; between CE (q -> 0) and the mean absolute error (q = 1)."""
-    log_p = F.log_softmax(logits, 1).gather(1, labels[:, None])[:, 0]
-    return (1 - (q * log_p).exp()) / q
+    return (1 - (-q * cross_entropy(logits, labels)).exp()) / q
 
 
-def negative_prompt_loss(p_yes: Tensor, complementary_labels: Tensor, targets: Tensor, weight: float = 1.0) -> Tensor:
+def negative_prompt_loss(p_yes: Tensor, complementary_labels: Tensor, targets: Tensor, weight: float) -> Tensor:
     """DeFT's loss of the negative prompt (DeFT, eq. 7): -log p_no[i, c_i] - weight log p_yes[i, t_i], (B,).
 
     p_yes (B, K), p_no = 1 - p_yes, complementary labels c (B,), targets t (B,); probabilities clamped to [1e-5, 1].

@@ -9,7 +9,7 @@ import numpy as np
 from dataloader.dataset import Dataset, Split, image_keys
 from dataloader.noise import DRAWN, UNSORTED
 from dataloader.rows import shortened, written_by_report
-from methods.decisions import UNDECIDED, WRONG, as_arrays, followed, say_contradictions, settle
+from methods.decisions import UNDECIDED, WRONG, as_arrays, labels_to_train_on, say_contradictions, settle
 from utils.errors import UserError, brief, nearest
 from utils.files import slug, write_whole
 from utils.safe_pickle import load_arrays
@@ -175,7 +175,7 @@ def trusted_samples(
     mask = load_mask(path, data, cfg.seed)
     _say_unusable(path)
     decision, new_labels = as_arrays(settle(path.parent, data), data)
-    mask, labels = followed(mask, train.labels, decision, new_labels)
+    mask, labels = labels_to_train_on(mask, train.labels, decision, new_labels)
     say_contradictions(data, mask, labels, decision)
     train, kept = train.relabelled(labels), (decision != WRONG) | (new_labels >= 0)
     if not mask[kept].any():

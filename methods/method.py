@@ -14,12 +14,12 @@ from torch import Tensor
 from dataloader.dataset import Dataset
 from dataloader.loaders import EpochRandomness, Loader
 from dataloader.transforms import Pixels
-from methods.loops import check_finite, progress, run_batch, score_samples, watched
+from methods.loops import check_finite, progress, run_batch, watched
 from methods.losses import batch_mean, cross_entropy
 from methods.moving_average import MovingAverage
 from model.classifier import begin, build_classifier, frozen
 from utils.device import Amp, torch_generator
-from utils.distributed import gather, merged_buffers, total
+from utils.distributed import gather, in_order, merged_buffers, total
 from utils.errors import UserError
 
 
@@ -47,11 +47,20 @@ class Training:
         if self.averaged:
             self.averaged.start_again()
 
+    @torch.no_grad()
     def score(self) -> tuple[Tensor, Tensor, Tensor]:
         """Losses, predicted classes and their probabilities, CPU tensors (N,), of the un-augmented training set."""
         with self.amp():
             predict = frozen(self.model)
-        return score_samples(predict, self.loader.eval(), self.amp)
+        seen = []
+        for images, labels, index in progress(self.loader.eval(), "score"):
+            with self.amp():
+                logits = predict(images).float()
+            confidence, predicted = logits.softmax(1).max(1)
+            seen.append((index, cross_entropy(logits, labels), predicted, confidence))
+        losses, predicted, confidence = in_order(seen)
+        check_finite(losses, "score")
+        return losses, predicted, confidence
 
 
 def train_classifier_epoch(
@@ -133,11 +142,11 @@ class Method(nn.Module):
         """Losses (B,) of logits (B, K), given labels (B,) and positions in the training set (B,). Default: cross-entropy."""
         return cross_entropy(logits, labels)
 
-    def build(self, cfg: SimpleNamespace, data: Dataset) -> tuple[nn.Module, Pixels]:
+    def build(self, data: Dataset) -> tuple[nn.Module, Pixels]:
         """The network that the method trains, and its input format (Pixels)."""
-        return build_classifier(cfg, data, torch_generator(cfg.seed, 0))
+        return build_classifier(self.cfg, data, torch_generator(self.cfg.seed, 0))
 
-    def prepare(self, model: nn.Module, loader: Loader, seed: int, amp: Amp) -> None:
+    def prepare(self, model: nn.Module, loader: Loader, amp: Amp) -> None:
         """Called before the first epoch with the pre-trained network and the training set."""
 
     def epoch_selection(

@@ -63,7 +63,7 @@ def _exact(features: np.ndarray, labels: np.ndarray, k: int) -> Neighbours:
     return found
 
 
-def _indexed(features: np.ndarray, labels: np.ndarray, k: int, links: int = 32) -> Neighbours:
+def _indexed(features: np.ndarray, labels: np.ndarray, k: int) -> Neighbours:
     try:
         import faiss
     except ImportError:
@@ -71,7 +71,7 @@ def _indexed(features: np.ndarray, labels: np.ndarray, k: int, links: int = 32) 
             f"detector: neighbours among more than {EXACT_UP_TO:,} images need faiss; pip install faiss-cpu."
         ) from None
     print(f"neighbours: {len(features):,} images, found by an HNSW index of faiss {faiss.__version__}; most, not all")
-    index = faiss.IndexHNSWFlat(features.shape[1], links, faiss.METRIC_INNER_PRODUCT)
+    index = faiss.IndexHNSWFlat(features.shape[1], 32, faiss.METRIC_INNER_PRODUCT)
     index.hnsw.efSearch = max(64, 2 * k)
     for part in tqdm(np.array_split(features, 100), "index", leave=False, disable=None):
         index.add(np.ascontiguousarray(part))

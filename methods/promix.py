@@ -1,5 +1,6 @@
 """ProMix: a selection by small loss, extended by confident matches and by guesses on which the networks agree."""
 
+import math
 from types import SimpleNamespace
 from typing import Any
 
@@ -8,9 +9,9 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from dataloader.loaders import Views
-from methods.division import class_small_loss, label_guessing
-from methods.losses import batch_mean, cross_entropy, one_hot, soft_cross_entropy
+from dataloader.loaders import ViewBatch
+from methods.losses import batch_mean, cross_entropy, one_hot
+from methods.selection import lowest_of_each_class
 from methods.semi_supervised import Forward, Outputs, SemiSupervised, blend, ramp, sharpen
 from model.classifier import Head
 from utils.device import upload
@@ -66,7 +67,7 @@ class ProMix(SemiSupervised):
         p_clean = outputs.logits.softmax(-1)[:, torch.arange(len(labels)), labels]
         return (self.plan["small"] | (p_clean > self.tau)).all(0), p_clean.mean(0)
 
-    def step(self, run: Forward, batch: Views, part: float, epoch: int, rng: np.random.Generator) -> Tensor:
+    def step(self, run: Forward, batch: ViewBatch, part: float, epoch: int, rng: np.random.Generator) -> Tensor:
         cfg, (weak, strong), done = self.cfg, batch.views, epoch - 1 + part
         logits = run.guess([weak])[:, 0]  # (M, B, K)
         p, log_bias = logits.softmax(-1), self.bias.log()
@@ -90,11 +91,11 @@ class ProMix(SemiSupervised):
         for m, heads in enumerate(outs):
             for head in heads:
                 on_weak, on_strong, on_mixed = (head + self.debias * log_bias[1, m]).chunk(3)
-                losses = soft_cross_entropy(on_weak, targets[m]) + w * soft_cross_entropy(on_strong, targets[m])
-                losses = losses + w * soft_cross_entropy(on_mixed, mixed[m][1])
+                losses = cross_entropy(on_weak, targets[m]) + w * cross_entropy(on_strong, targets[m])
+                losses = losses + w * cross_entropy(on_mixed, mixed[m][1])
                 loss = loss + batch_mean(losses, selected[m])
             on_weak, on_strong, _ = (heads[1] + self.debias * log_bias[0, m]).chunk(3)
-            losses = soft_cross_entropy(on_weak, soft[m]) + w * soft_cross_entropy(on_strong, soft[m])
+            losses = cross_entropy(on_weak, soft[m]) + w * cross_entropy(on_strong, soft[m])
             loss = loss + unselected_weight * batch_mean(losses, ~selected[m])
         self.follow_bias(p, selected)
         return loss
@@ -114,3 +115,19 @@ class ProMix(SemiSupervised):
         sums, counts = total(torch.einsum("smb,mbk->smk", parts, p)), total(parts.sum(-1))[..., None]
         mean = torch.where(counts > 0, sums / counts.clamp(min=1), self.bias)
         self.bias.mul_(momentum).add_(mean, alpha=1 - momentum)
+
+
+def class_small_loss(losses: np.ndarray, labels: np.ndarray, num_classes: int, rho: float) -> np.ndarray:
+    """ProMix's class-wise small-loss selection (N,) bool, numpy: the ceil(rho N / K) smallest losses (N,) of each class."""
+    return lowest_of_each_class(losses, labels, max(math.ceil(rho * len(labels) / num_classes), 1))
+
+
+def label_guessing(selected: Tensor, confidence: Tensor, agreed: Tensor, tau: float, share: float) -> Tensor:
+    """ProMix's label guessing by agreement: which samples of a batch join the selected ones, (B,) bool.
+
+    A sample joins if the networks agree (B,) bool and the lower of their confidences (B,) exceeds tau, the most confident
+    first, until a fraction of `share` of the batch is selected.
+    """
+    candidates = agreed & (confidence > tau) & ~selected
+    rank = torch.where(candidates, -confidence, torch.inf).argsort(stable=True).argsort(stable=True)
+    return candidates & (rank < int(share * len(selected)) - selected.sum())

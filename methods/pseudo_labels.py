@@ -14,7 +14,7 @@ from dataloader.loaders import make_loader
 from dataloader.transforms import Pixels
 from methods.deft import load_detector
 from methods.loops import progress
-from methods.losses import one_hot, soft_cross_entropy
+from methods.losses import cross_entropy, one_hot
 from methods.method import Method
 from model.clip import cosine_logits, input_pixels
 from model.encoder import load_encoder
@@ -66,11 +66,11 @@ class PseudoLabels(Method):
     def forward(self, logits: Tensor, labels: Tensor, index: Tensor) -> Tensor:
         trusted = self.trusted[index]
         targets = torch.where(trusted[:, None], one_hot(labels, logits.shape[1]), self.targets[index])
-        return torch.where(trusted, 1.0, self.weight) * soft_cross_entropy(logits, targets)
+        return torch.where(trusted, 1.0, self.weight) * cross_entropy(logits, targets)
 
 
 def choose_labels(
-    probabilities: np.ndarray, rule: str, min_confidence: float = 0.9, max_entropy: float = 0.2
+    probabilities: np.ndarray, rule: str, min_confidence: float, max_entropy: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """Distributions p (N, K) and which of them are to be used (N,) bool, from those of one or more sources (S, N, K); numpy.
 

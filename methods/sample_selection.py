@@ -12,7 +12,7 @@ from dataloader.loaders import Loader
 from dataloader.transforms import Pixels
 from methods.losses import generalized_cross_entropy
 from methods.method import Method
-from methods.selection import gmm_clean_probability
+from methods.selection import class_mixtures, gmm_clean_probability
 from model.classifier import head_inputs, linear_head
 from utils.device import Amp
 from utils.distributed import from_the_first, gather_parts, rank
@@ -68,19 +68,16 @@ class TURN(Method):
         for name in ("p_clean", "confidence"):
             self.register_buffer(name, torch.zeros(num_samples))
 
-    def prepare(self, model: nn.Module, loader: Loader, seed: int, amp: Amp) -> None:
+    def prepare(self, model: nn.Module, loader: Loader, amp: Amp) -> None:
         features, labels = head_inputs(model, loader, amp), loader.labels
         head = linear_head(model)
         with torch.enable_grad():
-            linear_probe(head, features, labels, self.PROBE_EPOCHS, self.PROBE_LR, seed)
+            linear_probe(head, features, labels, self.PROBE_EPOCHS, self.PROBE_LR, self.cfg.seed)
         with torch.no_grad():
             logits = head(features)
             losses = generalized_cross_entropy(logits, labels).cpu().numpy()
             confidence, predicted = logits.softmax(1).max(1)
-        p_clean = np.ones(len(losses))
-        for k in np.unique(given := labels.cpu().numpy()):
-            if len(np.unique(losses[given == k])) > 1:  # two components need two distinct points
-                p_clean[given == k] = gmm_clean_probability(losses[given == k], seed)
+        p_clean = class_mixtures(losses, labels.cpu().numpy(), self.cfg.seed)
         for buffer, value in (
             (self.p_clean, torch.from_numpy(p_clean)),
             (self.mask, torch.from_numpy(p_clean > 0.5)),
@@ -116,9 +113,9 @@ class SmallLoss(Method):
 
     selects = True
 
-    def build(self, cfg: SimpleNamespace, data: Dataset) -> tuple[nn.Module, Pixels]:
-        require_estimate(cfg, data)
-        return super().build(cfg, data)
+    def build(self, data: Dataset) -> tuple[nn.Module, Pixels]:
+        require_estimate(self.cfg, data)
+        return super().build(data)
 
     def batch_mask(self, epoch: int) -> Callable[[Tensor], Tensor]:
         cfg = self.cfg

@@ -87,6 +87,16 @@ def gmm_clean_probability(losses: np.ndarray, seed: int | np.random.RandomState,
     return mixture.predict_proba(scaled)[:, mixture.means_.argmin()]
 
 
+def class_mixtures(losses: np.ndarray, labels: np.ndarray, seed: int, **settings: Any) -> np.ndarray:
+    """gmm_clean_probability (N,) of losses (N,) within each class of labels (N,); 1 where all losses of a class are equal."""
+    p_clean = np.ones(len(labels))
+    for k in np.unique(labels):
+        members = labels == k
+        if len(np.unique(losses[members])) > 1:  # two components need two distinct points
+            p_clean[members] = gmm_clean_probability(losses[members], seed, **settings)
+    return p_clean
+
+
 def two_groups(scores: np.ndarray, seed: int) -> np.ndarray:
     """Chance (N,) that a score (N,) belongs to the upper of two normal distributions of one width, fitted to all.
 
@@ -96,3 +106,12 @@ def two_groups(scores: np.ndarray, seed: int) -> np.ndarray:
     if len(np.unique(scores)) < 2:
         return np.ones(len(scores))
     return gmm_clean_probability(-scores.astype(float), seed, covariance_type="tied", max_iter=100)
+
+
+def lowest_of_each_class(scores: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:
+    """Mask (N,) bool, numpy, of the `count` lowest scores in each class of labels (N,), or all of a smaller class."""
+    kept = np.zeros(len(labels), dtype=bool)
+    for k in np.unique(labels):
+        members = np.flatnonzero(labels == k)
+        kept[members[scores[members].argsort(kind="stable")[:count]]] = True
+    return kept

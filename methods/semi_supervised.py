@@ -1,7 +1,7 @@
 """Label-noise methods that divide the samples anew in every epoch.
 
 All share one semi-supervised epoch; a published method defines how to divide the training set and the loss of a batch.
-Before each epoch, a method divides the samples, using the networks' output on un-augmented images (methods/division.py).
+Before each epoch, a method divides the samples, using the networks' output on un-augmented images.
 The epoch goes over batches of augmented views. Two networks step together, each with its own targets and MixUp, and are
 evaluated as an ensemble with averaged logits; `networks: 1` trains a single one. They start from the same pre-trained
 weights with different heads.
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from dataloader.dataset import Dataset
-from dataloader.loaders import Batches, Loader, Views, draw_view
+from dataloader.loaders import Batches, Loader, ViewBatch, draw_view
 from dataloader.transforms import Pixels
 from methods.loops import check_finite, progress, run_batch, watched
 from methods.losses import batch_mean, cross_entropy
@@ -67,7 +67,8 @@ class SemiSupervised(Method):
         self.count = cfg.networks or 1 + self.pair
         self.plan: dict[str, Tensor] = {}  # per-sample tensors for the steps of an epoch, by name
 
-    def build(self, cfg: SimpleNamespace, data: Dataset) -> tuple[nn.Module, Pixels]:
+    def build(self, data: Dataset) -> tuple[nn.Module, Pixels]:
+        cfg = self.cfg
         built = [build_classifier(cfg, data, torch_generator(cfg.seed, m)) for m in range(self.count)]
         with torch.random.fork_rng(devices=[]):  # the same second heads whenever the run is started
             torch.manual_seed(torch_generator(cfg.seed, self.count).initial_seed())
@@ -83,7 +84,7 @@ class SemiSupervised(Method):
         """
         raise NotImplementedError
 
-    def step(self, run: "Forward", batch: Views, part: float, epoch: int, rng: np.random.Generator) -> Tensor:
+    def step(self, run: "Forward", batch: ViewBatch, part: float, epoch: int, rng: np.random.Generator) -> Tensor:
         """The loss of this process's share of a batch; `run` evaluates the networks."""
         raise NotImplementedError
 
@@ -118,7 +119,9 @@ class SemiSupervised(Method):
         )
         return result, {"mask": mask, "p_clean": p_clean.float(), "predicted": predicted, "confidence": confidence}
 
-    def warm_up_step(self, run: "Forward", batch: Views, part: float, epoch: int, rng: np.random.Generator) -> Tensor:
+    def warm_up_step(
+        self, run: "Forward", batch: ViewBatch, part: float, epoch: int, rng: np.random.Generator
+    ) -> Tensor:
         """Cross-entropy with all given labels; for asymmetric noise, minus the entropy of the prediction (DivideMix, eq. 4)."""
         everyone = torch.ones_like(batch.labels, dtype=torch.bool)
         loss: Any = 0
@@ -167,7 +170,7 @@ def semi_supervised_epoch(
     model: nn.Module,
     batches: Batches,
     optimizer: torch.optim.Optimizer,
-    step: Callable[[Views, float], Tensor],
+    step: Callable[[ViewBatch, float], Tensor],
     amp: Amp,
     title: str = "train",
 ) -> dict[str, Any]:

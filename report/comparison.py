@@ -164,10 +164,7 @@ def plot(rows: list[dict[str, Any]], path: str | Path, label: str) -> None:
 
     A line joins the ratios of one noise mode. The methods stand a little apart, so that none hides another.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
     rows = [row for row in rows if row["metric"] == rows[-1]["metric"]]
@@ -182,7 +179,7 @@ def plot(rows: list[dict[str, Any]], path: str | Path, label: str) -> None:
             lines.append([])
         lines[-1].append(dataset)
     widest = max(sum(widths[d] for d in line) for line in lines)
-    figure = plt.figure(
+    figure = Figure(
         figsize=(widest + 0.6 + 0.075 * max(map(len, methods), default=0), 3.6 * len(lines)), layout="constrained"
     )
     for part, line in zip(figure.subfigures(len(lines), squeeze=False)[:, 0], lines):
@@ -199,13 +196,11 @@ def plot(rows: list[dict[str, Any]], path: str | Path, label: str) -> None:
                     y, error = [row["ours"] for row in joined], [row["sd"] or 0 for row in joined]
                     axis.errorbar(x, y, error, color=f"C{i}", marker="o", markersize=4, linewidth=1, elinewidth=0.8)
             axis.set(title=dataset.replace("_", " "), xticks=range(len(of_dataset)), xlim=(-0.5, len(of_dataset) - 0.5))
-            axis.set_xticklabels([column.replace("_", " ") for column in of_dataset])
-            if len(of_dataset) > 4:
-                plt.setp(axis.get_xticklabels(), rotation=45, ha="right", rotation_mode="anchor")
+            turned = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if len(of_dataset) > 4 else {}
+            axis.set_xticklabels([column.replace("_", " ") for column in of_dataset], **turned)
             axis.grid(axis="y", alpha=0.3)
             axis.set_axisbelow(True)
     handles = [Patch(color=f"C{i}", label=method) for i, method in enumerate(methods)]
     figure.legend(handles=handles, loc="outside right center", fontsize="small")
     with write_whole(Path(path)) as file:
         figure.savefig(file, format="png", dpi=110)
-    plt.close(figure)

@@ -1,6 +1,5 @@
 """What has been run of a table of experiments: the record of its commands, and the results that count."""
 
-import hashlib
 import json
 import os
 import sys
@@ -12,7 +11,7 @@ from dataloader.listings import CLASSNAMES
 from report.experiments import Cell, Step, yaml_now
 from utils.config import DEFAULTS, FREE_KEYS, load_config
 from utils.errors import UserError
-from utils.files import model_files, slug
+from utils.files import file_hash, model_files, slug
 from utils.summaries import read_summary
 
 LEDGER_KEYS: dict[str, Any] = {"script": str, "flags": list, "settings": dict, "folder": str, "seconds": (int, float)}
@@ -20,9 +19,8 @@ SETTLED = {"prec": "auto", "epochs": 0, "warmup": -1}  # in whose place a run re
 
 
 @cache
-def _sha256(path: str, changed: int) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+def _hash(path: str, changed: int) -> str:
+    return file_hash(path)[:16]
 
 
 class Ledger:
@@ -95,7 +93,7 @@ class Ledger:
         paths = {key: [v, v.partition("=")[2], str(folder / v)] for key, v in named.items()}  # TAG=FILE
         there = {key: next(filter(os.path.isfile, those), None) for key, those in paths.items()}
         there |= {f"backbone/{path.name}": str(path) for path in model_files(named.get("backbone", ""))}
-        return {key: _sha256(path, os.stat(path).st_mtime_ns) for key, path in there.items() if path}
+        return {key: _hash(path, os.stat(path).st_mtime_ns) for key, path in there.items() if path}
 
     def summary(self, step: Step) -> dict[str, Any]:
         """The summary of a finished Step, else empty; `reasons` says what is wrong with an invalid one."""

@@ -2,12 +2,14 @@
 
 import io
 from collections.abc import Callable
+from functools import partial
 from html import escape
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from methods.selection import precision_recall
+from report.training import curves_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -96,28 +98,22 @@ def plot_thresholds(arrays: dict[str, np.ndarray], is_clean: np.ndarray) -> str:
     return _plot("Precision, recall and F1 of the kept labels for other thresholds on p_clean.", draw)
 
 
+CAPTIONS = {  # of curves_of's titles
+    "loss": "Mean training loss of each epoch.",
+    "test accuracy, %": "Accuracy on the test images after each epoch.",
+    "selection, %": "Share of the training labels selected in each epoch; precision and recall if the true labels are known.",
+}
+
+
 def plot_history(history: list[dict[str, Any]]) -> str:
     """Losses, test accuracies and the selection over the epochs, a figure each, of the lines of log.jsonl."""
 
-    def curves(keys: list[str], ylabel: str) -> Callable[["Axes"], None]:
-        def draw(ax: "Axes") -> None:
-            for key, colour in zip(keys, (BLUE, ORANGE, GREEN, INK, "#8a63b8")):
-                ax.plot(
-                    [line["epoch"] for line in history], [line[key] for line in history], ".-", color=colour, label=key
-                )
-            ax.set(xlabel="epoch", ylabel=ylabel)
-            ax.locator_params("x", integer=True)
-            ax.legend(frameon=False)
+    def draw(title: str, lines: dict[str, list[float]], ax: "Axes") -> None:
+        for (name, values), colour in zip(lines.items(), (BLUE, ORANGE, GREEN, INK, "#8a63b8")):
+            ax.plot([line["epoch"] for line in history], values, ".-", color=colour, label=name)
+        ax.set(xlabel="epoch", ylabel=title)
+        ax.locator_params("x", integer=True)
+        ax.legend(frameon=False)
 
-        return draw
-
-    groups = {
-        "loss": ("Mean training loss of each epoch.", lambda key: key.startswith("loss")),
-        "%": ("Accuracy on the test images after each epoch.", lambda key: key.startswith("acc_")),
-        "share": (
-            "Share of the training labels selected in each epoch; precision and recall if the true labels are known.",
-            lambda key: key in ("selected", "precision", "recall", "f1"),
-        ),
-    }
-    found = {unit: [key for key in history[0] if test(key)] for unit, (_, test) in groups.items()}
-    return "".join(_plot(groups[unit][0], curves(keys, unit)) for unit, keys in found.items() if keys)
+    curves = curves_of(history)
+    return "".join(_plot(CAPTIONS[title], partial(draw, title, lines)) for title, lines in curves.items())

@@ -7,7 +7,6 @@ python -m report.predict runs/digits/sym-0.4/seed0/phase2-deft-tiny-clip-digits 
 
 import os
 import re
-import signal
 import sys
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from report.flags import command_parser
+from report.flags import command_parser, count
 from utils.config import parse_flags
 from utils.errors import UserError
 from utils.files import as_text, write_csv
@@ -46,7 +45,9 @@ def find_images(names: Iterable[str]) -> list[str]:
 
 def _pixels(path: str, info: dict[str, Any]) -> "torch.Tensor | UserError":
     """uint8 (3, pixels, pixels) as the run saw its test images, or why the file cannot be read."""
-    from dataloader.transforms import centre_crop, decode
+    from torchvision.transforms.v2.functional import center_crop
+
+    from dataloader.transforms import decode
 
     if not os.path.isfile(path):  # a pipe may never end
         return UserError(f"{path}: not a file.")
@@ -54,7 +55,7 @@ def _pixels(path: str, info: dict[str, Any]) -> "torch.Tensor | UserError":
         image = decode(path, info["resize"], info["pixels"] if info["short_side"] else None)
     except UserError as error:
         return error
-    return centre_crop(image[None], info["pixels"])[0]
+    return center_crop(image, [info["pixels"]])
 
 
 def predict(
@@ -87,7 +88,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("run", metavar="RUN", help="folder of a finished run of phase 2 or of a baseline")
     parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files, or folders with images in them")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
-    parser.add_argument("--top", type=int, default=1, metavar="K", help="the K most probable labels (default: 1)")
+    parser.add_argument("--top", type=count, default=1, metavar="K", help="the K most probable labels (default: 1)")
     parser.add_argument(
         "--csv", metavar="FILE", help="write a CSV file instead, with the columns path, label, probability, label_2, …"
     )
@@ -128,5 +129,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it without a word
     run_main(main)

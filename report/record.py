@@ -54,7 +54,7 @@ def finish(
     return run.finish(data.facts(), numbers, data.tables())
 
 
-def judged(cfg: SimpleNamespace, data: Dataset) -> Run:
+def detector_run(cfg: SimpleNamespace, data: Dataset) -> Run:
     """The finished Run of the detector that `cfg` names on a Dataset; own images held out for testing are judged, too."""
     if cfg.dataset == "own" and data.noise_name == "none":  # noise that we made is in the training labels alone
         data = data.whole()

@@ -5,7 +5,7 @@ python -m report.review runs/own-photos/none/seed0/deft
 The page is served on this machine only, at an address that nobody can guess. Ctrl-C ends it.
 """
 
-from report.flags import add_run_flags, command_parser
+from report.flags import add_run_flags, command_parser, count
 from utils.config import parse_flags
 from utils.start import run_main
 
@@ -14,7 +14,7 @@ def main(argv: list[str] | None = None) -> None:
     """Serve the page of one run until Ctrl-C."""
     parser = command_parser("review", __doc__)
     add_run_flags(parser)
-    parser.add_argument("--port", type=int, default=0, metavar="N", help="port of this machine (default: a free one)")
+    parser.add_argument("--port", type=count, default=0, metavar="N", help="port of this machine (default: a free one)")
     args = parse_flags(parser, argv)
     from methods.decisions import Log
     from report.server import Review, serve

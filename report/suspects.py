@@ -13,7 +13,7 @@ from dataloader.dataset import Dataset, Split, View
 from dataloader.files import inspect_files, inspection_cache
 from dataloader.load import load_data
 from dataloader.rows import TRUSTED_BY, read_csv, shortened
-from methods.decisions import RIGHT, UNDECIDED, as_arrays, followed, say_contradictions, settle
+from methods.decisions import RIGHT, UNDECIDED, as_arrays, labels_to_train_on, say_contradictions, settle
 from methods.masks import read_selection
 from utils.config import recorded_settings
 from utils.errors import UserError
@@ -60,7 +60,7 @@ def read_run(
     arrays["by_detector"] = arrays["mask"]
     decision, new_labels = as_arrays(settle(folder, data, decisions, arrays["there"]), data)
     follow(arrays, decision, new_labels)
-    trusted = followed(arrays["by_detector"] & arrays["there"], arrays["labels"], decision, new_labels)
+    trusted = labels_to_train_on(arrays["by_detector"] & arrays["there"], arrays["labels"], decision, new_labels)
     say_contradictions(data, *trusted, decision)
     return cfg, arrays, data, summary
 

@@ -43,6 +43,16 @@ def read_training(folder: str | Path) -> tuple[list[dict[str, Any]], SimpleNames
     return log, SimpleNamespace(**recorded_settings(folder / "config.yaml"))
 
 
+def curves_of(log: list[dict[str, Any]]) -> dict[str, dict[str, list[float]]]:
+    """{title: {name: values}} of losses, test accuracies and the selection in each epoch of a log; no title without values."""
+    curves = {
+        "loss": {key: [line[key] for line in log] for key in log[0] if key.startswith("loss")},
+        "test accuracy, %": {key[4:]: [line[key] for line in log] for key in log[0] if key.startswith("acc_")},
+        "selection, %": {key: [100 * line[key] for line in log] for key in QUALITY if key in log[0]},
+    }
+    return {title: lines for title, lines in curves.items() if lines}
+
+
 def plot_training(log: list[dict[str, Any]], path: str | Path) -> None:
     """Curves over the epochs of a log, and histograms of p_clean where it has them, as a PNG."""
     from matplotlib.figure import Figure
@@ -51,12 +61,7 @@ def plot_training(log: list[dict[str, Any]], path: str | Path) -> None:
     chosen = np.unique(np.linspace(0, len(drawn) - 1, min(PANELS, len(drawn))).round().astype(int))
     figure = Figure(figsize=(12, 6.4 if drawn else 3.4), layout="constrained")
     rows = figure.subfigures(2 if drawn else 1, 1, squeeze=False)[:, 0]
-    curves = {
-        "loss": {key: [line[key] for line in log] for key in log[0] if key.startswith("loss")},
-        "test accuracy, %": {key[4:]: [line[key] for line in log] for key in log[0] if key.startswith("acc_")},
-        "selection, %": {key: [100 * line[key] for line in log] for key in QUALITY if key in log[0]},
-    }
-    curves = {title: lines for title, lines in curves.items() if lines}
+    curves = curves_of(log)
     for axis, (title, lines) in zip(rows[0].subplots(1, len(curves), squeeze=False)[0], curves.items()):
         for name, values in lines.items():
             axis.plot(epochs, values, marker=".", label=name)

@@ -25,12 +25,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 
 from dataloader.dataset import image_keys
 from dataloader.load import load_data
@@ -308,10 +305,10 @@ def draw(rows, table, path):
     datasets = [d for d in dict.fromkeys(dataset for dataset, *_ in table.cells) if any(row[0] == d for row in rows)]
     drawn = {name: style for name, style in DRAWN.items() if any(row[3] == name for row in rows)}
     of = {dataset: [noise_name(mode, ratio) for d, mode, ratio in table.cells if d == dataset] for dataset in datasets}
-    figure, axes = plt.subplots(
+    figure = Figure(figsize=(4 + 2.6 * len(datasets), 7.5), layout="constrained")
+    axes = figure.subplots(
         2,
         len(datasets),
-        figsize=(4 + 2.6 * len(datasets), 7.5),
         sharex="col",
         sharey="row",
         squeeze=False,
@@ -331,10 +328,8 @@ def draw(rows, table, path):
     for axis, dataset in zip(axes[0], datasets):
         axis.set_title(dataset)
     figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside right center")
-    figure.set_layout_engine("constrained")
     with write_whole(path) as file:
         figure.savefig(file, format="png", dpi=110)
-    plt.close(figure)
 
 
 def main(argv=None):

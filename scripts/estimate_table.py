@@ -14,12 +14,9 @@ import contextlib
 import io
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 
 from dataloader.load import load_data
 from methods.detectors import DETECTORS
@@ -152,7 +149,8 @@ def main():
         text.append(f"## {title[0].upper()}{title[1:]}, by noise\n\n{BY_NOISE}")
         text.append(by_noise(names, noises, cells, CHECKED[title]))
     text.append(f"## Summary\n\n{MEASURES}")
-    figure, axes = plt.subplots(1, 3, figsize=(13.5, 4.2), sharey=True, layout="constrained")
+    figure = Figure(figsize=(13.5, 4.2), layout="constrained")
+    axes = figure.subplots(1, 3, sharey=True)
     for (title, checked), axis in zip(CHECKED.items(), axes):
         rows = [HEADER]
         axis.plot([0, 1], [0, 1], "--", color="grey", linewidth=1)

@@ -82,9 +82,9 @@ def test_small_loss_needs_an_estimate_where_labels_may_be_wrong():
     wrong = SimpleNamespace(known=lambda: (index, np.array([True, False])))
     for data in (unknown, wrong):
         with pytest.raises(UserError, match="noise_ratio: small-loss needs an estimate"):
-            METHODS["small-loss"](cfg, 2, 2).build(cfg, data)
+            METHODS["small-loss"](cfg, 2, 2).build(data)
         with pytest.raises(UserError, match="noise_ratio"):
-            METHODS["Co-teaching"](cfg, 2, 2).build(cfg, data)
+            METHODS["Co-teaching"](cfg, 2, 2).build(data)
     sample_selection.require_estimate(cfg, right)
     cfg.noise_ratio = 0.2
     sample_selection.require_estimate(cfg, unknown)
@@ -166,15 +166,14 @@ def test_turn_probes_the_head_and_cleans_class_by_class(monkeypatch):
     model = Classifier(Body(), 2)
     before, sizes = [p.clone() for p in model.parameters()], []
     monkeypatch.setattr(
-        sample_selection,
-        "gmm_clean_probability",
+        "methods.selection.gmm_clean_probability",
         lambda losses, seed: (sizes.append(len(losses)), gmm_clean_probability(losses, seed))[1],
     )
     method = METHODS["TURN"](load_config([]), n, 2)
     loader = SimpleNamespace(
         labels=torch.from_numpy(given), device=torch.device("cpu"), eval=lambda: [(images, None, torch.arange(n))]
     )
-    method.prepare(model, loader, 0, nullcontext)
+    method.prepare(model, loader, nullcontext)
     assert sizes == np.bincount(given).tolist()  # a mixture of its own for every given class
     body, head = zip(*[(torch.equal(a, b), "head" in name) for a, (name, b) in zip(before, model.named_parameters())])
     assert body == tuple(not is_head for is_head in head)  # the head learned, the rest did not

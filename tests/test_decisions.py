@@ -23,7 +23,7 @@ from methods.decisions import (
     Images,
     Log,
     as_arrays,
-    followed,
+    labels_to_train_on,
     read_decisions,
     say_contradictions,
     settle,
@@ -241,7 +241,7 @@ def test_decisions_against_identical_images(said, against, capsys):
     data = Dataset("own", split, None, list("xyz"), View(), label_names=list("xyz"), root="/data")
     images = Images(data)
     decision, new = as_arrays({i: images.row(i, *text.split()) for i, text in said.items()}, data)
-    say_contradictions(data, *followed(np.ones(4, dtype=bool), split.labels, decision, new), decision)
+    say_contradictions(data, *labels_to_train_on(np.ones(4, dtype=bool), split.labels, decision, new), decision)
     printed = capsys.readouterr().out
     assert (f"({against}); review all their copies" in printed) if against else not printed
 

@@ -74,7 +74,7 @@ def test_forward(random_clip, case):
         selected, p_clean = select_clean(p_yes, labels, agreement)
         np.testing.assert_array_equal(selected.cpu(), g[name].astype(bool))
         close(p_clean, g["p_clean"], 1e-5)
-    loss_neg = negative_prompt_loss(p_yes, comple, labels).mean()
+    loss_neg = negative_prompt_loss(p_yes, comple, labels, 1.0).mean()
     for script, warmup_loss in (("synthetic", cross_entropy), ("real", symmetric_cross_entropy)):
         loss_cls = warmup_loss(logits_pos, labels).mean()
         close(loss_cls, g[f"loss_cls_{script}_warmup"][0], 1e-4)

@@ -137,7 +137,7 @@ def test_arrays_of_images_by_classes_are_few(monkeypatch):
     features, text = (unit(rng.standard_normal((n, 16))).astype(np.float32) for n in (N, K))
     labels = np.where(rng.random(N) < 0.5, (features @ text.T).argmax(1), rng.integers(0, K, N))
     inputs = make_inputs(features, labels, K, text)
-    inputs.neighbours  # found before
+    inputs.nearest  # found before
     size = N * K * 4
     logits = inputs.logits.copy()
     tracemalloc.start()

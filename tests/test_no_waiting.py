@@ -175,7 +175,7 @@ def test_image_noise(noise):
 def test_semi_supervised_steps(name):
     cfg, data, _ = cell("--finetune", "--lr", "0.01", "--warmup", "0", "--epochs", "12")
     method = METHODS[name](cfg, len(data.train.labels), data.num_classes).to(DEVICE)
-    model, pixels = method.build(cfg, data)
+    model, pixels = method.build(data)
     model.to(DEVICE)
     train, _ = make_loaders(data, cfg, pixels, DEVICE)
     seen, real = [], train.views

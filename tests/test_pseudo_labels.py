@@ -30,16 +30,17 @@ def test_labels_of_the_surer_source():
     one = [[0.95, 0.03, 0.02], [0.5, 0.5, 0.0], [0.6, 0.2, 0.2], [0.4, 0.35, 0.25]]
     two = [[0.1, 0.1, 0.8], [0.2, 0.3, 0.5], [0.05, 0.91, 0.04], [0.0, 0.55, 0.45]]
     both = np.array([one, two])
-    p, used = choose_labels(both, "zero_shot")
+    p, used = choose_labels(both, "zero_shot", 0.9, 0.2)
     assert (p == both[0]).all() and used.all()
-    p, used = choose_labels(both, "confidence", min_confidence=0.9)
+    p, used = choose_labels(both, "confidence", 0.9, 0.2)
     assert p.argmax(1).tolist() == [0, 0, 1, 1] and used.tolist() == [True, False, True, False]
     assert (p[2] == both[1, 2]).all()
     # entropies in parts of log 3: .21 .63 .86 .98 and .58 .94 .33 .63
-    p, used = choose_labels(both, "entropy", max_entropy=0.63)
+    p, used = choose_labels(both, "entropy", 0.9, 0.63)
     assert p.argmax(1).tolist() == [0, 0, 1, 1] and used.tolist() == [True, False, True, True]
-    assert choose_labels(both, "entropy", max_entropy=0.3)[1].tolist() == [True, False, False, False]
-    assert (choose_labels(both, "entropy")[0][1] == both[0, 1]).all()  # less confident or not, it is the surer one
+    assert choose_labels(both, "entropy", 0.9, 0.3)[1].tolist() == [True, False, False, False]
+    p, _ = choose_labels(both, "entropy", 0.9, 0.2)
+    assert (p[1] == both[0, 1]).all()  # less confident or not, it is the surer one
 
 
 def test_targets_and_weights_go_with_the_sample():

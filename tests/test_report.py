@@ -160,7 +160,7 @@ def test_the_page_holds_everything_and_loads_nothing(digits_run, cell):
         f"{100 * summary['f1']:.1f} %",
         "Against the truth",
         "Training",
-        "acc_test",
+        "test accuracy, %",
         "noise_ratio",
     ):
         assert what in page.texts, what
@@ -248,10 +248,11 @@ def test_what_the_pages_plots_show(digits_run, figures):
         {"epoch": 2, "loss": 1.0, "acc_test": 70.0, "f1": 0.6},
     ]
     plots.plot_history(history)
-    for figure, unit, key in zip(figures[2:], ("loss", "%", "share"), ("loss", "acc_test", "f1"), strict=True):
+    expected = [("loss", "loss", [2, 1]), ("test accuracy, %", "test", [50, 70]), ("selection, %", "f1", [50, 60])]
+    for figure, (title, name, values) in zip(figures[2:], expected, strict=True):
         (line,) = figure.axes[0].lines
-        assert (figure.axes[0].get_ylabel(), line.get_label()) == (unit, key)
-        assert line.get_xydata().tolist() == [[epoch[x] for x in ("epoch", key)] for epoch in history]
+        assert (figure.axes[0].get_ylabel(), line.get_label()) == (title, name)
+        assert line.get_xydata().tolist() == [[1, values[0]], [2, values[1]]]
 
 
 def test_the_interval_is_wilsons():

@@ -445,8 +445,8 @@ def test_unknown_names():
             ["--table", "3", "--profile", "digits"],
             "table3: no run matches --profile; the data sets are cifar100n, clothing1m",
         ),
-        (["--table", "1", "--seeds", "-1"], "--seeds: must be whole numbers, not -1"),
-        (["--table", "1", "--jobs", "-1"], "--jobs: must be whole numbers, not -1"),
+        (["--table", "1", "--seeds", "-1"], "--seeds: expected a whole number, not '-1'"),
+        (["--table", "1", "--jobs", "-1"], "--jobs: expected a whole number, not '-1'"),
         (["--verify", "nowhere"], "no finished run"),
     ):
         with pytest.raises(UserError, match=message):

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 import main_baseline
 from dataloader.load import load_data
-from dataloader.loaders import Views, draw_view, make_loaders
+from dataloader.loaders import ViewBatch, draw_view, make_loaders
 from dataloader.transforms import Pixels
 from methods import fine_tuning
 from methods.baselines import METHODS
@@ -68,7 +68,7 @@ def method(name, *flags, epochs=12):
 def batch(labels, views):
     index = torch.arange(len(labels))
     images = index.float()[:, None, None, None].expand(-1, 3, 2, 2)
-    return Views([images] * views, torch.tensor(labels), index, index.numpy())
+    return ViewBatch([images] * views, torch.tensor(labels), index, index.numpy())
 
 
 def outputs(*tables):
@@ -360,7 +360,7 @@ def test_views_belong_to_the_place_in_the_order(tmp_path):
 
 def test_two_networks_start_alike_with_other_heads_and_are_saved_as_one(tmp_path):
     cfg, data = small_run(tmp_path, "--lnl_methods", "DivideMix")
-    model, _ = METHODS["DivideMix"](cfg, len(data.train.labels), 10).build(cfg, data)
+    model, _ = METHODS["DivideMix"](cfg, len(data.train.labels), 10).build(data)
     one, two = (dict(net.named_parameters()) for net in model.networks)
     different = {name for name in one if not torch.equal(one[name], two[name])}
     assert different == {"head.weight", "head.bias"}

@@ -1,6 +1,7 @@
 """Atomic file writing, and small text files."""
 
 import csv
+import hashlib
 import io
 import json
 import os
@@ -64,6 +65,15 @@ def write_text(path: str | Path, text: str) -> None:
     """Write a UTF-8 text file atomically; as_text escapes what is not UTF-8."""
     with write_whole(path) as file:
         file.write(as_text(text).encode())
+
+
+def file_hash(*paths: str | Path) -> str:
+    """SHA-256, in hex, of the contents of files one after another."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with open(path, "rb") as file:
+            hashlib.file_digest(file, lambda: digest)
+    return digest.hexdigest()
 
 
 def as_text(path: object) -> str:

@@ -1,8 +1,6 @@
 """A run and its folder, <output_dir>/<dataset>/<noise>/seed<k>/<name>/ (settings, log, summary, checkpoint)."""
 
-import hashlib
 import json
-import math
 import os
 import platform
 import time
@@ -22,10 +20,10 @@ from utils.config import FREE_KEYS, recorded_settings
 from utils.device import pick_device, precision
 from utils.distributed import rank, wait_for_all, world_size
 from utils.errors import UserError
-from utils.files import listed_changes, model_files, slug, write_csv, write_text
+from utils.files import file_hash, listed_changes, model_files, slug, write_csv, write_text
 from utils.lock import lock
 from utils.memory import peak_gb
-from utils.summaries import FRACTIONS, code_of, read_summary, verdict_line, with_checksum, write_summary
+from utils.summaries import FRACTIONS, code_of, in_time, read_summary, verdict_line, with_checksum, write_summary
 from utils.tensorboard import summary_writer, write_epoch
 from utils.version import this_code
 
@@ -59,15 +57,9 @@ def own_files(cfg: SimpleNamespace) -> dict[str, str]:
             *model_files(cfg.backbone),
         ],
     }
-    return {what: _sha256(there) for what, paths in files.items() if (there := [p for p in paths if p.is_file()])}
-
-
-def _sha256(paths: list[Path]) -> str:
-    digest = hashlib.sha256()
-    for path in paths:
-        with path.open("rb") as file:
-            hashlib.file_digest(file, lambda: digest)
-    return digest.hexdigest()[:8]
+    return {
+        what: file_hash(*there)[:8] for what, paths in files.items() if (there := [p for p in paths if p.is_file()])
+    }
 
 
 def backbone_name(cfg: SimpleNamespace) -> str:
@@ -301,13 +293,6 @@ class Run:
         show(self.summary)
         print(f"results: {self.folder}")
         return self.summary
-
-
-def in_time(seconds: float) -> str:
-    """A duration in its two largest units: 1 h 23 min, 4 min 5 s, 6 s."""
-    minutes, seconds = divmod(math.ceil(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
 
 
 def show(summary: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -101,3 +102,12 @@ def reason(summary: dict[str, Any]) -> str:
 def verdict_line(summary: dict[str, Any]) -> str:
     """The first line that a detector prints: its verdict and the reason."""
     return f"{summary['verdict']['level']}: {reason(summary)}"
+
+
+def in_time(seconds: float | None) -> str:
+    """A duration in its two largest units: 1 h 23 min, 4 min 5 s, 6 s; None is unknown."""
+    if seconds is None:
+        return "unknown"
+    minutes, seconds = divmod(math.ceil(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
