@@ -67,9 +67,12 @@ def test_a_run_that_goes_on_with_other_code_names_both(tmp_path, monkeypatch, ca
     assert summary["code"] == "aaaa, bbbb" and summary["epochs"] == 3
 
 
+PHASE_1 = "import tests.helpers, main_phase1; main_phase1.main()"  # tests.helpers: with as many tests
+
+
 def test_a_process_killed_with_signal_9_goes_on(cell, tmp_path):
     flags = phase1(tmp_path)
-    process = subprocess.Popen([sys.executable, "main_phase1.py", *flags], stdout=subprocess.DEVNULL)
+    process = subprocess.Popen([sys.executable, "-c", PHASE_1, *flags], stdout=subprocess.DEVNULL)
     log = tmp_path / "digits/sym-0.4/seed0/deft/log.jsonl"
     deadline = time.time() + 120
     while not (log.exists() and len(log.read_text().splitlines()) >= 1):
