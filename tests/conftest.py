@@ -28,7 +28,7 @@ def embedded_clips_are_read_once():
 
     @functools.wraps(build)
     def copied(backbone, name, weights, source):
-        if backbone not in EMBEDDED:
+        if backbone not in EMBEDDED or not Path(weights).is_file():  # none builds it untrained
             return build(backbone, name, weights, source)
         key = name, weights, Path(weights).stat().st_mtime_ns
         if key not in built:

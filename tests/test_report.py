@@ -18,7 +18,7 @@ from methods.decisions import RIGHT
 from methods.selection import precision_recall
 from report import export, pictures, plots, render, sections
 from report.suspects import fixed_labels, follow, ranking, read_run
-from tests.helpers import NASTY, write_digits, write_folder
+from tests.helpers import NASTY, rows_of, write_digits, write_folder
 from utils.config import load_config
 from utils.errors import UserError
 
@@ -34,11 +34,6 @@ COLUMNS = [
     "is_label_issue",
     "content",
 ]
-
-
-def rows_of(path):
-    with Path(path).open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
 
 
 @pytest.fixture(scope="module")
