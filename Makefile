@@ -25,7 +25,7 @@ demo: $(STAMP)
 	@echo; $(PY) -m report.page $(OUT)/digits/sym-$$(printf %g $(firstword $(RATIOS)))/seed$(firstword $(SEEDS))/deft
 
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist loadfile tests
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder tests
 
 lint: $(STAMP)
 	$(PY) -m ruff check .

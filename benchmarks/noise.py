@@ -41,17 +41,18 @@ def main():
     p = parser(__doc__)
     add_repeats(p)
     p.add_argument("--n", type=int, default=50_000)
+    p.add_argument("--many", type=int, default=10_000_000, help="labels of the two rows that show numpy's own speed")
     p.add_argument("--num_classes", type=int, default=100)
     p.add_argument("--pixels", type=int, default=3 * 32 * 32)
     p.add_argument("--as_published", action="store_true", help="the plain way as well")
     args = p.parse_args()
     rng, K = np.random.default_rng(0), args.num_classes
     labels, pixels = rng.integers(0, K, args.n), rng.integers(0, 256, (args.n, args.pixels), dtype=np.uint8)
-    many = rng.integers(0, K, 10_000_000)
+    many = rng.integers(0, K, args.many)
 
     cases = {
-        "sym, 10 million labels": lambda: sym(many, 0.4, K, rng),
-        "asym, 10 million labels": lambda: asym(many, 0.4, K, rng),
+        f"sym, {args.many:,} labels": lambda: sym(many, 0.4, K, rng),
+        f"asym, {args.many:,} labels": lambda: asym(many, 0.4, K, rng),
         "sym, official stream": lambda: official_class_noise("sym", labels, 0.4, K, random.Random(0)),
         "idn, official stream": lambda: official_idn(labels, 0.4, K, pixels),
         "idn, numpy": lambda: idn(labels, 0.4, K, np.random.default_rng(0), pixels),

@@ -66,13 +66,15 @@ def draw_suspects(
     rows = max(1, -(-len(order) // columns))
     names = [name if len(name) <= 16 else name[:15] + "…" for name in [*data.shown_names, *data.other_names]]
     arrow = " → " if max(map(len, names)) <= 8 else "\n→ "
-    headline = f"{heading}. The most suspect: given label → suggestion"
+    headline = f"{heading}\nThe most suspect: given label → suggestion"
     with matplotlib.rc_context({"text.parse_math": False}), warnings.catch_warnings():
         # the picture shows boxes for letters that its font lacks; the page does not
         warnings.filterwarnings("ignore", "Glyph")
-        figure = Figure(figsize=(1.15 * columns, 1.62 * rows + 0.6))
-        axes, right = figure.subplots(rows, columns, squeeze=False), 0
-        for ax, i in zip(axes.flat, order):
+        width, height = 1.15 * columns, 1.62 * rows + 0.5
+        figure, right = Figure(figsize=(width, height)), 0
+        ax = figure.add_axes((0, 0, 1, 1))  # in inches; 40 subplots would take seconds
+        ax.axis("off")
+        for place, i in enumerate(order):
             given, believed = arrays["labels"][i], arrays["predicted"][i]
             suggestion = "(none fits better)" if believed == given else names[believed]
             title, colour = f"{names[given]}{arrow}{suggestion}", "black"
@@ -81,10 +83,14 @@ def draw_suspects(
                 right += truth == believed
                 colour = "tab:green" if truth == believed else "tab:orange" if truth != given else "tab:red"
                 title += f"\nis {names[truth]}"
-            ax.imshow(thumbnail(data.train.images, i, THUMBNAIL))
-            ax.set_title(f"{title}\n{arrays['p_clean'][i]:.3f}", fontsize=7, color=colour)
-        for ax in axes.flat:
-            ax.axis("off")
+            image = thumbnail(data.train.images, i, THUMBNAIL)
+            w, h = (side / max(image.size) for side in image.size)
+            x, y = 1.15 * (place % columns + 0.5), 1.62 * (place // columns) + 1.02
+            ax.imshow(image, extent=(x - w / 2, x + w / 2, y + h, y), aspect="auto")
+            ax.text(
+                x, y - 0.06, f"{title}\n{arrays['p_clean'][i]:.3f}", color=colour, fontsize=7, ha="center", va="bottom"
+            )
+        ax.set(xlim=(0, width), ylim=(height, 0))
         if data.true_labels is not None:
             headline += (
                 f", true label, p_clean. Green: the suggestion is right ({right} of {len(order)}); orange: both are wrong; "
@@ -92,7 +98,6 @@ def draw_suspects(
             )
         else:
             headline += ", p_clean"
-        figure.suptitle(headline, fontsize=8)
-        figure.tight_layout(rect=(0, 0, 1, 0.98))
+        ax.text(width / 2, 0.1, headline, fontsize=8, ha="center", va="top")
         with write_whole(path) as file:
             figure.savefig(file, format="png", dpi=130)

@@ -1,6 +1,10 @@
+import copy
+import functools
 import os
 
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+
+from pathlib import Path  # noqa: E402
 
 import pytest  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
@@ -9,24 +13,46 @@ import main_baseline  # noqa: E402
 import main_detect  # noqa: E402
 import main_phase1  # noqa: E402
 import main_phase2  # noqa: E402
+from model import clip as clip_module  # noqa: E402
 from model.clip import load_clip  # noqa: E402
 from report import page  # noqa: E402
 from tests import recipe  # noqa: E402
 from tests.helpers import LABEL_MATCH, NASTY, detection, phase1, phase2, write_clip, write_folder  # noqa: E402
+from utils.files import EMBEDDED  # noqa: E402
+
+
+@pytest.fixture(scope="session", autouse=True)
+def embedded_clips_are_read_once():
+    """An embedded CLIP is a copy of the one first built from its file: hundreds of tests load one. test_clip builds each."""
+    build, built = clip_module._build, {}
+
+    @functools.wraps(build)
+    def copied(backbone, name, weights, source):
+        if backbone not in EMBEDDED or not Path(weights).is_file():  # none builds it untrained
+            return build(backbone, name, weights, source)
+        key = name, weights, Path(weights).stat().st_mtime_ns
+        if key not in built:
+            built[key] = build(backbone, name, weights, source)
+        return copy.deepcopy(built[key])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(clip_module, "_build", copied)
+        yield
 
 
 @pytest.fixture(scope="session")
 def random_clip(tmp_path_factory):
     """random_clip(meta) -> the small random CLIP of a golden file and its tokenizer, through load_clip."""
-    folders = {}
+    loaded = {}
 
     def build(meta):
         key = meta["state_dict_digest"]
-        if key not in folders:
+        if key not in loaded:
             weights = recipe.clip_weights(meta["clip_seed"], **meta["clip_config"])
             assert recipe.digest(weights) == key
-            folders[key] = write_clip(tmp_path_factory.mktemp("clip"), weights, meta["clip_config"])
-        return load_clip(folders[key])
+            loaded[key] = load_clip(write_clip(tmp_path_factory.mktemp("clip"), weights, meta["clip_config"]))
+        clip, tokenizer = loaded[key]
+        return copy.deepcopy(clip), tokenizer
 
     return build
 

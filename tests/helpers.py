@@ -1,20 +1,27 @@
 """What several test files share: data in official layouts, flags of a quick run, checkpoints compared."""
 
+import csv
 import json
 import pickle
+import shutil
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from dataloader.digits import enlarge_digits, load_digits_8x8
-from dataloader.load import load_data
-from utils.config import load_config
+from dataloader.digits import digits, enlarge_digits, load_digits_8x8
+from dataloader.load import DATASETS, load_data
+from methods.inputs import Inputs
+from utils.config import default_values, load_config
 from utils.device import pick_device
+from utils.runs import Run
 
 GOLDEN = Path(__file__).parent / "golden"
+SHARED = Path(__file__).resolve().parents[2] / "shared"  # the papers' figures and real images, where they are at hand
 # for the tests that run on a GPU as well: CUDA_VISIBLE_DEVICES=0 python -m pytest tests/test_golden_detector.py …
 DEVICE = pick_device(load_config(["--device", "cuda" if torch.cuda.is_available() else "cpu"]))
 CELL = ["--noise_mode", "sym", "--noise_ratio", "0.4"]
@@ -22,10 +29,22 @@ CELL = ["--noise_mode", "sym", "--noise_ratio", "0.4"]
 SUMMARY = {"name": "x", "dataset": "toy", "noise": "none", "seed": 0, "backbone": "toy", "identity": {}}
 LABEL_MATCH = ["--cfg", str(Path(__file__).parents[1] / "config/PEFT/own.yaml"), "--detector", "label-match"]
 FEW = ["--test_fraction", "0.8", "--device", "cpu"]  # 359 training images
+TESTED = 200  # images that are then tested, see digits_with_few_tests
 FAST = [*FEW, "--epochs", "2"]
 # own images: a table of two classes, and a flag by which none of its images are held out for testing
 SIX = "path,label\na.png,x\nb.png,x\nc.png,x\nd.png,y\ne.png,y\nf.png,y\n"
 NO_TEST = ("--test_fraction", "0")
+
+
+def digits_with_few_tests(cfg):
+    """The digits, of which at most 360 are tested: where FEW holds out 1,438, testing would take longer than training."""
+    data = digits(cfg)
+    if cfg.test_fraction <= 0.2:
+        return data
+    return replace(data, test=data.test.take(np.arange(TESTED)), held_out=data.held_out[:TESTED])
+
+
+DATASETS["digits"] = digits_with_few_tests  # also in the processes that tests start: they import this module
 
 
 def golden(name):
@@ -133,6 +152,12 @@ def write_messy_table(tmp_path, monkeypatch):
     return path
 
 
+def rows_of(path):
+    """The rows of a CSV file, {column: value} each."""
+    with Path(path).open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
 def own_flags(path, out, *more):
     return [
         "--data_path",
@@ -197,6 +222,38 @@ def same(a, b):
     if isinstance(a, (list, tuple)):
         return len(a) == len(b) and all(map(same, a, b))
     return a == b
+
+
+def unit(x):
+    """The rows of x (N, D) scaled to unit length, float32."""
+    return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
+
+
+def clusters(n=120, K=4, D=16, wrong=0.25, seed=0, spread=0.35):
+    """Unit-length features around K centres, given labels, whether they are right, and the centres."""
+    rng = np.random.default_rng(seed)
+    centres, true = rng.normal(0, 1, (K, D)), rng.integers(0, K, n)
+    features = unit(centres[true] + rng.normal(0, spread, (n, D)))
+    labels = np.where(rng.random(n) < wrong, (true + rng.integers(1, K, n)) % K, true)
+    return features, labels, labels == true, unit(centres)
+
+
+def make_inputs(features, labels, K, text=None, **settings):
+    cfg = SimpleNamespace(**default_values() | settings)
+    logits = None if text is None else 50 * features[:, : text.shape[1]] @ text.T
+    return Inputs(features, labels, K, cfg, text, logits)
+
+
+def copy_after_epoch_1(patch, out):
+    """Have a run that begins copy its folder into `out` after its first epoch, as a kill at that moment would leave it."""
+    end_epoch = Run.end_epoch
+
+    def copying(run, line, *args, **rest):
+        end_epoch(run, line, *args, **rest)
+        if line["epoch"] == 1:
+            shutil.copytree(run.folder, out / run.folder.relative_to(run.cfg.output_dir))
+
+    patch.setattr(Run, "end_epoch", copying)
 
 
 class Killed(BaseException):

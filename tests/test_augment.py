@@ -87,6 +87,9 @@ def test_policies_draw_all_their_operations(policy):
     elif policy == "cifar10":
         assert {"Invert", "Equalize", "AutoContrast", "TranslateY"} <= names
         assert (ops == OPS.index("Equalize")).mean() > (ops == OPS.index("Rotate")).mean() * 4
+    if policy != "randaugment":  # strengths are ninths of the largest
+        tenths = np.abs(levels[ops == OPS.index("Contrast")] - 1) / 0.1
+        assert tenths.max() > 0 and np.allclose(tenths, tenths.round(), atol=1e-4)
     bits = levels[ops == OPS.index("Posterize")]
     assert bits.size == 0 or (4 <= bits.min() and bits.max() <= 8)
     again = draw_operations(policy, 4000, np.random.default_rng(0))

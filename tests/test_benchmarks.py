@@ -1,6 +1,7 @@
 """What the benchmarks compare with computes the same, so that a ratio is of the same work."""
 
 import copy
+import importlib
 from types import SimpleNamespace
 
 import numpy as np
@@ -37,15 +38,17 @@ def test_the_plain_way_gives_the_same_numbers():
             torch.testing.assert_close(a, b, atol=1e-3 * a.abs().max().item(), rtol=1e-3)
 
 
-@pytest.mark.parametrize(
-    "module, flags",
-    [(noise, ["--n", "60", "--num_classes", "5", "--pixels", "12", "--as_published"]), (data, ["--n", "64"])],
-)
-def test_every_row_is_measured(module, flags, monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["benchmark", *flags, "--repeats", "1"])
+SMALL_NOISE = ["--n", "60", "--many", "600", "--num_classes", "5", "--pixels", "12", "--as_published"]
+
+
+@pytest.mark.parametrize("module, flags, number", [(noise, SMALL_NOISE, 5), (data, ["--n", "64"], 9)])
+def test_every_row_is_measured(module, flags, number, tmp_path, monkeypatch, capsys):
+    file = tmp_path / "rows.json"
+    monkeypatch.setattr("sys.argv", ["benchmark", *flags, "--repeats", "1", "--json", str(file)])
     module.main()
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")][1:]
-    assert len(rows) == (5 if module is noise else 9) and all(row.split("|")[2].strip() for row in rows)
+    assert len(rows) == number and all(row.split("|")[2].strip() for row in rows)
+    assert ('"ratio"' in file.read_text()) == (module is noise)
 
 
 def test_plain_noise_draws_the_official_labels():
@@ -70,24 +73,16 @@ def test_a_turn_gives_one_line_of_figures():
     assert flops["phase 1"] > flops["evaluation"] > 0 and flops["phase 2"] > 0
 
 
-def test_commands_print_a_table(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(
-        "sys.argv",
-        [
-            "noise",
-            "--n",
-            "300",
-            "--num_classes",
-            "5",
-            "--pixels",
-            "12",
-            "--as_published",
-            "--json",
-            str(tmp_path / "noise.json"),
-        ],
-    )
-    noise.main()
-    assert "idn, numpy" in capsys.readouterr().out and '"ratio"' in (tmp_path / "noise.json").read_text()
+@pytest.mark.parametrize("name", ["datalab", "detectors", "epoch", "sameness"])
+def test_other_benchmarks_start(name, monkeypatch, capsys):
+    """As far as their help: what they import is there."""
+    monkeypatch.setattr("sys.argv", [name, "--help"])
+    with pytest.raises(SystemExit):
+        importlib.import_module(f"benchmarks.{name}").main()
+    assert "usage: " in capsys.readouterr().out
+
+
+def test_a_listing_is_read_in_seconds(tmp_path, capsys):
     scale.write_list(tmp_path / "list", 100)
     scale.start(tmp_path / "list")
     assert '"s"' in capsys.readouterr().out

@@ -1,8 +1,6 @@
 import contextlib
 import fnmatch
 import re
-import subprocess
-import sys
 
 import pytest
 import yaml
@@ -206,18 +204,6 @@ def test_conditions_name_keys_and_their_values():
     ):
         patterns = {p for condition in conditions.values() for p in condition.get(other, [])}
         assert patterns and all(fnmatch.filter(names, pattern) for pattern in patterns), other
-
-
-def test_errors_are_one_line_with_exit_code_2():
-    """The only process this file starts: what a user sees."""
-    done = subprocess.run(
-        [sys.executable, "main_phase1.py", "--cfg", "config/PEFT/digits.yaml", "--noise_mode", "symm"],
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: noise_mode: unknown name 'symm'; expected one of none, sym, asym, ")
-    assert done.stderr.endswith("Did you mean sym?\n") and done.stderr.count("\n") == 1
 
 
 def test_whole_numbers_are_plain_decimals(tmp_path):

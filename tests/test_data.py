@@ -1,6 +1,7 @@
 import json
 import pickle
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +21,33 @@ from utils.errors import UserError
 
 CPU = torch.device("cpu")
 HALF = ((0.5,) * 3, (0.5,) * 3)
+
+
+# --- downloads
+
+
+def test_cifar_is_downloaded(tmp_path, monkeypatch):
+    def fetch(root, download):
+        assert download
+        write_cifar(Path(root) / "cifar-10-batches-py", "cifar10")
+
+    monkeypatch.setattr("torchvision.datasets.CIFAR10", fetch)
+    flags = ["--data_path", str(tmp_path / "data"), "--download"]
+    data = load_data(load_config([*flags, "--dataset", "cifar10"]))
+    assert len(data.train.labels) == 60 and len(data.test.labels) == 20
+    with pytest.raises(UserError, match="download: only cifar10 and cifar100 can be fetched, not clothing1m"):
+        load_data(load_config([*flags, "--dataset", "clothing1m"]))
+
+
+def test_a_download_that_fails_says_where_the_files_are(tmp_path, monkeypatch):
+    def fetch(root, download):
+        raise OSError("no network")
+
+    monkeypatch.setattr("torchvision.datasets.CIFAR100", fetch)
+    with pytest.raises(
+        UserError, match=r"download: cifar100 failed \(no network\). Get the Python version of cifar100 from"
+    ):
+        load_data(load_config(["--dataset", "cifar100", "--data_path", str(tmp_path), "--download"]))
 
 
 # --- views

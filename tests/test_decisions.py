@@ -1,9 +1,8 @@
 """What a person decides about labels: it stays with its image, is kept in the run, and report, export and training follow."""
 
 import csv
+import multiprocessing
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,7 +30,7 @@ from methods.decisions import (
 from methods.masks import default_mask
 from report import export
 from report.suspects import fixed_labels, read_run, to_review
-from tests.helpers import DIGITS, LABEL_MATCH, write_digits
+from tests.helpers import DIGITS, LABEL_MATCH, rows_of, write_digits
 from utils.config import load_config
 from utils.errors import UserError
 from utils.summaries import read_summary, with_checksum, write_summary
@@ -39,11 +38,6 @@ from utils.summaries import read_summary, with_checksum, write_summary
 FLAGS = ["--backbone", "tiny-clip-digits", "--test_fraction", "0", "--device", "cpu"]
 HERE = Path(__file__).parents[1]
 OWN = [*LABEL_MATCH, *FLAGS]
-
-
-def rows_of(path):
-    with Path(path).open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
 
 
 def write(path, *rows):
@@ -353,17 +347,18 @@ def test_what_a_file_says_already_is_not_said_again_later(run, tmp_path):
     assert decided(run, decisions=ticks) == {row["path"]: "right "}
 
 
-ADDS = """
-import sys
-from methods.decisions import Decision, Log
-for i in range(150):
-    Log(sys.argv[1]).add([Decision("", f"{sys.argv[2]}{i}.png", "", "one", "wrong")])
-"""
+def add_150(folder, name):
+    for i in range(150):
+        Log(folder).add([Decision("", f"{name}{i}.png", "", "one", "wrong")])
 
 
 def test_two_processes_add_to_one_log(tmp_path):
-    both = [subprocess.Popen([sys.executable, "-c", ADDS, str(tmp_path), name], cwd=HERE) for name in "ab"]
-    assert [process.wait(60) for process in both] == [0, 0]
+    both = [multiprocessing.get_context("fork").Process(target=add_150, args=(tmp_path, name)) for name in "ab"]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join(60)
+    assert [process.exitcode for process in both] == [0, 0]
     found = {row.path for row in Log(tmp_path).rows(["one"])}
     assert found == {f"{name}{i}.png" for name in "ab" for i in range(150)}
 

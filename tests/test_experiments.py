@@ -10,10 +10,11 @@ import reproduce
 from methods.baselines import METHODS
 from report.comparison import compare
 from report.experiments import check_apart, make_cells, make_step, title_of
+from tests.helpers import SHARED
 from utils.config import BACKBONES, load_config
 from utils.errors import UserError
 
-PAPER = Path(__file__).resolve().parents[2] / "shared" / "paper" / "tables.yaml"
+PAPER = SHARED / "paper" / "tables.yaml"
 FIGURES = yaml.safe_load(Path("config/paper.yaml").read_text())
 TABLES = yaml.safe_load(Path("config/tables.yaml").read_text())
 

@@ -48,11 +48,16 @@ def _flip(path):
     path.write_bytes(content)
 
 
-def test_one_bit_of_a_checkpoint(cell, tmp_path):
+def _cut(path):
+    path.write_bytes(path.read_bytes()[:1000])
+
+
+@pytest.mark.parametrize("damage, why", [(_flip, "checksum"), (_cut, "")])
+def test_a_damaged_checkpoint_is_named(cell, tmp_path, damage, why):
     shutil.copytree(cell[0] / SEED / "deft", tmp_path / SEED / "deft")
     (tmp_path / SEED / "deft" / "summary.json").unlink()
-    _flip(tmp_path / SEED / "deft" / "checkpoint.pt")
-    with pytest.raises(UserError, match="checkpoint.pt: not a checkpoint of this run .*checksum"):
+    damage(tmp_path / SEED / "deft" / "checkpoint.pt")
+    with pytest.raises(UserError, match=f"checkpoint.pt: not a checkpoint of this run .*{why}"):
         main_phase1.main(phase1(tmp_path))
 
 

@@ -11,11 +11,12 @@ from methods.losses import cross_entropy, negative_prompt_loss, symmetric_cross_
 from methods.selection import clean_probability, precision_recall, select_clean
 from model.classifier import Classifier
 from model.clip import load_clip
-from model.detector import Detector
+from model.detector import Detector, with_prompts
 from model.prompts import DualPrompts, encode_prompts
 from model.tuners import add_visual_prompts
 from tests import recipe
 from tests.helpers import DEVICE, golden, write_clip
+from utils.config import load_config
 from utils.device import Amp, autocast
 
 FORWARD = ["end", "middle", "front", "wide_end"]
@@ -165,7 +166,8 @@ def test_learned_contexts_equal_real_words(random_clip, position):
     """A context set to the embeddings of real words reads as those words, in all three places of the name."""
     clip, tokenizer = random_clip(golden("detector_forward_wide_end")[1])
     words, names = ["an", "old", "blurry", "photo", "of"], ["cat", "maple tree", "kite (bird of prey)"]
-    detector = Detector(clip, DualPrompts(clip, tokenizer, names, len(words), position))
+    cfg = load_config(["--n_ctx", str(len(words)), "--class_token_position", position])
+    detector = with_prompts(clip, tokenizer, cfg, names)
     ids = tokenizer([" ".join(words)])[0, 1 : 1 + len(words)]
     with torch.no_grad():
         detector.prompts.pos_ctx.copy_(clip.token_embedding(ids))

@@ -1,5 +1,6 @@
 """The paper's image sets: small copies in each official layout, made of real images, through both phases."""
 
+import functools
 import io
 import json
 from pathlib import Path
@@ -21,34 +22,39 @@ from dataloader.digits import load_digits_8x8
 from dataloader.load import load_data
 from dataloader.loaders import EpochRandomness, Loader
 from dataloader.transforms import Pixels
-from tests.helpers import write_cifar
+from tests.helpers import SHARED, write_cifar
 from utils.config import load_config
 from utils.errors import UserError
 from utils.files import read_lines
 
-SHARED = Path(__file__).resolve().parents[2] / "shared" / "data" / "tiny_imagenet_train20k_val2k.npz"
+TINY_IMAGENET = SHARED / "data" / "tiny_imagenet_train20k_val2k.npz"
 NAMES = Path("config/classnames")
 
 
+@functools.cache
+def jpegs():
+    """Contents of real JPEG files: Tiny-ImageNet's where they are at hand, else digits."""
+    if TINY_IMAGENET.is_file():
+        data = np.load(TINY_IMAGENET, allow_pickle=False)
+        jpeg, offsets = data["train_jpeg"], data["train_offsets"]
+        return [jpeg[offsets[i] : offsets[i + 1]].tobytes() for i in range(0, 20000, 17)]
+    found = []
+    for level in load_digits_8x8()[0]:
+        buffer = io.BytesIO()
+        Image.fromarray(level * 15).resize((64, 72)).save(buffer, format="JPEG")
+        found.append(buffer.getvalue())
+    return found
+
+
 class Pictures:
-    """Real JPEG files one after the other: Tiny-ImageNet's where they are at hand, else digits."""
+    """Writes one of `jpegs` after the other."""
 
     def __init__(self):
-        self.count, self.jpegs = 0, None
-        if SHARED.is_file():
-            data = np.load(SHARED, allow_pickle=False)
-            jpeg, offsets = data["train_jpeg"], data["train_offsets"]
-            self.jpegs = [jpeg[offsets[i] : offsets[i + 1]].tobytes() for i in range(0, 20000, 17)]
-        else:
-            self.jpegs = []
-            for level in load_digits_8x8()[0]:
-                buffer = io.BytesIO()
-                Image.fromarray(level * 15).resize((64, 72)).save(buffer, format="JPEG")
-                self.jpegs.append(buffer.getvalue())
+        self.count = 0
 
     def write(self, path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(self.jpegs[self.count % len(self.jpegs)])
+        path.write_bytes(jpegs()[self.count % len(jpegs())])
         self.count += 1
 
 
@@ -301,6 +307,7 @@ def test_both_phases(tmp_path, name):
         "cpu",
     ]
     flags += ["--noise_mode", "sym", "--noise_ratio", "0.2"] if synthetic else []
+    flags += ["--batch_size", "400"]  # most of a step are the prompts of the 200 classes
     first = phase1.main(cfg_of(name, tmp_path / "data", *flags))
     mask = []
     if not first["selected"]:  # the tiny CLIP knows digits only and may find nothing clean
@@ -308,7 +315,7 @@ def test_both_phases(tmp_path, name):
         mask = ["--mask", str(tmp_path / "all.npy")]
     second = phase2.main(cfg_of(name, tmp_path / "data", *flags, *mask, phase="FFT"))
     for summary in (first, second):
-        assert summary["num_classes"] == SETS[name][4] and 0 <= summary["acc_last"] <= 100
+        assert summary["num_classes"] == SETS[name][4]
         assert ("acc_imagenet_last" in summary) == (name == "webvision")
         assert ("noise_rate" in summary) == (synthetic or name == "red")
 
@@ -364,24 +371,10 @@ def test_check_data_and_skip_broken(tmp_path, capsys):
     plain = image_keys(load_data(load_config(cfg_of("cub", tmp_path))).train, data.root)
     Path(paths[3]).unlink()
     assert np.array_equal(plain[sound], image_keys(data.train, data.root))
-    summary = main_phase1.main(
-        cfg_of(
-            "cub",
-            tmp_path,
-            "--skip_broken",
-            "--backbone",
-            "tiny-clip-digits",
-            "--epochs",
-            "1",
-            "--output_dir",
-            str(tmp_path / "runs"),
-        )
-    )
-    assert summary["skipped"] == 2
+    flags = ["--backbone", "tiny-clip-digits", "--device", "cpu", "--output_dir"]
+    assert main_detect.main(cfg_of("cub", tmp_path, *flags, str(tmp_path / "runs"), "--skip_broken"))["skipped"] == 2
     with pytest.raises(UserError, match="not a readable image.*--skip_broken"):
-        main_phase1.main(
-            cfg_of("cub", tmp_path, "--backbone", "tiny-clip-digits", "--output_dir", str(tmp_path / "runs2"))
-        )
+        main_detect.main(cfg_of("cub", tmp_path, *flags, str(tmp_path / "runs2")))
 
 
 @pytest.mark.parametrize(

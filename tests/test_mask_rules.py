@@ -13,9 +13,11 @@ import main_phase1
 from methods import deft
 from methods.deft import final_selection, trusted_by_both
 from methods.detectors import DETECTORS, discriminant_margin, text_tells, what_auto_uses
+from methods.losses import negative_prompt_loss
 from methods.selection import clean_probability, select_clean, two_groups
-from tests.helpers import detection, phase1
-from tests.test_neighbours import clusters, make_inputs, unit
+from model.clip import load_clip
+from tests.helpers import clusters, detection, make_inputs, phase1, unit
+from utils.config import load_config
 from utils.errors import UserError
 
 
@@ -29,6 +31,12 @@ def test_agreement_where_several_p_yes_round_to_1():
     logits = torch.tensor([[18.0, 25.0, 0.0], [25.0, 4.0, 0.0], [4.0, 5.0, 0.0]])
     selected, _ = select_clean(clean_probability(logits, torch.zeros(3, 3)), torch.tensor([1, 1, 0]), True)
     assert selected.tolist() == [True, False, False]
+
+
+def test_neg_weight_is_of_the_term_of_the_given_label():
+    weight = deft.epoch_rules(load_config(["--neg_weight", "0.5"]), 1).neg_weight
+    loss = negative_prompt_loss(torch.tensor([[0.8, 0.1]]), torch.tensor([1]), torch.tensor([0]), weight)
+    assert loss.item() == pytest.approx(-np.log(0.9) - 0.5 * np.log(0.8), abs=1e-6)
 
 
 def test_rules_of_the_final_mask():
@@ -89,8 +97,10 @@ def test_phase_1_with_every_rule(tmp_path, cell):
     flags = ["--mask_view", "eval", "--mask_epochs", "2", "--mask_by", "margin", "--agree_with", "knn"]
     other = main_phase1.main(phase1(tmp_path, *flags))
     assert other["acc_last"] == summaries["deft"]["acc_last"] and other["f1"] > summaries["deft"]["f1"]
-    start = main_phase1.main(phase1(tmp_path, "--ctx_init", "a photo of a", "--tag", "words"))
-    assert start["acc_last"] != other["acc_last"]
+    cfg = load_config(phase1(tmp_path, "--ctx_init", "a photo of a"))
+    clip, tokenizer = load_clip(cfg.backbone)
+    start = deft.build_detector(cfg, ["one", "two"], torch.device("cpu")).prompts.pos_ctx
+    assert torch.equal(start, clip.token_embedding(tokenizer(["a photo of a"])[0, 1:5]))
     for more, message in [
         (("--ctx_init", "a photo"), "ctx_init: 'a photo' is 2 tokens long, but n_ctx is 4"),
         (("--agree_with", "kn"), "agree_with: unknown name 'kn'.*Did you mean knn"),

@@ -11,7 +11,6 @@ import torch
 import yaml
 
 import main_baseline
-import main_phase1
 import main_phase2
 import main_real_baseline
 import main_real_phase1
@@ -21,16 +20,12 @@ from dataloader.dataset import View
 from dataloader.load import load_data
 from dataloader.loaders import Loader
 from dataloader.transforms import Pixels
+from methods.deft import build_detector
 from model.classifier import build_classifier
 from model.clip import load_clip
 from model.saved import load_classifier
-from tests.helpers import (
-    CELL,
-    checkpoint,
-    phase2,
-    write_cifar,
-    write_folder,
-)
+from tests.helpers import DIGITS, checkpoint, phase2, write_folder
+from utils.checkpoint import trained_state
 from utils.config import load_config
 from utils.errors import UserError
 from utils.summaries import read_summary, with_checksum, write_summary
@@ -61,42 +56,35 @@ def test_real_world_scripts_on_a_folder(tmp_path):
         "schedule": "constant",
         "warmup": 1,
     }
-    if summary["selected"] == 0:  # a mask that selects nothing cannot train anything
-        with pytest.raises(UserError, match="selects no sample"):
-            main_real_phase2.main([*flags, "--finetune", "--lr", "0.001"])
-    else:
-        summary = main_real_phase2.main([*flags, "--finetune", "--lr", "0.001"])
-        assert summary["epochs"] == 5
-        lines = (tmp_path / "runs/own-data/none/seed0/phase2-deft-tiny-clip-digits/log.jsonl").read_text()
-        assert {json.loads(line)["lr"] for line in lines.splitlines()} == {0.001}
+    train = [*flags, "--finetune", "--lr", "0.001", "--mask"]
+    masks = {name: tmp_path / f"{name}.npy" for name in ("some", "none")}
+    np.save(masks["some"], np.arange(summary["num_train"]) % 3 > 0)
+    np.save(masks["none"], np.zeros(summary["num_train"], dtype=bool))
+    assert main_real_phase2.main([*train, str(masks["some"])])["epochs"] == 5
+    lines = (tmp_path / "runs/own-data/none/seed0/phase2-some-tiny-clip-digits/log.jsonl").read_text()
+    assert {json.loads(line)["lr"] for line in lines.splitlines()} == {0.001}
+    with pytest.raises(UserError, match="selects no sample"):
+        main_real_phase2.main([*train, str(masks["none"])])
 
 
-def test_untrained_vit_b16_takes_a_step_through_both_scripts(tmp_path):
-    """The real architecture, through the real scripts, on five CIFAR-10 images."""
-    write_cifar(tmp_path / "data", "cifar10", n_train=5, n_test=2)
-    flags = [
-        "--data_path",
-        str(tmp_path / "data"),
-        "--pretrained",
-        "none",
-        "--epochs",
-        "1",
-        "--device",
-        "cpu",
-        "--output_dir",
-        str(tmp_path / "runs"),
-        *CELL,
-    ]
-    summary = main_phase1.main(["--cfg", "config/PEFT/cifar10.yaml", *flags])
-    saved = checkpoint(tmp_path / "runs/cifar10/sym-0.4/seed0/deft")["model"]
-    assert summary["backbone"] == "ViT-B/16" and len(saved) == 2 + 12
-    assert saved["prompts.pos_ctx"].shape == (16, 512)
-    assert saved["clip.visual.transformer.resblocks.11.prompts"].shape == (20, 768)
-    np.save(tmp_path / "mask.npy", np.array([True, True, False, True, True]))
-    summary = main_phase2.main(["--cfg", "config/FFT/cifar10.yaml", *flags, "--mask", str(tmp_path / "mask.npy")])
-    saved = checkpoint(tmp_path / "runs/cifar10/sym-0.4/seed0/phase2-mask-ViT-B-16")["model"]
-    assert saved["head.weight"].shape == (10, 768)
-    assert {k.split(".")[0] for k in saved} == {"head", "backbone"} and len(saved) == 2 + 12 * 12
+def test_vit_b16_as_both_phases_train_it():
+    """The real architecture with the settings of the YAML files, untrained: what of it is trained, and its outputs."""
+    cfg = load_config(["--cfg", "config/PEFT/cifar10.yaml", "--pretrained", "none"])
+    detector = build_detector(cfg, DIGITS, torch.device("cpu")).eval()
+    trained = trained_state(detector)
+    assert cfg.backbone == "ViT-B/16" and len(trained) == 2 + 12
+    assert trained["prompts.pos_ctx"].shape == (16, 512)
+    assert trained["clip.visual.transformer.resblocks.11.prompts"].shape == (20, 768)
+    with torch.no_grad():
+        positive, negative = detector(torch.zeros(1, 3, 224, 224))
+    assert positive.shape == negative.shape == (1, 10)
+    cfg = load_config(["--cfg", "config/FFT/cifar10.yaml", "--pretrained", "none"])
+    classifier, pixels = build_classifier(cfg, SimpleNamespace(num_classes=10))
+    trained = trained_state(classifier)
+    assert trained["head.weight"].shape == (10, 768)
+    assert {k.split(".")[0] for k in trained} == {"head", "backbone"} and len(trained) == 2 + 12 * 12
+    with torch.no_grad():
+        assert pixels.size == 224 and classifier.eval()(torch.zeros(1, 3, 224, 224)).shape == (1, 10)
 
 
 @pytest.mark.parametrize(

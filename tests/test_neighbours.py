@@ -2,7 +2,6 @@
 
 import sys
 import tracemalloc
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,29 +11,10 @@ import main_detect
 from dataloader.load import load_data
 from methods import clipcleaner, dynamics, neighbours
 from methods.detectors import DETECTORS
-from methods.inputs import Inputs, load_inputs, read_descriptions
-from tests.helpers import detection
-from utils.config import default_values, load_config
+from methods.inputs import load_inputs, read_descriptions
+from tests.helpers import clusters, detection, make_inputs, unit
+from utils.config import load_config
 from utils.errors import UserError
-
-
-def unit(x):
-    return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
-
-
-def clusters(n=120, K=4, D=16, wrong=0.25, seed=0, spread=0.35):
-    """Unit-length features around K centres, given labels, whether they are right, and the centres."""
-    rng = np.random.default_rng(seed)
-    centres, true = rng.normal(0, 1, (K, D)), rng.integers(0, K, n)
-    features = unit(centres[true] + rng.normal(0, spread, (n, D)))
-    labels = np.where(rng.random(n) < wrong, (true + rng.integers(1, K, n)) % K, true)
-    return features, labels, labels == true, unit(centres)
-
-
-def make_inputs(features, labels, K, text=None, **settings):
-    cfg = SimpleNamespace(**default_values() | settings)
-    logits = None if text is None else 50 * features[:, : text.shape[1]] @ text.T
-    return Inputs(features, labels, K, cfg, text, logits)
 
 
 @pytest.mark.parametrize("block", [2**26, 1000])  # all at once, and blocks that cut through classes
@@ -101,8 +81,9 @@ def test_few_images_and_small_classes():
     assert found.same[0] == -1 and found.other[0] > -1
     with pytest.raises(UserError, match="two images or more"):
         neighbours.find_neighbours(features[:1], labels[:1], 3)
+    inputs = make_inputs(features, alone * (alone != 2), 4, text)
     for name, detector in DETECTORS.items():  # one sample in a class, k larger than a class, an empty class
-        mask, p_clean, predicted, confidence = detector.find(make_inputs(features, alone * (alone != 2), 4, text))
+        mask, p_clean, predicted, confidence = detector.find(inputs)
         assert mask.shape == p_clean.shape == (9,) and mask.dtype == bool and predicted.max() < 4, name
         assert np.isfinite(p_clean).all() and np.isfinite(confidence).all(), name
 
@@ -111,8 +92,9 @@ def test_hundreds_of_identical_images():
     features = np.repeat(unit(np.eye(3, 8) + 0.1), 100, axis=0)
     labels = np.repeat([0, 1, 2], 100)
     labels[:5] = 1
+    inputs = make_inputs(features, labels, 3, features[::100])
     for name, detector in DETECTORS.items():
-        mask, p_clean, *_ = detector.find(make_inputs(features, labels, 3, features[::100]))
+        mask, p_clean, *_ = detector.find(inputs)
         assert np.isfinite(p_clean).all(), name
         if name not in ("simifeat-rank", "clipcleaner", "selfclean", "forgetting"):
             assert p_clean[:5].max() <= p_clean[5:].min(), name
@@ -120,15 +102,16 @@ def test_hundreds_of_identical_images():
 
 def test_detectors_find_wrong_labels_with_and_without_text():
     features, labels, is_clean, text = clusters(n=400, spread=0.6)
-    inputs = make_inputs(features, labels, 4, text)
+    inputs, inputs_again = (make_inputs(features, labels, 4, text) for _ in range(2))
+    without_text = make_inputs(features, labels, 4)
     for name, detector in DETECTORS.items():
         mask, p_clean, predicted, confidence = detector.find(inputs)
         assert (mask == is_clean).mean() > (0.7 if name in ("selfclean", "simifeat-rank") else 0.85), name
         assert p_clean[~is_clean].mean() < p_clean[is_clean].mean() - 0.1, name
-        again = detector.find(make_inputs(features, labels, 4, text))
+        again = detector.find(inputs_again)
         assert np.array_equal(mask, again.mask) and np.array_equal(p_clean, again.p_clean), name
         if not detector.needs_text:  # the text changes nothing
-            assert np.array_equal(mask, detector.find(make_inputs(features, labels, 4)).mask), name
+            assert np.array_equal(mask, detector.find(without_text).mask), name
 
 
 def test_arrays_of_images_by_classes_are_few(monkeypatch):

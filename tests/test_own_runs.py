@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import yaml
 from PIL import Image
 
 import main_detect
@@ -297,12 +296,6 @@ def test_an_output_folder_that_cannot_be_written_to(tmp_path):
             main_detect.main([*LABEL_MATCH, *own_flags(path, out)])
         with pytest.raises(UserError, match="output_dir: .*file.* is not writable"):
             main_detect.main(["--cfg", "config/PEFT/digits.yaml", "--output_dir", str(out)])
-
-
-def test_own_yaml_asks_for_epochs_by_size():
-    for phase in ("PEFT", "FFT"):
-        content = yaml.safe_load(open(f"config/{phase}/own.yaml"))
-        assert content["epochs"] == 0 and content["warmup"] == -1
 
 
 def test_data_that_nobody_would_read(tmp_path, monkeypatch):

@@ -66,6 +66,22 @@ def test_new_labels_that_are_right_are_counted(monkeypatch):
     assert (targets == p * used[:, None]).all()
 
 
+@pytest.mark.parametrize(
+    "flags, used",
+    [
+        (["--noisy_samples", "confidence", "--min_confidence", "0.7"], [True, False]),
+        (["--noisy_samples", "entropy", "--max_entropy", "0.9"], [True, True]),
+        (["--noisy_samples", "entropy", "--max_entropy", "0.6"], [False, False]),
+    ],
+)
+def test_how_sure_a_source_must_be_is_a_setting(monkeypatch, flags, used):
+    for source in ("zero_shot", "detector"):
+        p = np.array([[0.75, 0.25], [0.69, 0.31]])  # entropies in parts of log 2: .81 and .89
+        monkeypatch.setattr(f"methods.pseudo_labels.{source}_probabilities", lambda *_: p)
+    data = SimpleNamespace(true_labels=None, num_classes=2)
+    assert pseudo_labels(load_config(flags), data, np.zeros(2, dtype=bool), None, CPU)[1].tolist() == used
+
+
 def test_a_run_goes_on_with_the_labels_it_was_begun_with():
     mask, targets = np.array([True, False, False]), np.eye(3, dtype=np.float32)[[0, 1, 2]]
     state = PseudoLabels(load_config([]), mask, targets, 1.0).state_dict()

@@ -18,7 +18,7 @@ from methods.decisions import RIGHT
 from methods.selection import precision_recall
 from report import export, pictures, plots, render, sections
 from report.suspects import fixed_labels, follow, ranking, read_run
-from tests.helpers import NASTY, write_digits, write_folder
+from tests.helpers import NASTY, rows_of, write_digits, write_folder
 from utils.config import load_config
 from utils.errors import UserError
 
@@ -34,11 +34,6 @@ COLUMNS = [
     "is_label_issue",
     "content",
 ]
-
-
-def rows_of(path):
-    with Path(path).open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
 
 
 @pytest.fixture(scope="module")
@@ -202,12 +197,17 @@ def test_many_classes_make_a_list_instead_of_a_matrix(digits_run):
 
 
 @pytest.mark.parametrize("trusted", [True, False])
-def test_nothing_or_everything_may_be_suspect(digits_run, tmp_path, monkeypatch, trusted):
+def test_nothing_or_everything_may_be_suspect(digits_run, tmp_path, monkeypatch, figures, trusted):
     cfg, arrays, data, summary = read_run(digits_run)
     arrays["mask"][:] = arrays["by_detector"][:] = trusted
     summary["verdict"] = {"level": "usable", "why": "all is well", "instead": ""}
     monkeypatch.setattr(render, "GALLERY", 300)
     pictures.draw_suspects(data, arrays, tmp_path / "suspects.png", "0 labels look wrong")
+    (ax,) = figures[0].axes
+    *labels, headline = [text.get_text() for text in ax.texts]
+    assert len(ax.images) == len(labels) == (0 if trusted else 40) and headline.startswith("0 labels look wrong\n")
+    first = np.argsort(arrays["p_clean"], kind="stable")[0]
+    assert trusted or labels[0].startswith(f"{data.shown_names[arrays['labels'][first]]} → ")
     parts = [*render.label_sections(data, arrays, 0.9), *render.other_sections(digits_run, cfg, data, arrays, summary)]
     page = Page(render.page_html(digits_run, data, arrays, summary, parts))
     rows = page.rows["rows"]

@@ -414,7 +414,7 @@ def test_killed_and_started_again(toy, capsys):
     code = f"import sys; sys.path.insert(0, {str(Path(reproduce.__file__).parent)!r}); import pathlib, reproduce\n"
     code += "reproduce.HERE = pathlib.Path('.'); print('go', flush=True); reproduce.main(sys.argv[1:])"
     flags = "--table 1 --dataset toy --tables config/tables.yaml --output_dir out".split()
-    for wait in (0.02, 0.15, 0.4):
+    for wait in (0.02, 0.3):
         process = subprocess.Popen(
             [sys.executable, "-c", code, *flags], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
         )

@@ -2,12 +2,8 @@
 
 import csv
 import json
-import os
 import shutil
-import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 import urllib.error
@@ -19,10 +15,10 @@ import pytest
 
 import report.page as report
 from methods.decisions import Decision, Log
-from report import render
+from report import render, review
 from report.server import Review, serve
 from report.suspects import read_run
-from tests.helpers import NASTY
+from tests.helpers import NASTY, rows_of
 from utils.errors import UserError
 from utils.summaries import read_summary, with_checksum, write_summary
 
@@ -32,11 +28,6 @@ Select = pytest.importorskip("selenium.webdriver.support.ui").Select
 
 
 NEAR = "return [...document.querySelectorAll('#near img')].map((image) => image.naturalWidth)"
-
-
-def rows_of(path):
-    with Path(path).open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
 
 
 @pytest.fixture(scope="module")
@@ -507,19 +498,23 @@ def test_a_file_with_two_labels(browser, nasty_run, tmp_path):
     server.server_close()
 
 
-def test_a_kill_loses_no_decision(nasty_run, tmp_path):
-    run = Path(shutil.copytree(nasty_run, tmp_path / "run"))
-    command = [sys.executable, "-m", "report.review", str(run)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1])
-    address = next(line for line in process.stdout if "http://" in line).split()[1]
+def test_a_decision_is_on_the_disk_before_the_page_hears_so(nasty_run, tmp_path, monkeypatch, capsys):
+    """So a kill loses none."""
+    run, servers = Path(shutil.copytree(nasty_run, tmp_path / "run")), []
+    monkeypatch.setattr("report.server.serve", lambda *args: servers.append(serve(*args)) or servers[0])
+    thread = threading.Thread(target=review.main, args=([str(run)],), daemon=True)
+    thread.start()
+    assert wait_for(lambda: servers)
+    ((server, address),) = servers
     suspects = rows_of(run / "suspects.csv")
     for row in suspects[:2]:
         assert decide(address, image=key(row), decision="wrong", new_label="") == b"saved"
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    process.stdout.close()
     _, arrays, _, _ = read_run(run)
     assert set(arrays["decision"].nonzero()[0]) == {int(row["index"]) for row in suspects[:2]}
+    server.shutdown()
+    thread.join(10)
+    printed = capsys.readouterr().out
+    assert f"open {address} in a browser" in printed and f"decisions: {run / 'decisions.jsonl'}\n" in printed
 
 
 def test_the_server_answers_this_machine_and_the_token_only(nasty_run, tmp_path):

@@ -19,9 +19,13 @@ import main_phase1
 import main_phase2
 from dataloader.files import pixel_digests
 from dataloader.load import load_data
+from methods.deft import train_detector
+from methods.fine_tuning import milestones_of
 from methods.masks import find_mask, load_mask, mask_name, positions
 from methods.selection import precision_recall
-from model.classifier import build_optimizer
+from model.classifier import build_classifier, build_optimizer
+from model.clip import load_clip
+from model.tuners import tune
 from report import tables
 from report.record import say_if_worse
 from tests.helpers import (
@@ -30,7 +34,6 @@ from tests.helpers import (
     detection,
     phase1,
     phase2,
-    write_cifar,
     write_folder,
 )
 from utils import runs, version
@@ -39,7 +42,7 @@ from utils.config import known_keys, load_config
 from utils.device import pick_device, precision
 from utils.errors import UserError
 from utils.files import EMBEDDED, write_text
-from utils.runs import Run, in_time, in_words, show
+from utils.runs import Run, in_time, in_words, own_files, show
 from utils.summaries import REQUIRED, code_of, read_summary, with_checksum, write_summary
 
 
@@ -130,6 +133,16 @@ def test_momentum_is_never_uninitialised(tmp_path):
     assert weights == pytest.approx([0, -0.5, -1.25])
 
 
+def test_adamw_has_the_settings_of_a_run():
+    cfg = load_config(["--optimizer", "adamw", "--lr", "0.5", "--weight_decay", "0.25"])
+    model = torch.nn.Linear(1, 1)
+    model.bias.requires_grad_(False)
+    optimizer = build_optimizer(model, cfg)
+    (group,) = optimizer.param_groups
+    assert type(optimizer) is torch.optim.AdamW and (group["lr"], group["weight_decay"]) == (0.5, 0.25)
+    assert group["params"] == [model.weight]
+
+
 def test_the_time_to_go(tmp_path, monkeypatch, capsys):
     """After an epoch: as long as it took, for each that is left; nothing after the last."""
     now = [100.0]
@@ -211,20 +224,20 @@ def test_another_mask_is_not_the_same_run(cell, tmp_path):
         main_phase2.main(flags)
 
 
-def test_settings_that_would_do_nothing_are_refused(cell, tmp_path):
+def test_settings_that_would_do_nothing_are_refused():
     with pytest.raises(UserError, match="partial: is 9, but tiny-clip-digits has 4 blocks"):
-        main_phase1.main(phase1(tmp_path, "--partial", "9"))
+        tune(load_clip("tiny-clip-digits")[0].visual, load_config(phase1("", "--partial", "9")))
     with pytest.raises(UserError, match="schedule: steps is for phase 2 and baselines"):
-        main_phase1.main(phase1(tmp_path, "--schedule", "steps"))
-    out, _ = cell
+        train_detector(load_config(phase1("", "--schedule", "steps")), None, None)
     with pytest.raises(UserError, match="schedule: steps needs milestones"):
-        main_phase2.main(phase2(out, "--schedule", "steps", "--tag", "steps"))
+        milestones_of(load_config(phase2("", "--schedule", "steps")))
     with pytest.raises(UserError, match="lora: works with CLIP backbones only"):
-        main_phase2.main(phase2(out, "--backbone", "timm:test_vit", "--pretrained", "none", "--lora"))
+        flags = ["--backbone", "timm:test_vit", "--pretrained", "none", "--lora"]
+        build_classifier(load_config(phase2("", *flags)), SimpleNamespace(num_classes=10))
 
 
-def test_tag_makes_another_run_and_phase_2_takes_its_mask(cell, capsys):
-    out, _ = cell
+def test_tag_makes_another_run_and_phase_2_takes_its_mask(cell, tmp_path, capsys):
+    out = shutil.copytree(cell[0], tmp_path / "runs")
     main_phase1.main(phase1(out, "--lr", "0.02", "--epochs", "1", "--tag", "slow"))
     assert "warmup: 1 leaves none of the epochs (1) to train" in capsys.readouterr().out
     summary = main_phase2.main(phase2(out, "--mask", "deft-slow", "--epochs", "1"))
@@ -459,17 +472,21 @@ def test_the_official_mask_file(cell, tmp_path):
 
 
 def test_nothing_is_written_by_a_run_that_cannot_start(tmp_path):
-    for flags in (["--backbone", "ViT-B/17"], ["--resolution", "224"], ["--n_ctx", "80"], ["--device", "cuda:9"]):
-        with pytest.raises(UserError):
-            main_phase1.main(phase1(tmp_path / "runs", *flags))
+    for flag, value, message in (
+        ("--backbone", "ViT-B/17", "there is no CLIP named 'ViT-B/17'"),
+        ("--resolution", "224", "resolution: is 224, but tiny-clip-digits takes images of 32 pixels"),
+        ("--n_ctx", "80", "n_ctx: 80 context vectors and the class name '.*' do not fit"),
+        ("--device", "cuda:9", "device: cuda:9 is not available"),
+    ):
+        with pytest.raises(UserError, match=message):
+            main_phase1.main(phase1(tmp_path / "runs", flag, value))
     assert {p.parent.name for p in (tmp_path / "runs").rglob("*") if p.is_file()} <= {"locks"}
 
 
-def test_gpuid_without_cuda_falls_back_and_says_so(tmp_path, monkeypatch, capsys):
+def test_gpuid_without_cuda_falls_back_and_says_so(monkeypatch, capsys):
     if torch.cuda.is_available():
         pytest.skip("there is a CUDA device here")
-    flags = [f for f in phase1(tmp_path, "--epochs", "1") if f not in ("--device", "cpu")]
-    main_phase1.main([*flags, "--gpuid", "0"])
+    assert pick_device(load_config(["--gpuid", "0"])).type == "cpu"
     assert "gpuid 0: CUDA is not available, running on the CPU" in capsys.readouterr().out
     with monkeypatch.context() as patch:
         patch.setenv("LOCAL_RANK", "0")
@@ -479,52 +496,14 @@ def test_gpuid_without_cuda_falls_back_and_says_so(tmp_path, monkeypatch, capsys
                 pick_device(load_config(["--device", device]))
         assert pick_device(load_config(["--device", "auto"])).type == "cpu"
     with pytest.raises(UserError, match="device: cuda is not available"):
-        main_phase1.main([*flags, "--device", "cuda", "--tag", "x"])
+        pick_device(load_config(["--device", "cuda"]))
 
 
-def test_official_yaml_runs_with_small_data(tmp_path):
-    """The keys of an official YAML, with data path, backbone and epochs changed."""
-    write_cifar(tmp_path / "data", "cifar100", n_train=128, n_test=20)
-    names = [n.replace("_", " ") for n in Path("config/classnames/cifar100.txt").read_text().split("\n")[:100]]
-    (tmp_path / "cfg.yaml").write_text(
-        yaml.safe_dump(
-            {
-                "dataset": "cifar100",
-                "data_path": str(tmp_path / "data"),
-                "num_class": 100,
-                "model": "clip",
-                "backbone": "tiny-clip-digits",
-                "seed": 0,
-                "gpuid": 0,
-                "num_workers": 8,
-                "epochs": 1,
-                "warmup": 1,
-                "batch_size": 64,
-                "lr": 0.03,
-                "weight_decay": "5e-4",
-                "momentum": 0.9,
-                "lnl_methods": "CE",
-                "vpt_deep": True,
-                "vpt_len": 20,
-                "N_CTX": 16,
-                "CLASS_TOKEN_POSITION": "end",
-                "class_names": names,
-            }
-        )
-    )
-    summary = main_phase1.main(["--cfg", str(tmp_path / "cfg.yaml"), *CELL, "--output_dir", str(tmp_path / "runs")])
-    assert summary["num_classes"] == 100 and summary["noise_rate"] == pytest.approx(0.4, abs=0.06)
-
-
-@pytest.mark.parametrize("embedded", [False, True])
-def test_other_weights_under_the_same_path(tmp_path, embedded, monkeypatch):
+def test_other_weights_under_the_same_path(tmp_path):
     """A finished run does not answer for them, nor are seeds of both averaged."""
     folder, flags = tmp_path / "clip", detection(tmp_path / "runs", "--detector", "label-match")
     shutil.copytree(EMBEDDED["tiny-clip-digits"], folder)
     flags += ["--backbone", str(folder)]
-    if embedded:
-        monkeypatch.setitem(EMBEDDED, "clip", folder)
-        flags[-1] = "clip"
     found = main_detect.main(flags)
     (folder / "README.md").write_text("Mine.")
     (folder / ".DS_Store").touch()
@@ -582,3 +561,15 @@ def test_summaries_carry_a_checksum(tmp_path):
     del summary["checksum"]
     (tmp_path / "old.json").write_text(json.dumps(summary))
     assert read_summary(tmp_path / "old.json") == summary
+
+
+def test_the_weights_of_an_embedded_clip_are_those_of_its_files(tmp_path, monkeypatch):
+    folder = shutil.copytree(EMBEDDED["tiny-clip-digits"], tmp_path / "clip")
+    monkeypatch.setitem(EMBEDDED, "clip", folder)
+    cfg = load_config(["--backbone", "clip"])
+    before = own_files(cfg)["weights"]
+    (folder / "README.md").write_text("Mine.")
+    assert own_files(cfg)["weights"] == before
+    with (folder / "open_clip_model.safetensors").open("ab") as file:
+        file.write(b"\0")
+    assert own_files(cfg)["weights"] != before

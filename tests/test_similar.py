@@ -11,10 +11,7 @@ import pytest
 from methods.neighbours import find_neighbours
 from report import similar
 from report.suspects import read_run
-
-
-def unit(x):
-    return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
+from tests.helpers import unit
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,8 @@
 """The embedded CLIP of photographs: what it must not see, how its training stops and goes on, and what it can do."""
 
 import argparse
+import contextlib
+import functools
 import io
 import json
 import re
@@ -20,14 +22,15 @@ from model import blocks
 from model.clip import load_clip
 from model.prompts import zero_shot_features
 from scripts import make_tiny_clip_photos, prepare_photos, unpack_photos
-from scripts.photos import processes, student
+from scripts.photos import processes, student, teacher
 from scripts.photos.captions import Captions, read_classes
+from tests.helpers import SHARED
 from utils.config import load_config
 from utils.errors import UserError
 from utils.files import EMBEDDED
 
 ROOT = Path(__file__).resolve().parents[1]
-DATA = ROOT.parent / "shared" / "data"
+DATA = SHARED / "data"
 
 
 def jpeg(pixels):
@@ -97,6 +100,9 @@ def settings(tmp_path, monkeypatch):
     threads = torch.get_num_threads()
     monkeypatch.setattr(blocks, "attention", blocks.attention)  # the training sets its own
     monkeypatch.setattr(student, "TEXT_STEPS", 3)
+    monkeypatch.setattr(teacher, "Teacher", functools.partial(teacher.Teacher, widths=(8, 16, 32)))
+    for part in (teacher, student):  # bf16 takes a minute where the processor has to emulate it
+        monkeypatch.setattr(part, "autocast", contextlib.nullcontext)
 
     def make(name):
         for folder in (tmp_path / name / "work", tmp_path / name / "model"):
@@ -160,7 +166,7 @@ def test_a_stopped_training_goes_on_to_the_same_weights(settings, monkeypatch, c
 
     clip, tokenizer = load_clip(args.out)
     text = zero_shot_features(clip, tokenizer, ["cat", "ship", "violin", "maple tree", "zebra crossing"])
-    assert torch.isfinite(text).all() and (text @ text.T - torch.eye(5)).max() < 0.9999
+    assert torch.isfinite(text).all() and (text @ text.T - torch.eye(5)).max() < 1 - 1e-5
 
 
 def test_captions_say_what_is_in_the_image():
@@ -191,9 +197,9 @@ def test_captions_say_what_is_in_the_image():
     [("cifar10_train10k_test2k", 65), ("cifar100_train10k_test2k", 35), ("tiny_imagenet_train20k_val2k", 20)],
 )
 def test_embedded_clip_knows_photographs_zero_shot(file, bar, monkeypatch, capsys):
-    """Of every third test image; the model card has the figures of all."""
+    """Of every tenth test image; the model card has the figures of all."""
     images, labels, names = make_tiny_clip_photos.load_npz(DATA / f"{file}.npz")
-    monkeypatch.setattr(make_tiny_clip_photos, "load_npz", lambda path: (images[::3], labels[::3], names))
+    monkeypatch.setattr(make_tiny_clip_photos, "load_npz", lambda path: (images[::10], labels[::10], names))
     make_tiny_clip_photos.evaluate("tiny-clip-photos", [DATA / f"{file}.npz"])
     said = capsys.readouterr().out
     assert float(said.split("zero-shot ")[1].split(" %")[0]) >= bar

@@ -26,7 +26,7 @@ def train_all(out, data):
     quick = [*few, "--batch_size", "64", "--epochs", "2"]
     main_phase1.main(phase1(out, *quick, "--vpt_len", "4"))
     main_phase2.main(phase2(out, *quick, "--mask", "deft"))
-    load.load_data = lambda cfg: (load_data(cfg), time.sleep(5 * rank()))[0]  # the first could be done by then
+    load.load_data = lambda cfg: (load_data(cfg), time.sleep(2 * rank()))[0]  # the first could be done by then
     main_phase2.main(phase2(out, *quick, "--mask", "deft", "--adaptation", "none"))
     load.load_data = load_data
     for method in ("ELR", "GMM", "TURN"):

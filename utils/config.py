@@ -5,8 +5,10 @@ import math
 import os
 import re
 import sys
+from copy import copy
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NoReturn
@@ -61,11 +63,6 @@ def whole_numbers(words: list[str], key: str) -> list[int]:
     return [int(word) for word in words]
 
 
-def default_values() -> dict[str, Any]:
-    """{key: value} of config/default.yaml."""
-    return yaml.safe_load(DEFAULTS.read_text(encoding="utf-8"))
-
-
 @dataclass(frozen=True)
 class Key:
     """A key of config/default.yaml: its group, the scripts that read it, its default and its comment."""
@@ -101,8 +98,9 @@ class Key:
             raise UserError(f"--{name}: has no effect with {found}; it needs {wanted}.")
 
 
+@cache
 def known_keys() -> dict[str, Key]:
-    """{key: Key} in the order of config/default.yaml."""
+    """{key: Key} in the order of config/default.yaml; read once, so not to be changed."""
     text, keys, group, scripts = DEFAULTS.read_text(encoding="utf-8"), {}, "", ()
     defaults = yaml.safe_load(text)
     for line in text.splitlines():
@@ -111,6 +109,11 @@ def known_keys() -> dict[str, Key]:
         elif setting := re.match(r"(\w+):.*?\s# (.*)$", line):
             keys[setting[1]] = Key(group, scripts, defaults[setting[1]], setting[2])
     return keys
+
+
+def default_values() -> dict[str, Any]:
+    """{key: value} of config/default.yaml."""
+    return {name: copy(key.default) for name, key in known_keys().items()}
 
 
 def _coerce(name: str, key: Key, value: Any, where: str) -> Any:
@@ -309,8 +312,8 @@ def load_config(
     flag it is an error, and so is a flag that has no effect with the other settings. Raises UserError for an unknown key, a
     wrong type, a value out of range or a missing file.
     """
-    keys = known_keys()
-    resolved = {name: settings.get(name, key.default) for name, key in keys.items() if key.read_by(script)}
+    keys, defaults = known_keys(), default_values()
+    resolved = {name: settings.get(name, defaults[name]) for name, key in keys.items() if key.read_by(script)}
     parser = _parser(keys, script, description, resolved)
     if argv is None:
         parser.usage = str(parser.usage).replace("SCRIPT", Path(sys.argv[0]).name)
