@@ -85,6 +85,7 @@ class Dataset:
     skipped: list = field(default_factory=list)  # rows that were left out, (path, why)
     duplicates: list = field(default_factory=list)  # same files, (group, path, split, label, whether labels differ)
     fingerprint: str = ""  # of the images, by name and content
+    tested: str = ""  # of the test images alone
     source: str = ""  # of all images and labels before any were held out or made wrong: see source_identity
     held_out: np.ndarray | None = None  # where the test images stood among all, of which they were held out
     all_judged: bool = False  # they are among the training images as well: see whole
@@ -166,7 +167,7 @@ class Dataset:
             "class names": hashlib.sha256(names).hexdigest()[:8],
         }
         if tests := [split.labels for split in self.tests.values()]:
-            found["test labels"] = label_hash(np.concatenate(tests))
+            found |= {"test images": self.tested, "test labels": label_hash(np.concatenate(tests))}
         truth = self.train.verified if self.true_labels is None else self.true_labels
         return found if truth is None else found | {"true labels": label_hash(truth)}
 
@@ -293,7 +294,9 @@ def identified(data: Dataset, root: str) -> Dataset:
         split.keys = np.ascontiguousarray(keys[:, 0])
     keys = np.concatenate(by_split)
     source = data.source or source_identity(data, keys)
-    return replace(data, root=root if is_files else "", fingerprint=fingerprint(keys), source=source)
+    tested = fingerprint(np.concatenate(by_split[1:])) if by_split[1:] else ""
+    root = root if is_files else ""
+    return replace(data, root=root, fingerprint=fingerprint(keys), tested=tested, source=source)
 
 
 def hold_out(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -211,6 +211,8 @@ def _read_table(path: Path, cfg: SimpleNamespace) -> list[Row]:
         raise UserError(f"{path}: holds no row.")
     columns = _columns(path, list(dict.fromkeys(key for _, fields in lines for key in fields)), cfg)
     _drop_unsuitable(path, columns, lines, cfg)
+    if not columns["split_column"]:
+        _say_unused_split(path, columns, lines)
     rows: list[Row] = []
     ids: dict[str, int] = {}
     empty: dict[str, list[int]] = {}  # lines by column
@@ -295,6 +297,17 @@ def _drop_unsuitable(
         value, count = Counter(ids).most_common(1)[0]
         print(f"{path}: column '{columns['id_column']}' is not used as the id: {count} rows have '{value}'")
         columns["id_column"] = None
+
+
+def _say_unused_split(path: Path, columns: dict[str, str | None], lines: list[tuple[int, dict[str, str]]]) -> None:
+    """Print which column, of another name than usual, holds nothing but splits."""
+    for name in lines[0][1].keys() - set(columns.values()):
+        counts = Counter(str(fields.get(name, "")).strip().lower() for _, fields in lines)
+        if counts.keys() <= SPLITS.keys() and len({SPLITS[split] for split in counts}) > 1:
+            found = ", ".join(f"{split or 'nothing'} {count}" for split, count in counts.most_common())
+            print(
+                f"warning: {path}: column '{name}' holds splits ({found}) and is not used; --split_column {name} uses it"
+            )
 
 
 def _decoded(text: str, path: Path, line: int, is_path: bool) -> str:
@@ -414,7 +427,10 @@ def say_names(classnames: list[str], label_names: list[str]) -> None:
     print(f"class names that CLIP reads: {shortened(classnames, 100)}")
     missing = [label for label in label_names if label.lower() in MISSING or label.lower().strip("_- ") in UNSORTED]
     if missing:
-        print(f"warning: labels that look like missing values are classes now: {shortened(missing)}")
+        print(
+            f"warning: labels that look like missing values are classes now: {shortened(missing)}; to leave their images out, "
+            "begin the name of the folder with a dot, or delete the rows"
+        )
     known = set(label_names)
     joined = [
         label for label in label_names if {part.strip() for part in re.split(r"[|;,/+&]", label)} & (known - {label})

@@ -85,7 +85,7 @@ class Images:
             same = [i for i in found if self.label(i) == label]
             if same:
                 return same, ""
-        return [], "has another label now" if found else "has changed" if has_changed else "is gone"
+        return [], "has another label" if found else "has changed" if has_changed else "is gone"
 
     def label(self, i: int) -> str:
         """The given label of image i."""

@@ -9,7 +9,7 @@ import numpy as np
 from dataloader.dataset import Dataset, Split, image_keys
 from dataloader.noise import DRAWN, UNSORTED
 from dataloader.rows import shortened, written_by_report
-from methods.decisions import UNDECIDED, WRONG, as_arrays, labels_to_train_on, say_contradictions, settle
+from methods.decisions import LOG, UNDECIDED, WRONG, as_arrays, labels_to_train_on, say_contradictions, settle
 from utils.errors import UserError, brief, nearest
 from utils.files import slug, write_whole
 from utils.safe_pickle import load_arrays
@@ -131,7 +131,7 @@ def default_mask(data_path: str) -> str:
     if not written_by_report(data_path):
         return "deft"
     print(
-        f"{data_path}: training on all labels, since a detector or a person trusts each; --mask deft would use a mask"
+        f"{data_path}: training on all labels, since a detector or a person trusts each; --mask NAME would use a mask"
     )
     _say_unusable(Path(data_path))
     return "all"
@@ -192,7 +192,10 @@ def find_mask(mask: str, seed_folder: Path) -> Path:
             return place
     if Path(mask).suffix in MASK_FILES:
         raise UserError(f"mask: no such file: {mask}.")
-    there = [p.parent.name for p in seed_folder.glob("*/clean_mask.npz")]
+    if (path.parent / "checkpoint.pt").is_file() and not (path.parent / "summary.json").is_file():
+        raise UserError(f"mask: the run {path.parent} is not finished; the command that began it continues it.")
+    there = [p.parent.name for p in sorted(seed_folder.glob("*/clean_mask.npz"))]
+    there.sort(key=lambda name: not (seed_folder / name / LOG).is_file())  # first those with decisions
     renamed = []
     if not there and seed_folder.parts[-3].startswith("own-"):
         runs = seed_folder.parents[2].glob(f"own-*/*/*/{Path(mask).name}/clean_mask.npz")

@@ -25,7 +25,7 @@ from model.clip import takes_prompts
 from model.encoder import timm_name, untrained
 from model.ensemble import Networks
 from model.tuners import SIZES, TUNERS, tune
-from utils.errors import UserError, brief
+from utils.errors import UserError, brief, nearest
 from utils.files import from_json, write_text, write_whole
 
 
@@ -97,6 +97,9 @@ def load_classifier(folder: str | Path) -> tuple[nn.Module, dict[str, Any]]:
     """
     folder = Path(folder)
     weights = folder / "model.safetensors"
+    if not folder.is_dir():
+        runs = [path.parent for path in sorted(folder.parent.glob("*/model.json"))]
+        raise UserError(f"there is no folder {folder}.{nearest(folder, runs)}")
     for name in ("model.json", "model.safetensors"):
         if not (folder / name).is_file():
             detector = "; phase 2 with --adaptation none saves the classifier of phase 1"

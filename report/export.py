@@ -194,10 +194,11 @@ def main(argv: list[str] | None = None) -> None:
         "--fixed", action="store_true", help="also the suspects that get another label, as in labels_fixed.csv"
     )
     flags = parse_flags(parser, argv)
-    from report.suspects import read_run
+    from report.suspects import read_run, say_differing_copies
 
     cfg, arrays, data, _ = read_run(flags.run, flags.data_path, flags.decisions)
     count = export(data, arrays, flags.to, cfg.data_path, flags.link, flags.fixed, flags.relabel_above)
+    say_differing_copies(data, arrays)
     print(f"exported {count} of {len(data.train.labels)} judged images to {flags.to}")
 
 

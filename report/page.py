@@ -19,11 +19,11 @@ def main(argv: list[str] | None = None) -> None:
     parser = command_parser("page", __doc__)
     add_run_flags(parser)
     args = parse_flags(parser, argv)
-    from methods.decisions import UNDECIDED, differing_copies
+    from methods.decisions import UNDECIDED
     from report.pictures import draw_suspects
     from report.render import heading, label_sections, other_sections, page_html
     from report.similar import find_features
-    from report.suspects import fixed_labels, read_run, write_labels, write_suspects
+    from report.suspects import fixed_labels, read_run, say_differing_copies, write_labels, write_suspects
     from utils.files import write_text
 
     cfg, arrays, data, summary = read_run(args.run, args.data_path, args.decisions)
@@ -36,12 +36,7 @@ def main(argv: list[str] | None = None) -> None:
     draw_suspects(data, arrays, folder / "suspects.png", heading(summary, arrays))
     write_text(folder / "report.html", page_html(folder, data, arrays, summary, sections, features))
     new = int((fixed_labels(arrays, args.relabel_above)[1] & arrays["there"] & (arrays["decision"] == UNDECIDED)).sum())
-    kept = [[i for i in group if arrays["mask"][i]] for group in differing_copies(data)]
-    if contradictory := sum(len({arrays["labels"][i] for i in group}) > 1 for group in kept):
-        print(
-            f"warning: in {contradictory} of the groups of identical images, copies are kept with different labels; review them "
-            "(Show: identical, labels differ)"
-        )
+    say_differing_copies(data, arrays)
     print(
         f"all suspects, worst first: {folder / 'suspects.csv'}\n"
         f"labels to train on: {folder / 'labels_clean.csv'}, {folder / 'labels_fixed.csv'}"

@@ -114,24 +114,25 @@ def is_phase1(folder: Path) -> bool:
 
 
 def _same_test(one: dict[str, str], other: dict[str, str]) -> bool:
-    """Whether runs of these identities were tested on the same images and labels."""
-    return all(one.get(key) == other.get(key) for key in ("images", "test labels"))
+    """Whether runs of these identities were tested on the same images and labels; older ones are known by all their images."""
+    images = "test images" if "test images" in one.keys() & other.keys() else "images"
+    return all(one.get(key) == other.get(key) for key in (images, "test labels"))
 
 
 def say_if_worse(summary: dict[str, Any], mask_path: Path | None, finetune: bool) -> None:
-    """Print if the predictions of the detector's run that made the mask are right on more of the same test images.
+    """Print if the predictions of the detector's run that made the mask are right on more of the test images.
 
     finetune: whether the whole network of a CLIP was trained, and not its head alone.
     """
     if mask_path is None:
         return
     before = read_summary(mask_path.parent / "summary.json")
-    same = _same_test(before.get("identity", {}), summary["identity"])
-    if same and before.get("acc_last", 0) > summary.get("acc_last", 100):
+    if before.get("acc_last", 0) > summary.get("acc_last", 100):
+        others = "" if _same_test(before.get("identity", {}), summary["identity"]) else ", of other test images"
         who = "zero-shot CLIP" if before.get("script") == "main_detect" else "the detector's own classifier"
         head = ", or training the head alone (--finetune false --lr 5e-3 --tag head)" if finetune else ""
         instead = ", and --adaptation none saves that classifier" if is_phase1(mask_path.parent) else ""
         print(
             f"warning: this model is worse than {who} ({mask_path.parent}): {summary['acc_last']:.2f} % of the test images "
-            f"right, {before['acc_last']:.2f} % there. More epochs can help{head}{instead}"
+            f"right, {before['acc_last']:.2f} % there{others}. More epochs can help{head}{instead}"
         )

@@ -280,7 +280,11 @@ function open(at) {
 function look(said = "") {
   const suspect = current(), picture = find("picture");
   picture.onerror = () => { picture.onerror = null; picture.src = thumbnail(suspect); };
-  picture.onload = () => picture.classList.toggle("pixels", picture.naturalWidth < 24);
+  picture.onload = () => {  // a picture of 32 pixels is not recognised at a thousand
+    picture.classList.toggle("pixels", picture.naturalWidth < 24);
+    picture.style.maxWidth = `${12 * picture.naturalWidth}px`;
+    picture.style.maxHeight = `min(100%, ${12 * picture.naturalHeight}px)`;
+  };
   picture.removeAttribute("src");  // else the image before it stays until this one has loaded
   picture.src = large(suspect);
   picture.alt = pairOf(suspect);

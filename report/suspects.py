@@ -13,7 +13,15 @@ from dataloader.dataset import Dataset, Split, View
 from dataloader.files import inspect_files, inspection_cache
 from dataloader.load import load_data
 from dataloader.rows import TRUSTED_BY, read_csv, shortened
-from methods.decisions import RIGHT, UNDECIDED, as_arrays, labels_to_train_on, say_contradictions, settle
+from methods.decisions import (
+    RIGHT,
+    UNDECIDED,
+    as_arrays,
+    differing_copies,
+    labels_to_train_on,
+    say_contradictions,
+    settle,
+)
 from methods.masks import read_selection
 from utils.config import recorded_settings
 from utils.errors import UserError
@@ -215,6 +223,16 @@ def score_rows(data: Dataset, arrays: dict[str, np.ndarray], order: Iterable[int
 def write_scores(folder: str | Path, data: Dataset, arrays: dict[str, np.ndarray]) -> None:
     """scores.csv, the scores of all samples, in their order: the record that reports are made from."""
     write_csv(Path(folder) / "scores.csv", score_rows(data, arrays, range(len(arrays["mask"]))))
+
+
+def say_differing_copies(data: Dataset, arrays: dict[str, np.ndarray]) -> None:
+    """Print in how many groups of identical images copies are kept with different labels."""
+    kept = [[i for i in group if arrays["mask"][i]] for group in differing_copies(data)]
+    if contradictory := sum(len({arrays["labels"][i] for i in group}) > 1 for group in kept):
+        print(
+            f"warning: in {contradictory} of the groups of identical images, copies are kept with different labels; review them "
+            "(Show: identical, labels differ)"
+        )
 
 
 def write_suspects(folder: str | Path, data: Dataset, arrays: dict[str, np.ndarray]) -> None:

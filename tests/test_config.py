@@ -144,6 +144,7 @@ def test_bad_yaml(tmp_path, content, message):
     [
         (["--epoch", "3"], "--epoch: unknown flag. Did you mean --epochs?"),
         (["--cfg", "config/PEFT/digit.yaml"], "Did you mean config/PEFT/digits.yaml?"),
+        (["--cfg", "config/own.yaml"], "There is config/FFT/own.yaml and config/PEFT/own.yaml."),
         (["--batch_size", "0"], "batch_size must be >= 1"),
     ],
 )

@@ -156,7 +156,7 @@ def test_what_became_of_an_image_decides(root, run, tmp_path, capsys):
     assert found == {f"{renamed['given_label']}/another name.png": "right ", suspects[3]["path"]: "right "}
     printed = capsys.readouterr().out
     assert f"decisions not used because the image has changed: 1 ({changed['path']})" in printed
-    assert f"decisions not used because the image has another label now: 1 ({moved['path']})" in printed
+    assert f"decisions not used because the image has another label: 1 ({moved['path']})" in printed
 
 
 def test_decisions_follow_files_that_a_person_renumbered_or_moved_to_the_right_class(root, run, tmp_path, capsys):

@@ -194,6 +194,20 @@ def test_a_column_that_is_only_called_as_a_split_or_an_id(tmp_path, capsys):
     assert "column 'image_id' is not used as the id: 6 rows have '7'" in printed
 
 
+def test_a_column_of_splits_with_another_name(tmp_path, capsys):
+    """It is named; used, the test images are the same whatever happens to the training images."""
+    lines = SIX.split()
+    rows = [f"{line},{'test' if i % 3 == 2 else ''}" if i else f"{line},usage" for i, line in enumerate(lines)]
+    table = write_table(tmp_path, "\n".join(rows))
+    load_own(table, *NO_TEST)
+    warning = "column 'usage' holds splits (nothing 4, test 2) and is not used; --split_column usage uses it"
+    assert warning in capsys.readouterr().out
+    before = load_own(table, "--split_column", "usage").identity
+    assert warning not in capsys.readouterr().out
+    after = load_own(write_table(tmp_path, "\n".join(rows[:1] + rows[2:])), "--split_column", "usage").identity
+    assert before["images"] != after["images"] and before["test images"] == after["test images"]
+
+
 def test_what_excel_and_browsers_write(tmp_path, capsys):
     """Excel's first line that names the separator, rows that repeat an image, and addresses instead of files."""
     text = "sep=;\r\n" + (SIX + "a.png,x\n./b.png,y\n").replace(",", ";")
@@ -283,10 +297,13 @@ def test_what_clip_reads(tmp_path, capsys):
     assert "CLIP cannot know" not in capsys.readouterr().out
     assert "look like missing values" not in printed
     load_own(write_table(tmp_path, SIX.replace("x", "nan").replace("y", "N/A")), *NO_TEST)  # as pandas writes them
-    assert "labels that look like missing values are classes now: N/A, nan\n" in capsys.readouterr().out
+    assert (
+        "labels that look like missing values are classes now: N/A, nan; to leave their images out"
+        in capsys.readouterr().out
+    )
     load_own(write_table(tmp_path, SIX.replace("x", "_Unsorted").replace("y", "cat|dog")), *NO_TEST)
     assert (
-        "missing values are classes now: _Unsorted\n" in (printed := capsys.readouterr().out)
+        "missing values are classes now: _Unsorted;" in (printed := capsys.readouterr().out)
         and "several" not in printed
     )
     load_own(write_table(tmp_path, SIX.replace("x", "dog").replace("y", "dog | cat")), *NO_TEST)

@@ -194,6 +194,8 @@ def test_predict_prints_label_and_probability(own_run, tmp_path, capsys):
         predict.main([str(folder), "nowhere"])
     with pytest.raises(UserError, match="holds no model.json; expected the folder of a finished run of phase 2"):
         predict.main([str(tmp_path), str(tmp_path)])
+    with pytest.raises(UserError, match=f"there is no folder {folder}s. Did you mean {folder}"):
+        predict.main([f"{folder}s", str(tmp_path)])
     with pytest.raises(UserError, match="--devise: unknown flag. Did you mean --device"):
         predict.main([str(folder), "x", "--devise", "cpu"])
 

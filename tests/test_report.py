@@ -180,7 +180,7 @@ def test_copies_that_are_kept_with_different_labels_are_said(nasty_run, tmp_path
     given = {int(row["index"]): row["given_label"] for row in rows}
     other = next(i for i in kept if given[i] != given[kept[0]])
     suspect = next(int(row["index"]) for row in rows if row["is_label_issue"] == "True")
-    monkeypatch.setattr("methods.decisions.differing_copies", lambda data: [[kept[0], other], [kept[0], suspect]])
+    monkeypatch.setattr("report.suspects.differing_copies", lambda data: [[kept[0], other], [kept[0], suspect]])
     report.main([str(run)])
     assert (
         "warning: in 1 of the groups of identical images, copies are kept with different labels"

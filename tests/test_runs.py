@@ -418,6 +418,11 @@ def test_masks_that_do_not_fit_are_refused(cell, tmp_path, capsys):
     np.save(tmp_path / "none.npy", np.zeros(359, dtype=bool))
     with pytest.raises(UserError, match="none.npy: selects no sample"):
         main_phase2.main(phase2(out, "--mask", str(tmp_path / "none.npy")))
+    begun = tmp_path / "begun" / "aum-ViT-B-16"
+    begun.mkdir(parents=True)
+    (begun / "checkpoint.pt").touch()
+    with pytest.raises(UserError, match="mask: the run .*aum-ViT-B-16 is not finished; the command that began it"):
+        find_mask("aum-ViT-B-16", begun.parent)
     with pytest.raises(UserError, match="mask: no clean mask at .*Masks there: .*Did you mean deft"):
         main_phase2.main(phase2(out, "--mask", "defd"))
     with pytest.raises(UserError, match="mask: no such file: .*nowhere.pt"):
@@ -537,14 +542,16 @@ def test_phase2_says_if_the_detector_predicts_better(tmp_path, capsys):
     before = {key: kind() for key, kind in REQUIRED.items()}
     before |= {"script": "main_detect", "identity": same, "acc_last": 42.0}
     write_summary(tmp_path / "summary.json", with_checksum(before))
-    for accuracy, identity, path in ((43.0, same, True), (13.0, {**same, "images": "c"}, True), (13.0, same, False)):
-        say_if_worse({"identity": identity, "acc_last": accuracy}, tmp_path / "clean_mask.npz" if path else None, True)
+    for accuracy, path in ((43.0, True), (13.0, False)):
+        say_if_worse({"identity": same, "acc_last": accuracy}, tmp_path / "clean_mask.npz" if path else None, True)
     say_if_worse({"identity": same}, tmp_path / "clean_mask.npz", True)  # without test images
     assert not capsys.readouterr().out
     say_if_worse({"identity": same, "acc_last": 13.0}, tmp_path / "clean_mask.npz", True)
     said = capsys.readouterr().out
     assert "worse than zero-shot CLIP" in said and "13.00 % of the test images right, 42.00 % there" in said
     assert "or training the head alone" in said
+    say_if_worse({"identity": {**same, "images": "c"}, "acc_last": 13.0}, tmp_path / "clean_mask.npz", True)
+    assert "42.00 % there, of other test images. " in capsys.readouterr().out
     for script, saved in (("main_phase1", True), ("main_baseline", False), (None, False)):  # None: an older version's
         before["script"] = script
         write_summary(tmp_path / "summary.json", with_checksum({k: v for k, v in before.items() if v is not None}))

@@ -364,8 +364,10 @@ def load_config(
 def _read_cfg(path: str, keys: dict[str, Key]) -> dict[str, Any]:
     """{key: value} of the YAML file that --cfg names, in lower case."""
     if not os.path.isfile(path):
-        there = [str(p) for p in Path(path).parent.glob("*.yaml")]
-        raise UserError(f"--cfg: no such file: {brief(path)}.{nearest(path, there)}")
+        folder = Path(path).parent
+        below = [str(p) for p in sorted(folder.glob(f"*/{Path(path).name}"))]
+        hint = f" There is {' and '.join(below)}." if below else nearest(path, map(str, folder.glob("*.yaml")))
+        raise UserError(f"--cfg: no such file: {brief(path)}.{hint}")
     content = {}
     for written, value in read_yaml(path).items():
         name = str(written).lower()

@@ -28,7 +28,7 @@ from utils.tensorboard import summary_writer, write_epoch
 from utils.version import this_code
 
 # in a run's identity where they are known; runs of older versions have none of them
-IF_KNOWN = ("class names", "test labels", "true labels", "descriptions", "weights")
+IF_KNOWN = ("class names", "test images", "test labels", "true labels", "descriptions", "weights")
 # how numbers are printed
 WORDS = {
     "loss": "loss {:.4g}",
@@ -305,6 +305,8 @@ def show(summary: dict[str, Any]) -> None:
         shown[kind] = shown.pop("acc_last")
         del shown["acc_best"]
     print(in_words(shown))
+    if "acc_last" in summary and "noise_rate" not in summary and {"held_out", "all_judged"} & summary.keys():
+        print("test accuracy: by the given labels of the images held out, some of which may be wrong, too")
 
 
 def in_words(numbers: Mapping[str, Any]) -> str:
