@@ -3,6 +3,7 @@
 import hashlib
 from pathlib import Path
 from types import SimpleNamespace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -13,16 +14,18 @@ from tqdm import tqdm
 from dataloader.dataset import Split, View
 from dataloader.files import images_identity
 from dataloader.loaders import Loader, make_loader
-from model.encoder import Encoder
 from utils.device import autocast, precision
 from utils.distributed import gather_parts, in_order, rank
 from utils.errors import UserError
 from utils.files import write_whole
 
+if TYPE_CHECKING:  # open_clip takes seconds to import, and who reads kept features does not need it
+    from model.encoder import Encoder
+
 PIECE = 10_000  # images of one file: what a stop may lose
 
 
-def features_name(encoder: Encoder, split: Split, view: View, cfg: SimpleNamespace, device: torch.device) -> str:
+def features_name(encoder: "Encoder", split: Split, view: View, cfg: SimpleNamespace, device: torch.device) -> str:
     """What the features of a split are kept as: the images, the encoder and its weights, the view and the precision."""
     what = (
         images_identity(split.images),
@@ -53,7 +56,7 @@ def read_features(folder: Path, name: str, num_images: int) -> np.ndarray | None
 
 @torch.no_grad()
 def image_features(
-    encoder: Encoder, split: Split, view: View, cfg: SimpleNamespace, device: torch.device, name: str | None = None
+    encoder: "Encoder", split: Split, view: View, cfg: SimpleNamespace, device: torch.device, name: str | None = None
 ) -> Tensor:
     """Unit-length features (N, D) float32, on the CPU, of the un-augmented images of a split, in order; of any Encoder.
 
@@ -77,7 +80,7 @@ def image_features(
     return torch.cat(pieces)
 
 
-def _compute(encoder: Encoder, loader: Loader, rows: range, cfg: SimpleNamespace, device: torch.device) -> Tensor:
+def _compute(encoder: "Encoder", loader: Loader, rows: range, cfg: SimpleNamespace, device: torch.device) -> Tensor:
     """Features (M, D) of the images in the range `rows`; UserError where one is not finite."""
     with autocast(device, cfg.prec):
         (features,) = in_order(
