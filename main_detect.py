@@ -34,8 +34,10 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Run the detector that the flags name; returns the summary."""
     cfg = load_config(argv, __doc__, "main_detect")
     from dataloader.load import load_data
+    from methods.detectors import DETECTORS
     from report.record import detector_run
 
+    pick(DETECTORS, cfg.detector, "detector")  # before images are read
     return detector_run(cfg, load_data(cfg)).summary
 
 
