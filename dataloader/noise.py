@@ -188,7 +188,7 @@ DRAWN: dict[str, Callable[..., np.ndarray]] = {
     "idn": idn,
 }
 OFFICIAL = ("sym", "asym", "str", "idn")  # of these, what the official code has
-UNSORTED = ("tiny_imagenet", "stanford_cars")  # whose files it reads in the order of the disk; here they are sorted
+DISK_ORDER = ("tiny_imagenet", "stanford_cars")  # whose files it reads in the order of the disk; here they are sorted
 NOISY = "clothing1m webvision animal10n food101n red_mini_imagenet blue_mini_imagenet".split()  # data sets as published
 NOISE = ("none", *DRAWN, "transition", "file", *HUMAN)
 
@@ -323,7 +323,7 @@ def _official(cfg: SimpleNamespace, labels: np.ndarray, num_classes: int, is_fol
         raise UserError(f"noise_rng: the official code has no {mode}; use noise_rng numpy.")
     cub = cfg.dataset == "cub-200-2011"
     cache = Path(cfg.data_path) / "noise_file" / (f"{mode}_{ratio}" if is_folder else f"{cfg.dataset}_{mode}_{ratio}")
-    if cfg.dataset in UNSORTED:
+    if cfg.dataset in DISK_ORDER:
         print(
             "warning: noise_rng: the official code reads the files of a class in the order of the disk, here they are sorted, so "
             "its labels are of other images of the class"

@@ -301,7 +301,7 @@ def _drop_unsuitable(
 
 def _say_unused_split(path: Path, columns: dict[str, str | None], lines: list[tuple[int, dict[str, str]]]) -> None:
     """Print which column, of another name than usual, holds nothing but splits."""
-    for name in lines[0][1].keys() - set(columns.values()):
+    for name in (name for name in lines[0][1] if name not in columns.values()):
         counts = Counter(str(fields.get(name, "")).strip().lower() for _, fields in lines)
         if counts.keys() <= SPLITS.keys() and len({SPLITS[split] for split in counts}) > 1:
             found = ", ".join(f"{split or 'nothing'} {count}" for split, count in counts.most_common())

@@ -282,6 +282,17 @@ def settle(
     lost = [i for i in decided if there is not None and not there[i]]
     if lost:
         missing["is gone or has changed"] = [decided.pop(i) for i in lost]
+    _say_unused(unused, data)
+    if decided:
+        counts = Counter(row.decision for row in decided.values())
+        relabelled = sum(bool(said(row)[1]) for row in decided.values())
+        print(f"your decisions: {counts['right']} right, {counts['wrong']} wrong, {relabelled} of these relabelled")
+    _say_others(log, images)
+    return decided
+
+
+def _say_unused(unused: dict[Path, dict[str, list[Decision]]], data: Dataset) -> None:
+    """Print which decisions of each file, {why: [Decision …]}, do not count for a Dataset."""
     held_out = Images(replace(data, train=data.test)) if data.test else None
     for source, reasons in unused.items():
         gone = reasons.pop("is gone", [])
@@ -294,12 +305,6 @@ def settle(
             if rows:
                 names = shortened([row.id or row.path or row.content for row in rows], 5)
                 print(f"{source}: decisions not used because the image {reason}: {len(rows)} ({names})")
-    if decided:
-        counts = Counter(row.decision for row in decided.values())
-        relabelled = sum(bool(said(row)[1]) for row in decided.values())
-        print(f"your decisions: {counts['right']} right, {counts['wrong']} wrong, {relabelled} of these relabelled")
-    _say_others(log, images)
-    return decided
 
 
 def _say_others(log: Log, images: Images) -> None:

@@ -96,13 +96,14 @@ def clip_cleaner(criteria: tuple[str, ...], inputs: Inputs) -> Detection:
     p_clean is the mean of their scores, each stretched so that its threshold is at 0.5.
     """
     cfg, labels = inputs.cfg, inputs.labels
-    p_of = {name: inputs.zero_shot if name.startswith("zero") else inputs.visual for name in criteria}
-    scores = clipcleaner.criterion_scores(p_of, labels, cfg.seed)
-    rank_by = clipcleaner.log_probability(p_of[criteria[0]], labels)
+    source = {name: name.partition("-")[0] for name in criteria}  # zero or lr
+    p_of = {of: inputs.zero_shot if of == "zero" else inputs.visual for of in source.values()}
+    scores = clipcleaner.criterion_scores({name: p_of[of] for name, of in source.items()}, labels, cfg.seed)
+    rank_by = clipcleaner.log_probability(p_of[source[criteria[0]]], labels)
     thetas = {name: cfg.theta_gmm if name.endswith("gmm") else cfg.theta_cons for name in criteria}
     mask = clipcleaner.select(scores, thetas, labels, inputs.num_classes, rank_by, cfg.fill_empty == "official")
     p_clean = np.mean([_stretched(scores[name], thetas[name]) for name in criteria], axis=0)
-    p = np.mean(list({name.partition("-")[0]: p for name, p in p_of.items()}.values()), axis=0)  # zero-shot, visual
+    p = np.mean(list(p_of.values()), axis=0)
     return Detection(mask, p_clean, p.argmax(1), p.max(1))
 
 

@@ -28,8 +28,8 @@ class Inputs:
     features (N, D) float32 of unit length; labels (N,) int64, the given ones; with text also text_features (K, D) of unit
     length and the zero-shot logits (N, K). pred_probs (N, K): out-of-fold probabilities of a person's own model, which
     take the place of those of `confident-learning`. descriptions: unit-length features (P, D) of several texts a class, and the
-    class of each (P,), which CLIPCleaner sums over; default: text_features. cfg: the settings, of which detectors read `seed`, `neighbours`,
-    `theta_gmm`, `theta_cons` and `fill_empty`.
+    class of each (P,), which CLIPCleaner sums over; default: text_features. cfg: the settings, of which detectors read `seed`,
+    `neighbours`, `theta_gmm`, `theta_cons` and `fill_empty`.
     """
 
     features: np.ndarray

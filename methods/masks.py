@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from dataloader.dataset import Dataset, Split, image_keys
-from dataloader.noise import DRAWN, UNSORTED
+from dataloader.noise import DISK_ORDER, DRAWN
 from dataloader.rows import shortened, written_by_report
 from methods.decisions import LOG, UNDECIDED, WRONG, as_arrays, labels_to_train_on, say_contradictions, settle
 from utils.errors import UserError, brief, nearest
@@ -168,7 +168,7 @@ def trusted_samples(
         )
     if path.suffix in (".pt", ".npy"):
         print(f"{path}: does not say which images and labels it was made for; only their number was checked")
-    if path.suffix == ".pt" and cfg.dataset in UNSORTED:
+    if path.suffix == ".pt" and cfg.dataset in DISK_ORDER:
         print(
             f"warning: mask: {path}: the official code reads the files of a class in the order of the disk, here they are sorted"
         )
